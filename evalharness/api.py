@@ -1,0 +1,347 @@
+"""The contracts between the harness and what is plugged into it.
+
+Five kinds of plugin exist, each found through an entry-point group of the same name as its
+plural: ``evalharness.methods``, ``.models``, ``.protocols``, ``.metrics``, ``.reporters``.
+All contracts are structural (``typing.Protocol``): a plugin needs nothing from this package but
+the shapes below, and ``qvgen`` and ``baselines`` indeed import nothing from it.
+
+This module imports neither torch nor pandas at run time, so that listing plugins stays instant.
+
+Shape legend: B batch, T frames, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from evalharness.results import Results
+
+__all__ = [
+    "Bits",
+    "EvalProtocol",
+    "GenerationSettings",
+    "LoadedModel",
+    "Method",
+    "MethodContext",
+    "Metric",
+    "MetricInfo",
+    "Model",
+    "Needs",
+    "Prompt",
+    "Reporter",
+    "Sample",
+    "Skip",
+    "TrainBatch",
+    "Video",
+    "WeightFile",
+]
+
+ValueT = TypeVar("ValueT")
+
+FULL_PRECISION_BITS = 16
+ALLOWED_BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bits:
+    """Bit widths of one cell: weights and activations; 16/16 means full precision."""
+
+    w: int
+    a: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """Read ``3`` (= W3A3), ``w4a6`` or ``W4A6``.
+
+        Raises:
+            ValueError: naming the text and what is allowed.
+        """
+        match = re.fullmatch(r"(\d+)|w(\d+)a(\d+)", text.strip().lower())
+        if match:
+            one, w, a = match.groups()
+            bits = cls(int(one or w), int(one or a))
+            if bits.w in ALLOWED_BITS and bits.a in ALLOWED_BITS:
+                return bits
+        raise ValueError(
+            f"bits {text!r}: expected a whole number from {ALLOWED_BITS[0]} to {ALLOWED_BITS[-1]} "
+            "(3 means W3A3) or a pair such as w4a6"
+        )
+
+    @property
+    def is_full_precision(self) -> bool:
+        return self.w >= FULL_PRECISION_BITS and self.a >= FULL_PRECISION_BITS
+
+    @property
+    def label(self) -> str:
+        """Lower-case name used in folders and tables: ``w3a3``, or ``bf16``."""
+        return "bf16" if self.is_full_precision else f"w{self.w}a{self.a}"
+
+
+FULL_PRECISION = Bits(FULL_PRECISION_BITS, FULL_PRECISION_BITS)
+
+
+class Needs(StrEnum):
+    """What a method asks for before it can quantize."""
+
+    NONE = "none"
+    CALIBRATION = "calibration"
+    TRAINING = "training"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One line of a protocol.
+
+    Attributes:
+        id: stable, path-safe name, e.g. ``0042``; file names are built from it.
+        text: what the text encoder reads.
+        dimensions: the dimensions this prompt counts for.
+        labels: JSON values that metrics judge against, e.g. ``{"scene": "desert"}``.
+    """
+
+    id: str
+    text: str
+    dimensions: tuple[str, ...]
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One video to make: a prompt, its running number and its seed (``evalharness.seeds``)."""
+
+    prompt: Prompt
+    index: int
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt.id}-{self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSettings:
+    """How videos are sampled. ``frames``, ``height`` and ``width`` in pixels, ``fps`` per second."""
+
+    steps: int
+    guidance: float
+    frames: int
+    height: int
+    width: int
+    fps: int
+    scheduler: str
+
+
+class TrainBatch(NamedTuple):
+    """Inputs of one transformer call with the clean training target.
+
+    Attributes:
+        inputs: keyword arguments of the transformer's ``forward``.
+        target: what the task loss compares with, same shape as the prediction.
+    """
+
+    inputs: dict[str, Any]
+    target: torch.Tensor
+
+
+class LoadedModel(Protocol):
+    """A pipeline in memory. ``transformer`` is the module that methods quantize; assignable."""
+
+    transformer: nn.Module
+
+    def skip_layers(self, preset: str) -> tuple[str, ...]:
+        """Names of linears that stay in full precision. Presets: ``none``, ``std``."""
+        ...
+
+    def batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
+        """Endless training batches; a pure function of its arguments."""
+        ...
+
+    def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
+        """Run ``transformer`` on the batch; returns the prediction, shaped like the target."""
+        ...
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        """Videos, uint8 [B, T, H, W, 3]. Row i depends on prompt i and seed i alone."""
+        ...
+
+    def step_inputs(self) -> dict[str, Any]:
+        """Inputs of one denoising step's transformer call at generation size, for profiling."""
+        ...
+
+
+class Model(Protocol):
+    """A text-to-video model that the harness can load."""
+
+    name: str
+    summary: str
+    default_protocol: str
+    settings: GenerationSettings
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the weight files. Must not need torch."""
+        ...
+
+    def checkpoint(self, method: str, bits: Bits) -> Path | None:
+        """Folder of a published quantized checkpoint, or None."""
+        ...
+
+    def load(self, device: str) -> LoadedModel: ...
+
+
+class MethodContext(Protocol):
+    """What a method gets to work with; the prepare stage builds it."""
+
+    seed: int
+    device: torch.device
+    skip_layers: tuple[str, ...]
+
+    def teacher(self) -> nn.Module:
+        """The frozen full-precision transformer, on ``device``, in eval mode."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[TrainBatch]: ...
+
+    def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor: ...
+
+    def log(self, record: Mapping[str, float | int | str]) -> None:
+        """Append one line to the cell's ``train.jsonl``."""
+        ...
+
+    def track(self, steps: range, what: str) -> Iterator[int]:
+        """Iterate with a progress bar."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A quantization method: a frozen, keyword-only config dataclass with behaviour.
+
+    The harness builds it as ``MethodClass(w_bits=.., a_bits=.., **options)``; options are the
+    dataclass's other fields. A wrong value raises ValueError from ``__post_init__``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs | str]
+    w_bits: int
+    a_bits: int
+
+    def apply(self, model: nn.Module, ctx: MethodContext) -> nn.Module:
+        """Quantize ``model`` (may change it in place) and return it in eval mode."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write what ``load`` needs, as safetensors and JSON only, into an existing folder."""
+        ...
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        """Rebuild ``apply``'s result from ``folder`` on a fresh full-precision ``model``.
+
+        Raises:
+            ValueError: the folder is missing, corrupt, or of another method, model or bit width.
+        """
+        ...
+
+
+class EvalProtocol(Protocol):
+    """Which prompts, how many videos each, which dimensions, and which metric judges each.
+
+    Attributes:
+        metrics: dimension -> name of a metric plugin, in the order of the table.
+        percent: whether tables show the scores times 100 (as VBench papers do).
+    """
+
+    name: str
+    summary: str
+    samples_per_prompt: int
+    metrics: Mapping[str, str]
+    percent: bool
+
+    def prompts(self) -> Sequence[Prompt]: ...
+
+
+class Skip(Exception):  # noqa: N818 - not an error: "no score, and this is why"
+    """Raised by a metric that has nothing to say about a sample. Never turned into a 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """A file that a metric needs. ``path`` relative to the package or to the cache."""
+
+    path: str
+    sha256: str
+    licence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricInfo:
+    """Declared facts of a metric. Raising ``version`` makes every old score of it stale."""
+
+    low: float = 0.0
+    high: float = 1.0
+    higher_is_better: bool = True
+    version: int = 1
+    cost_ms: float = 1.0
+    faithful_to: str = "none"
+    weights: tuple[WeightFile, ...] = ()
+
+
+class Video:
+    """Frames of one file, decoded once and shared by all metrics.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3], RGB, exactly what the file holds.
+        fps: frames per second.
+    """
+
+    def __init__(self, frames: np.ndarray, fps: float) -> None:
+        self.frames = frames
+        self.fps = fps
+        self._memo: dict[str, Any] = {}
+
+    def memo(self, key: str, compute: Callable[[Video], ValueT]) -> ValueT:
+        """Compute a shared feature (a backbone's output) once per video."""
+        if key not in self._memo:
+            self._memo[key] = compute(self)
+        value: ValueT = self._memo[key]
+        return value
+
+
+class Metric(Protocol):
+    """Scores one dimension of one video."""
+
+    name: str
+    dimension: str
+    summary: str
+    info: MetricInfo
+
+    def score(self, video: Video, sample: Sample) -> float:
+        """A value in ``[info.low, info.high]``.
+
+        Raises:
+            Skip: the sample lacks what the metric needs; the message is the recorded reason.
+        """
+        ...
+
+
+class Reporter(Protocol):
+    """Turns ``results.json`` into files."""
+
+    name: str
+    summary: str
+
+    def write(self, results: Results, run_folder: Path) -> list[Path]:
+        """Write atomically into ``run_folder``; returns the files."""
+        ...

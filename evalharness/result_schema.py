@@ -1,0 +1,192 @@
+"""The shape of ``results.json``: everything that a report needs, without the videos.
+
+Scores are stored raw, as the metrics returned them; ``Results.percent`` tells a table to show them
+times 100. An interval is a 95 % percentile bootstrap over prompts (``evalharness.stats``). ``None``
+stands for "cannot be said": no score, a total without full coverage, an interval from one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Source = Literal["loaded", "trained", "computed", "reference"]
+Execution = Literal["real", "emulated", "fake"]
+
+
+class ScoreRow(NamedTuple):
+    """One video's score in one dimension; ``value`` raw, finite."""
+
+    prompt_id: str
+    sample: int
+    value: float
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(_Frozen):
+    """A mean with its interval.
+
+    Attributes:
+        value: the mean; None without a single score.
+        lo: lower end of the interval; None from fewer than two prompts.
+        hi: upper end.
+        n: videos (of a difference: pairs of videos) behind it.
+        prompts: distinct prompts behind it, the clusters of the bootstrap.
+    """
+
+    value: float | None
+    lo: float | None
+    hi: float | None
+    n: int
+    prompts: int
+
+
+class DimensionEstimate(Estimate):
+    """An estimate that knows how many videos should have been scored."""
+
+    expected: int
+
+    @property
+    def coverage(self) -> float:
+        """Share of the expected videos that have a score, 0..1."""
+        return self.n / self.expected if self.expected else 0.0
+
+
+class Profile(BaseModel):
+    """Cost of one cell. Times in milliseconds, sizes in MB (10^6 bytes); unknown keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    step_ms: float | None = None
+    peak_mem_mb: float | None = None
+    weights_mb: float | None = None
+    checkpoint_mb: float | None = None
+    device: str | None = None
+
+
+class CellResult(_Frozen):
+    """One row of the leaderboard, with the scores it was made from."""
+
+    id: str
+    model: str
+    protocol: str
+    method: str
+    w_bits: int
+    a_bits: int
+    seed: int
+    source: Source
+    execution: Execution
+    n_videos_expected: int
+    n_videos_ok: int
+    n_failed: int
+    coverage: float = Field(ge=0.0, le=1.0)
+    dimensions: dict[str, DimensionEstimate]
+    mean: Estimate | None
+    profile: Profile | None
+    train_minutes: float | None
+    train_log: list[dict[str, float | int | str | None]]
+    method_config: dict[str, Any]
+    scores: dict[str, list[ScoreRow]]
+
+    @property
+    def is_reference(self) -> bool:
+        return self.source == "reference"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every expected video of every dimension has a score."""
+        return self.coverage >= 1.0
+
+
+class Difference(_Frozen):
+    """Cell minus the reference of the same seed, video by video."""
+
+    cell: str
+    reference: str
+    dimensions: dict[str, Estimate]
+    mean: Estimate | None
+
+
+class PooledResult(_Frozen):
+    """One method at one bit width, its seeds taken together; prompts stay the clusters.
+
+    Attributes:
+        cells: ids of the cells, in the order of ``seeds``.
+        seed_means: each seed's own mean, in the order of ``seeds``; None where it is partial.
+        minus_reference: mean difference from the reference cells of the same seeds, if all are there.
+    """
+
+    model: str
+    method: str
+    w_bits: int
+    a_bits: int
+    source: Source
+    seeds: list[int]
+    cells: list[str]
+    dimensions: dict[str, DimensionEstimate]
+    mean: Estimate | None
+    seed_means: list[float | None]
+    minus_reference: Estimate | None
+
+    @property
+    def is_reference(self) -> bool:
+        return self.source == "reference"
+
+
+class BootstrapInfo(_Frozen):
+    """How the intervals were made."""
+
+    resamples: int
+    confidence: float
+    seed: int
+    cluster: Literal["prompt"] = "prompt"
+
+
+class Results(_Frozen):
+    """The whole of ``results.json``.
+
+    Attributes:
+        dimensions: names in the order of the table.
+        percent: whether tables show scores times 100.
+        label: what these scores are, in words; printed above every table.
+        prompts: prompt id -> text.
+        manifest: what was run, by what, on what (copied from ``manifest.json``).
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    protocol: str
+    label: str
+    dimensions: list[str]
+    percent: bool
+    bootstrap: BootstrapInfo
+    prompts: Mapping[str, str]
+    manifest: Mapping[str, Any]
+    cells: list[CellResult]
+    differences: list[Difference]
+    pooled: list[PooledResult]
+
+    @property
+    def is_complete(self) -> bool:
+        return all(cell.is_complete for cell in self.cells)
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({cell.seed for cell in self.cells})
+
+    def cell(self, cell_id: str) -> CellResult:
+        """The cell of that id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for cell in self.cells:
+            if cell.id == cell_id:
+                return cell
+        raise KeyError(cell_id)
