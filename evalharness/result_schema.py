@@ -91,7 +91,7 @@ class CellResult(_Frozen):
     mean: Estimate | None
     profile: Profile | None
     train_minutes: float | None
-    train_log: list[dict[str, float | int | str | None]]
+    train_log: list[dict[str, Any]]
     method_config: dict[str, Any]
     scores: dict[str, list[ScoreRow]]
 
@@ -127,7 +127,8 @@ class PooledResult(_Frozen):
     method: str
     w_bits: int
     a_bits: int
-    source: Source
+    sources: list[Source]
+    executions: list[Execution]
     seeds: list[int]
     cells: list[str]
     dimensions: dict[str, DimensionEstimate]
@@ -137,7 +138,7 @@ class PooledResult(_Frozen):
 
     @property
     def is_reference(self) -> bool:
-        return self.source == "reference"
+        return self.sources == ["reference"]
 
 
 class BootstrapInfo(_Frozen):
@@ -160,7 +161,7 @@ class Results(_Frozen):
         manifest: what was run, by what, on what (copied from ``manifest.json``).
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     protocol: str
     label: str
     dimensions: list[str]

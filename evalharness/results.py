@@ -1,7 +1,8 @@
-"""From the scores of all cells to ``results.json``. Imports no torch and no pandas."""
+"""From the scores of all cells to ``results.json`` and back. Imports no torch and no pandas."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from evalharness.comparison import differences, dimension_estimate, joint_estimate, pool
+from evalharness.errors import UserError
 from evalharness.result_schema import (
     SCHEMA_VERSION,
     BootstrapInfo,
@@ -24,11 +27,11 @@ from evalharness.result_schema import (
     ScoreRow,
     Source,
 )
-from evalharness.stats import Interval, Key, Resampler, bootstrap_ci, joint_mean
-from evalharness.stats import paired_difference, paired_joint_difference
+from evalharness.stats import Key, Resampler
 from evalharness.store import atomic_write_text
 
 __all__ = [
+    "RESULTS_FILE",
     "CellRecord",
     "CellResult",
     "Difference",
@@ -45,8 +48,6 @@ __all__ = [
 
 RESULTS_FILE = "results.json"
 MAX_LOG_RECORDS = 400
-
-CellScores = Mapping[str, Mapping[Key, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,7 @@ def build_results(
     resampler = resampler or Resampler()
     records = sorted(cells, key=_order)
     _check(records, protocol, dimensions)
-    keyed = {record.cell_id: _keyed(record, dimensions) for record in records}
-    results = [_cell(record, keyed[record.cell_id], resampler) for record in records]
+    results = [_cell(record, dimensions, resampler) for record in records]
     return Results(
         protocol=protocol,
         label=label,
@@ -129,6 +129,132 @@ def build_results(
         prompts=dict(prompts or {}),
         manifest=dict(manifest),
         cells=results,
-        differences=_all_differences(results, keyed, resampler),
-        pooled=_all_pooled(results, keyed, resampler),
+        differences=differences(results, resampler),
+        pooled=pool(results, resampler),
     )
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write ``results.json`` atomically, one line for each cell."""
+    atomic_write_text(path, _dump(results))
+
+
+def read_results(path: Path) -> Results:
+    """Read what ``write_results`` wrote.
+
+    Raises:
+        UserError: the file is missing, not JSON, of another schema version, or malformed.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `evalharness run` writes it at its end") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema version {version!r}, this evalharness reads {SCHEMA_VERSION}; "
+            "use the version of evalharness that wrote it, or run `evalharness run` again"
+        )
+    try:
+        return Results.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems)") from None
+
+
+def _dump(results: Results) -> str:
+    """JSON that a person can page through: a line for each key, and for each item of a list."""
+    entries = []
+    for key, value in results.model_dump(mode="json").items():
+        if isinstance(value, list) and value:
+            lines = ",\n  ".join(json.dumps(item, allow_nan=False) for item in value)
+            entries.append(f" {json.dumps(key)}: [\n  {lines}\n ]")
+        else:
+            entries.append(f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _order(record: CellRecord) -> tuple[Any, ...]:
+    """Reference first, then from many bits to few, then by name and seed."""
+    is_reference = record.source == "reference"
+    return (record.model, not is_reference, -record.w_bits, -record.a_bits, record.method, record.seed)
+
+
+def _check(records: Sequence[CellRecord], protocol: str, dimensions: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for record in records:
+        if record.protocol != protocol:
+            raise ValueError(f"cell {record.cell_id}: protocol {record.protocol!r}, expected {protocol!r}")
+        if record.cell_id in seen:
+            raise ValueError(f"cell {record.cell_id}: given twice")
+        seen.add(record.cell_id)
+        unknown = sorted(set(record.scores) - set(dimensions))
+        missing = sorted(set(dimensions) - set(record.n_expected))
+        if unknown or missing:
+            raise ValueError(
+                f"cell {record.cell_id}: scores of unknown dimensions {unknown}, "
+                f"n_expected lacks {missing}; the protocol has {list(dimensions)}"
+            )
+        for dimension in dimensions:
+            _check_scores(record, dimension)
+
+
+def _check_scores(record: CellRecord, dimension: str) -> None:
+    rows = record.scores.get(dimension, ())
+    where = f"cell {record.cell_id}, {dimension}"
+    if len({(row.prompt_id, row.sample) for row in rows}) != len(rows):
+        raise ValueError(f"{where}: a video is scored twice")
+    if len(rows) > record.n_expected[dimension]:
+        raise ValueError(f"{where}: {len(rows)} scores, {record.n_expected[dimension]} expected")
+    if not all(math.isfinite(row.value) for row in rows):
+        raise ValueError(f"{where}: a score is not a finite number; leave it out instead")
+
+
+def _cell(record: CellRecord, dimensions: Sequence[str], resampler: Resampler) -> CellResult:
+    scores = {d: sorted(record.scores.get(d, ())) for d in dimensions}
+    keyed = {d: {Key(r.prompt_id, (record.seed, r.sample)): r.value for r in scores[d]} for d in dimensions}
+    coverage = _coverage(record, dimensions)
+    return CellResult(
+        id=record.cell_id,
+        model=record.model,
+        protocol=record.protocol,
+        method=record.method,
+        w_bits=record.w_bits,
+        a_bits=record.a_bits,
+        seed=record.seed,
+        source=record.source,
+        execution=record.execution,
+        n_videos_expected=record.n_videos_expected,
+        n_videos_ok=record.n_videos_ok,
+        n_failed=record.n_failed,
+        coverage=coverage,
+        dimensions={d: dimension_estimate(keyed[d], record.n_expected[d], resampler) for d in dimensions},
+        mean=joint_estimate(keyed, resampler) if coverage == 1.0 else None,
+        profile=None if record.profile is None else Profile.model_validate(_finite(record.profile)),
+        train_minutes=record.train_minutes,
+        train_log=_thin(record.train_log),
+        method_config=dict(record.method_config),
+        scores=scores,
+    )
+
+
+def _coverage(record: CellRecord, dimensions: Sequence[str]) -> float:
+    """Share of the expected scores that are there; below 1 also if only a video is missing."""
+    expected = sum(record.n_expected[d] for d in dimensions)
+    scored = sum(len(record.scores.get(d, ())) for d in dimensions) / expected if expected else 0.0
+    made = record.n_videos_ok / record.n_videos_expected if record.n_videos_expected else 0.0
+    return min(scored, made)
+
+
+def _thin(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """At most 400 evenly spread records, the last one kept; the whole log stays in ``train.jsonl``."""
+    stride = math.ceil(len(log) / MAX_LOG_RECORDS) or 1
+    return [_finite(record) for record in log[::-stride][::-1]]
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat record with None for nan and infinity, which JSON lacks."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}

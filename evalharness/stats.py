@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Interval",
+    "Key",
     "Keyed",
     "Resampler",
     "bootstrap_ci",
@@ -79,9 +80,9 @@ class Resampler:
             self._drawn[prompts] = counted.reshape(self.resamples, prompts).astype(np.float64)
         return self._drawn[prompts]
 
-    def ends(self, replicates_R: Floats) -> tuple[float, float] | tuple[None, None]:
-        """Percentile interval; undefined (nan) replicates are left out."""
-        defined = replicates_R[~np.isnan(replicates_R)]
+    def ends(self, replicates: Floats) -> tuple[float, float] | tuple[None, None]:
+        """Percentile interval of [R] replicates; undefined (nan) ones are left out."""
+        defined = replicates[~np.isnan(replicates)]
         if not defined.size:
             return None, None
         tail = (1.0 - self.confidence) / 2.0
@@ -119,11 +120,14 @@ def _differences(a: Keyed, b: Keyed) -> dict[Key, float]:
 
 
 class _Table(NamedTuple):
-    """Per prompt and dimension: sum of (score - shift) and number of videos."""
+    """Per prompt and dimension: sum of (score - shift) and number of videos.
 
-    sums_PD: Floats
-    counts_PD: Floats
-    shift_D: Floats
+    ``sums`` and ``counts`` are [P, D], ``shift`` is [D], ``videos`` counts distinct ones.
+    """
+
+    sums: Floats
+    counts: Floats
+    shift: Floats
     videos: int
 
 
@@ -149,16 +153,16 @@ def _tabulate(dimensions: Sequence[Keyed]) -> _Table:
 
 
 def _interval(table: _Table, resampler: Resampler) -> Interval:
-    prompts = len(table.sums_PD)
-    totals_D = table.counts_PD.sum(axis=0)
-    if not totals_D.size or not totals_D.all():
+    prompts = len(table.sums)
+    totals = table.counts.sum(axis=0)
+    if not totals.size or not totals.all():
         return Interval(None, None, None, table.videos, prompts)
-    value = float((table.sums_PD.sum(axis=0) / totals_D + table.shift_D).mean())
-    prompts_D = (table.counts_PD > 0).sum(axis=0)
-    if prompts_D.min() < 2:
+    value = float((table.sums.sum(axis=0) / totals + table.shift).mean())
+    prompts_each = (table.counts > 0).sum(axis=0)
+    if prompts_each.min() < 2:
         return Interval(value, None, None, table.videos, prompts)
-    drawn_RP = resampler.counts(prompts)
+    drawn = resampler.counts(prompts)
     with np.errstate(invalid="ignore", divide="ignore"):
-        means_RD = (drawn_RP @ table.sums_PD) / (drawn_RP @ table.counts_PD)
-    lo, hi = resampler.ends((means_RD + table.shift_D).mean(axis=1))
+        means = (drawn @ table.sums) / (drawn @ table.counts)
+    lo, hi = resampler.ends((means + table.shift).mean(axis=1))
     return Interval(value, lo, hi, table.videos, prompts)

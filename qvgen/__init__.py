@@ -1,0 +1,1 @@
+"""Low-bit quantization-aware training for video diffusion models, and the QVGen method."""

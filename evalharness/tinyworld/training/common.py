@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,28 +20,78 @@ PART_BYTES = 15_000_000
 
 
 class Budget:
-    """Training ends after ``steps`` steps or ``minutes`` minutes, whichever is given and first."""
+    """Training ends after ``steps`` steps or ``minutes`` minutes, whichever is given and first.
+
+    The minutes count from construction, so that preparing data is part of them; ``fraction`` goes
+    from 0 at ``begin`` to 1 at the end.
+    """
 
     def __init__(self, steps: int | None, minutes: float | None) -> None:
         if not steps and not minutes:
             raise ValueError("neither steps nor minutes given: name one, e.g. --minutes 4")
         self.steps, self.minutes = steps, minutes
-        self.step, self.started = 0, time.monotonic()
+        self.step, self.stop = 0, False
+        self.started = self.begun = time.monotonic()
+
+    def begin(self) -> None:
+        self.begun = time.monotonic()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
+    def over(self, device: torch.device) -> bool:
+        """Whether to stop before the next step; process 0 decides for all, now and then."""
+        if not dist.is_initialized():
+            return self.fraction >= 1.0
+        if self.step % 20 == 0:
+            flag = torch.tensor([self.fraction >= 1.0], device=device, dtype=torch.float32)
+            dist.broadcast(flag, 0)
+            self.stop = bool(flag.item())
+        return self.stop
+
     @property
     def fraction(self) -> float:
         by_steps = self.step / self.steps if self.steps else 0.0
-        by_time = self.seconds / (60.0 * self.minutes) if self.minutes else 0.0
+        if not self.minutes:
+            return by_steps
+        end = self.started + 60.0 * self.minutes
+        by_time = (time.monotonic() - self.begun) / max(end - self.begun, 1e-3)
         return max(by_steps, by_time)
 
 
 def learning_rate(peak: float, fraction: float, *, step: int, warmup: int = 200) -> float:
     """Linear warm-up over ``warmup`` steps, then a cosine to 0 at ``fraction`` 1."""
     return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, fraction)))
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def start_processes(device: str) -> torch.device:
+    """This process's device; joins the others when started by torchrun. Logs from process 0 only."""
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    level = logging.INFO if rank() == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
+    if device != "cuda":
+        return torch.device(device)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(local)
+    return local
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Mean of all processes' gradients, in one message."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))
 
 
 class Average:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +25,12 @@ from evalharness.tinyworld import components, spec, world
 from evalharness.tinyworld.training.common import (
     Average,
     Budget,
+    average_gradients,
     environment,
     learning_rate,
+    rank,
     save_parts,
+    start_processes,
     write_json,
 )
 
@@ -97,45 +99,37 @@ def v_prediction_batch(
 
 
 def train(
-    model: TextToVideo, clips: Clips, empty: Tensor, budget: Budget, args: argparse.Namespace, rank: int
+    model: TextToVideo, clips: Clips, empty: Tensor, budget: Budget, args: argparse.Namespace
 ) -> list[list[float]]:
     """Train in place, leaving the weight average in ``model``; returns [step, loss] rows."""
     device = clips.latents.device
     cuda = device.type == "cuda"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda)
+    trained = list(model.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda)
     average = Average(model, args.average)
-    parallel: nn.Module = model
-    if dist.is_initialized():
-        parallel = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if cuda else None)
-    if args.compile:
-        parallel = torch.compile(parallel)  # type: ignore[assignment]
+    forward: nn.Module = torch.compile(model) if args.compile else model  # type: ignore[assignment]
     alphas = components.build_scheduler().alphas_cumprod.float().to(device)
-    generator = torch.Generator(device).manual_seed(1000 + rank)
+    generator = torch.Generator(device).manual_seed(1000 + rank())
     curve: list[list[float]] = []
     running = torch.zeros((), device=device)
-    done = torch.zeros((), device=device)
-    while done.item() < 1.0:
+    while not budget.over(device):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, budget.fraction, step=budget.step)
         noisy, ids, timestep, target = v_prediction_batch(clips, alphas, empty, args.batch, generator)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cuda):
-            output = parallel(noisy, ids, timestep)
+            output = forward(noisy, ids, timestep)
         loss = torch.nn.functional.mse_loss(output.float(), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        average_gradients(trained)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update()
         running.lerp_(loss.detach(), 0.02 if budget.step else 1.0)
-        budget.step += 1
-        if budget.step % 20 == 1:  # rank 0 decides when time is up, so that all stop together
-            done.fill_(budget.fraction)
-            if dist.is_initialized():
-                dist.broadcast(done, 0)
-        if budget.step % 200 == 1:
+        if budget.step % 200 == 0:
             curve.append([budget.step, round(running.item(), 5)])
-            if rank == 0:
-                log.info("step %d loss %.4f %.0f s", *curve[-1], budget.seconds)
+            log.info("step %d loss %.4f %.0f s", *curve[-1], budget.seconds)
+        budget.step += 1
     average.copy_to_model()
     return curve
 
@@ -168,16 +162,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
-
-    device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0)) if args.device == "cuda" else None)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
+    device = start_processes(args.device)
+    budget = Budget(args.steps, args.minutes)
     vae = AutoencoderKLCogVideoX.from_pretrained(args.vae, torch_dtype=torch.float32).to(device).eval()
     tokenizer = components.build_tokenizer()
     torch.manual_seed(0)
@@ -188,17 +174,17 @@ def main() -> None:
         weights = {name: tensor for part in parts for name, tensor in load_file(part).items()}
         for name, parameter in model.named_parameters():  # tied tensors appear once, unlike in state_dict
             parameter.data.copy_(weights[name])
-    generator = torch.Generator().manual_seed(7919 * (args.seed + 1) + rank)
+    generator = torch.Generator().manual_seed(7919 * (args.seed + 1) + rank())
     clips = encode_clips(vae, tokenizer, args.clips, generator, device)
     empty = components.tokenize(tokenizer, [""]).to(device)
     log.info("%d clips per process encoded, latent std %.3f", len(clips.latents), clips.latents.float().std())
 
-    budget = Budget(args.steps, args.minutes)
-    curve = train(model, clips, empty, budget, args, rank)
-    if rank == 0:
+    budget.begin()
+    curve = train(model, clips, empty, budget, args)
+    if rank() == 0:
         save(model, vae, tokenizer, args.out)
         record = {k: v for k, v in vars(args).items() if k not in {"out", "vae", "device"}}
-        facts = {"steps_done": budget.step, "seconds": round(budget.seconds), "processes": world_size}
+        facts = {"steps_done": budget.step, "seconds": round(budget.seconds), "processes": dist.get_world_size() if dist.is_initialized() else 1}
         write_json(args.out / "training.json", {**record, **facts, **environment(device), "curve": curve})
     if dist.is_initialized():
         dist.barrier()

@@ -1,0 +1,123 @@
+"""Where a cell's published checkpoint lies, if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evalharness.api import Model, Needs
+from evalharness.cells import Cell, build_method
+from evalharness.errors import UserError
+from evalharness.hashing import jsonable
+from evalharness.plan import RunPlan
+from evalharness.registry import Registry
+from evalharness.store import read_json
+from evalharness.versions import package_version
+
+__all__ = ["CARD_NAME", "card_for", "display_path", "find_checkpoints", "read_card"]
+
+CARD_NAME = "evalharness.json"
+
+
+def find_checkpoints(plan: RunPlan, registry: Registry) -> dict[str, Path]:
+    """Cell id -> folder to load from; a cell that is missing there is made by its method.
+
+    With ``--load auto`` a cell whose options the user set is loaded only if the checkpoint's card
+    says that it was made with exactly these: nothing asked for is silently ignored.
+
+    Raises:
+        UserError: ``--load PATH`` does not hold what the plan needs, or a checkpoint's card names
+            another method, bit width or model.
+    """
+    if plan.load == "never":
+        return {}
+    quantized = [cell for cell in plan.cells if not cell.is_reference]
+    if plan.load == "auto":
+        found = _published(plan, quantized, registry)
+    else:
+        found = _in_folder(Path(plan.load), quantized, registry)
+    for cell in quantized:
+        if cell.id in found:
+            _check_card(found[cell.id], cell, plan)
+    return found
+
+
+def card_for(cell: Cell, plan: RunPlan, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written beside a checkpoint that this harness made. Holds no time and no path."""
+    return {
+        "schema_version": 1,
+        "method": cell.method,
+        "w_bits": cell.bits.w,
+        "a_bits": cell.bits.a,
+        "seed": cell.seed,
+        "config": dict(config),
+        "model": cell.model,
+        "model_fingerprint": plan.model_fingerprint,
+        "skip_layers": plan.skip_layers,
+        "device": plan.device,
+        "torch": package_version("torch"),
+    }
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card of a checkpoint; None when it was made by other means."""
+    return read_json(folder / CARD_NAME)
+
+
+def display_path(folder: Path) -> str:
+    """A path for the record that does not give away this machine's folders."""
+    for base in (Path.cwd(), Path(__file__).resolve().parents[1]):
+        if folder.resolve().is_relative_to(base):
+            return folder.resolve().relative_to(base).as_posix()
+    return folder.name
+
+
+def _published(plan: RunPlan, cells: list[Cell], registry: Registry) -> dict[str, Path]:
+    model: Model = registry.get("models", plan.model)()
+    found = {}
+    for cell in cells:
+        folder = model.checkpoint(cell.method, cell.bits)
+        if folder is not None and (not cell.options or _made_as_asked(folder, cell, registry)):
+            found[cell.id] = folder
+    return found
+
+
+def _made_as_asked(folder: Path, cell: Cell, registry: Registry) -> bool:
+    card = read_card(folder)
+    return card is not None and card.get("config") == jsonable(build_method(registry, cell))
+
+
+def _check_card(folder: Path, cell: Cell, plan: RunPlan) -> None:
+    card = read_card(folder)
+    if card is None:
+        return
+    asked = card_for(cell, plan, {})
+    for key in ("method", "w_bits", "a_bits", "model", "model_fingerprint"):
+        if card.get(key) != asked[key]:
+            raise UserError(
+                f"{cell.id}: checkpoint {display_path(folder)} was made for {key} {str(card.get(key))[:12]}, "
+                f"this is {str(asked[key])[:12]}; to make one: --load never"
+            )
+
+
+def _in_folder(path: Path, cells: list[Cell], registry: Registry) -> dict[str, Path]:
+    if not path.is_dir():
+        raise UserError(f"--load {path}: no such folder; give auto, never, or a folder with checkpoints")
+    found = {cell.id: path / cell.checkpoint_name for cell in cells if (path / cell.checkpoint_name).is_dir()}
+    names = {cell.checkpoint_name for cell in cells}
+    if not found and len(names) == 1:
+        return {cell.id: path for cell in cells}
+    missing = sorted(
+        {
+            cell.checkpoint_name
+            for cell in cells
+            if cell.id not in found and registry.get("methods", cell.method).needs == Needs.TRAINING
+        }
+    )
+    if missing:
+        raise UserError(
+            f"--load {path}: has no {', '.join(missing)}; expected one folder for each method and bit width, "
+            "named like lsq-w3a3 (or use --load auto)"
+        )
+    return found

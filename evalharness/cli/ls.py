@@ -1,0 +1,75 @@
+"""``evalharness ls``: what is installed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from evalharness.cli.parsing import Parser
+from evalharness.errors import unknown
+from evalharness.registry import KINDS, Registry
+
+__all__ = ["execute"]
+
+
+def execute(arguments: list[str]) -> int:
+    """Print a table, or JSON with ``--json``."""
+    parser = Parser("ls", "List what is installed. Plugins that fail to load are warned about.")
+    parser.add_argument("kind", nargs="?", default="all", help=f"{', '.join(KINDS)}, or all (default)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also list this file's")
+    options = parser.parse_args(arguments)
+    if options.kind not in (*KINDS, "all"):
+        raise unknown("kind", options.kind, (*KINDS, "all"))
+    registry = Registry(options.plugin)
+    kinds = KINDS if options.kind == "all" else (options.kind,)
+    listed = {kind: _entries(registry, kind) for kind in kinds}
+    if options.json:
+        print(json.dumps(listed if options.kind == "all" else listed[options.kind], indent=2))
+        return 0
+    for kind, entries in listed.items():
+        if len(kinds) > 1:
+            print(f"{kind}:")
+        print(_table(entries))
+    return 0
+
+
+def _entries(registry: Registry, kind: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            **_facts(kind, cls),
+            "summary": _text(cls, "summary"),
+            "source": registry.plugin(kind, name).source,
+        }
+        for name, cls in registry.load_all(kind).items()
+    ]
+
+
+def _facts(kind: str, cls: type[Any]) -> dict[str, Any]:
+    if kind == "methods":
+        return {"needs": _text(cls, "needs"), "paper": _text(cls, "paper")}
+    if kind == "metrics":
+        info = cls.info
+        return {
+            "dimension": _text(cls, "dimension"),
+            "range": f"{info.low:g}..{info.high:g}",
+            "better": "higher" if info.higher_is_better else "lower",
+            "faithful_to": info.faithful_to,
+        }
+    return {}
+
+
+def _text(cls: type[Any], name: str) -> str:
+    """A class attribute as text; empty when the class sets it on instances only."""
+    value = getattr(cls, name, "")
+    return str(value) if isinstance(value, str) else ""
+
+
+def _table(entries: list[dict[str, Any]]) -> str:
+    if not entries:
+        return "  (none)"
+    columns = [key for key in entries[0] if key != "source"]
+    widths = {key: max(len(str(entry[key])) for entry in entries) for key in columns}
+    lines = ["  ".join(f"{entry[key]!s:<{widths[key]}}" for key in columns).rstrip() for entry in entries]
+    return "\n".join(f"  {line}" for line in lines)

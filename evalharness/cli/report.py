@@ -1,0 +1,46 @@
+"""``evalharness report``: tables and pages again, from ``results.json`` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evalharness.cli.parsing import Parser
+from evalharness.config import comma_list
+from evalharness.errors import UserError
+
+__all__ = ["execute"]
+
+
+def execute(arguments: list[str]) -> int:
+    """Write the reports; prints their paths."""
+    parser = Parser("report", "Write the tables and the page of a run folder again, from its results.json.")
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--reporters", default="", metavar="A,B", help="only these (all)")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="Python file with PLUGINS"
+    )
+    options = parser.parse_args(arguments)
+
+    from evalharness.console import Console
+    from evalharness.registry import Registry
+    from evalharness.runfolder import RunFolder
+    from evalharness.stages.aggregate import write_reports
+
+    registry = Registry(options.plugin)
+    folder = RunFolder(Path(options.run))
+    if not folder.results.is_file():
+        raise UserError(f"{folder.root} has no results.json; evalharness run writes it at its end")
+    names = comma_list(options.reporters)
+    for name in names:
+        registry.plugin("reporters", name)
+    with folder.lock():
+        from evalharness.results import read_results
+
+        try:
+            results = read_results(folder.results)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        written, failed = write_reports(registry, Console(), folder, results, names)
+    for path in written:
+        print(path)
+    return 1 if failed else 0

@@ -1,0 +1,161 @@
+"""What a user asks of ``run``, by flags or YAML: one dataclass, the same names in both."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evalharness.api import Bits
+from evalharness.errors import UserError
+
+__all__ = ["RunConfig", "comma_list", "default_workers", "merge_method_options", "parse_bits", "parse_seeds"]
+
+_DEVICES = ("auto", "cpu", "cuda")
+
+
+def default_workers() -> int:
+    """Usable cores, fewer where memory is short (a worker with torch loaded takes up to 1 GB)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _available_gigabytes()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Options of ``run``. The help texts are what ``--help`` shows.
+
+    Raises:
+        UserError: a value out of range; names the flag, the value and what is allowed.
+    """
+
+    methods: str | list[str] = field(
+        default="", metadata={"help": "methods to compare, e.g. qvgen,lsq; full precision is always added"}
+    )
+    bits: str | int | list[str | int] = field(
+        default=3, metadata={"help": "bit widths: 3 (= W3A3), w4a6, or a comma list such as 4,3,2"}
+    )
+    model: str = field(default="tinyworld", metadata={"help": "model to quantize"})
+    protocol: str | None = field(default=None, metadata={"help": "evaluation protocol (the model's own)"})
+    seeds: str | int | list[int] = field(default=0, metadata={"help": "base seeds, e.g. 0,1,2"})
+    limit: int | None = field(
+        default=None, metadata={"help": "use N prompts, spread over all dimensions (partial: no totals)"}
+    )
+    dimensions: str | list[str] = field(default="", metadata={"help": "score these dimensions only"})
+    output: str | None = field(default=None, metadata={"help": "run folder (runs/<model>)"})
+    train: bool = field(default=False, metadata={"help": "train, even where a published checkpoint exists"})
+    load: str = field(
+        default="auto",
+        metadata={
+            "help": "checkpoints: auto (published ones), never, or a folder of <method>-<bits> folders"
+        },
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda"})
+    workers: int | None = field(default=None, metadata={"help": "processes on cpu (cores; 0: in this one)"})
+    batch_size: int = field(default=1, metadata={"help": "videos per call; more than 1 needs cuda"})
+    skip_layers: str = field(
+        default="std", metadata={"help": "layers kept in full precision for every method: std or none"}
+    )
+    profile: bool = field(default=True, metadata={"help": "measure latency and memory"})
+    plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
+    method_options: dict[str, dict[str, Any]] = field(
+        default_factory=dict, metadata={"help": 'options by method, as in YAML: {"qvgen": {"rank": 16}}'}
+    )
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "one method option, e.g. qvgen.rank=16; repeatable"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.device not in _DEVICES:
+            raise UserError(f"--device {self.device}: expected one of {', '.join(_DEVICES)}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: expected a whole number from 1")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: expected a whole number from 1")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers {self.workers}: expected a whole number from 0 (0: in this process)")
+        if self.train and self.load not in ("auto", "never"):
+            raise UserError(f"--train and --load {self.load} contradict each other; give one of them")
+        if self.skip_layers not in ("std", "none"):
+            raise UserError(f"--skip-layers {self.skip_layers}: expected std or none")
+
+
+def comma_list(value: str | Sequence[Any]) -> list[str]:
+    """``"a, b"`` or ``["a", "b"]`` as ``["a", "b"]``, without blanks and repeats."""
+    parts: Iterable[Any] = value.split(",") if isinstance(value, str) else value
+    return list(dict.fromkeys(text for part in parts if (text := str(part).strip())))
+
+
+def parse_bits(value: str | int | Sequence[str | int]) -> list[Bits]:
+    """Bit widths from ``3``, ``"w4a6,3"`` or ``[4, "w3a3"]``.
+
+    Raises:
+        UserError: an entry that is no bit width, or none at all.
+    """
+    texts = comma_list([value] if isinstance(value, int) else value)
+    if not texts:
+        raise UserError("--bits is empty; give for example 3, w4a6 or 4,3,2")
+    try:
+        return list(dict.fromkeys(Bits.parse(text) for text in texts))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def parse_seeds(value: str | int | Sequence[int]) -> list[int]:
+    """Base seeds from ``0``, ``"0,1,2"`` or ``[0, 1]``.
+
+    Raises:
+        UserError: an entry that is no whole number from 0, or none at all.
+    """
+    texts = comma_list([value] if isinstance(value, int) else value)
+    bad = [text for text in texts if not (text.isascii() and text.isdigit())]
+    if bad or not texts:
+        raise UserError(f"--seeds {','.join(texts)!r}: expected whole numbers from 0, e.g. 0,1,2")
+    return list(dict.fromkeys(int(text) for text in texts))
+
+
+def merge_method_options(
+    options: Mapping[str, Mapping[str, Any]], assignments: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """YAML's ``method_options`` with ``--set method.option=value`` put over them.
+
+    An option that has parts is reached by more dots: ``qvgen.recipe.steps=100``.
+
+    Raises:
+        UserError: an assignment of another form.
+    """
+    merged: dict[str, dict[str, Any]] = copy.deepcopy(
+        {method: dict(values) for method, values in options.items()}
+    )
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        keys = target.split(".")
+        if not equals or len(keys) < 2 or not all(keys):
+            raise UserError(f"--set {text}: expected method.option=value, e.g. qvgen.rank=16")
+        inner: dict[str, Any] = merged
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"--set {text}: {key} is {inner!r} in method_options, it has no parts")
+        inner[keys[-1]] = _literal(value)
+    return merged
+
+
+def _literal(text: str) -> Any:
+    """A JSON value if ``text`` is one (``16``, ``0.5``, ``1e-4``, ``true``, ``[1, 2]``), else itself."""
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
+    except ValueError:
+        return text
+
+
+def _available_gigabytes() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 1 << 10
+    return kilobytes >> 20

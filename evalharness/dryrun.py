@@ -1,0 +1,104 @@
+"""What ``run --dry-run`` prints: the work that the command would do, and about how long it takes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from evalharness.api import Method, Model, Needs
+from evalharness.cells import Cell, build_method
+from evalharness.checkpoints import display_path, find_checkpoints
+from evalharness.hashing import jsonable
+from evalharness.plan import RunPlan
+from evalharness.registry import Registry
+from evalharness.runfolder import RunFolder
+from evalharness.stages.samples import latest_samples, valid_samples
+
+__all__ = ["describe", "training_steps"]
+
+# Where a model does not say better (optional attributes ``video_seconds``, ``train_step_seconds``).
+_DEFAULT_VIDEO_SECONDS = 5.0
+_DEFAULT_STEP_SECONDS = 1.0
+
+
+def describe(plan: RunPlan, registry: Registry) -> str:
+    """The plan as text. Reads the run folder if there is one; writes nothing."""
+    published = find_checkpoints(plan, registry)
+    folder = RunFolder(plan.output)
+    model: Model = registry.get("models", plan.model)()
+    lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]
+    videos = scores = steps = 0
+    for cell in plan.cells:
+        source, cell_steps = _source(cell, plan, registry, published)
+        due, due_scores = _due(plan, folder, cell)
+        done = folder.cell(cell.id).prepare.exists()
+        steps += 0 if done else cell_steps
+        videos += due
+        scores += due_scores
+        lines.append(f"  {cell.id:<24} {source:<40} {due} videos")
+    seconds = (
+        videos * _video_seconds(folder, plan, model) / max(1, plan.workers)
+        + steps * float(getattr(model, "train_step_seconds", _DEFAULT_STEP_SECONDS))
+        + _score_seconds(plan, registry, videos) / max(1, plan.workers)
+    )
+    lines += [
+        "",
+        f"{len(plan.cells)} cells, {videos} videos to make, {scores} scores, {steps} training steps",
+        f"estimated time: {_duration(seconds)} with {plan.workers} workers",
+    ]
+    return "\n".join(lines)
+
+
+def training_steps(method: Method) -> int:
+    """``steps`` among a method's options, or within one of them; 0 if there is none."""
+    config: Mapping[str, Any] = jsonable(method)
+    for options in [config, *(value for value in config.values() if isinstance(value, Mapping))]:
+        steps = options.get("steps")
+        if isinstance(steps, int):
+            return steps
+    return 0
+
+
+def _source(cell: Cell, plan: RunPlan, registry: Registry, published: Mapping[str, Any]) -> tuple[str, int]:
+    if cell.is_reference:
+        return "reference", 0
+    if cell.id in published:
+        return f"load {display_path(published[cell.id])}", 0
+    method = build_method(registry, cell)
+    if method.needs == Needs.TRAINING:
+        steps = training_steps(method)
+        return f"train, {steps} steps", steps
+    return "compute", 0
+
+
+def _due(plan: RunPlan, folder: RunFolder, cell: Cell) -> tuple[int, int]:
+    samples = plan.samples(cell)
+    valid = valid_samples(plan.identity(), folder.cell(cell.id), samples)
+    due = [sample for sample in samples if sample.id not in valid]
+    scores = sum(len(set(sample.prompt.dimensions) & set(plan.metrics)) for sample in due)
+    return len(due), scores
+
+
+def _video_seconds(folder: RunFolder, plan: RunPlan, model: Model) -> float:
+    """Measured in this folder if anything was, else what the model says."""
+    measured: list[float] = [
+        record["ms"] / 1000
+        for cell in plan.cells
+        for record in latest_samples(folder.cell(cell.id)).values()
+        if record["ms"] is not None
+    ]
+    if measured:
+        return statistics.median(measured)
+    return float(getattr(model, "video_seconds", _DEFAULT_VIDEO_SECONDS))
+
+
+def _score_seconds(plan: RunPlan, registry: Registry, videos: int) -> float:
+    costs: list[float] = [registry.get("metrics", metric).info.cost_ms for metric in plan.metrics.values()]
+    return videos * sum(costs) / 1000
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

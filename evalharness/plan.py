@@ -1,0 +1,204 @@
+"""From options to a plan: which cells, which videos, which scores. No torch, nothing written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalharness.api import EvalProtocol, GenerationSettings, Model, Prompt, Sample
+from evalharness.cells import REFERENCE, Cell, build_method
+from evalharness.config import (
+    RunConfig,
+    comma_list,
+    default_workers,
+    merge_method_options,
+    parse_bits,
+    parse_seeds,
+)
+from evalharness.device import resolve_device
+from evalharness.errors import UserError, unknown
+from evalharness.hashing import digest, jsonable
+from evalharness.registry import Registry
+from evalharness.seeds import video_seed
+from evalharness.subset import spread_prompts
+from evalharness.versions import package_version
+from evalharness.video import CODEC
+
+__all__ = ["RunPlan", "build_plan", "select_dimensions"]
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """One command, fully resolved.
+
+    Attributes:
+        protocol_prompts: all prompts of the protocol; what full coverage is counted against.
+        prompts: those of this command, after ``--limit`` and ``--dimensions``.
+        metrics: name of the metric plugin for each dimension of this command, in table order.
+        load: ``auto``, ``never`` or the folder given with ``--load``.
+    """
+
+    model: str
+    model_fingerprint: str
+    protocol: str
+    protocol_prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...]
+    samples_per_prompt: int
+    metrics: Mapping[str, str]
+    settings: GenerationSettings
+    cells: tuple[Cell, ...]
+    device: str
+    batch_size: int
+    skip_layers: str
+    workers: int
+    load: str
+    train: bool
+    profile: bool
+    output: Path
+    plugin_files: tuple[str, ...]
+
+    def samples(self, cell: Cell) -> list[Sample]:
+        """The videos of a cell for this command, in protocol order."""
+        return [
+            Sample(prompt=prompt, index=index, seed=video_seed(cell.seed, prompt.id, index))
+            for prompt in self.prompts
+            for index in range(self.samples_per_prompt)
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The resolved options, for the manifest; paths by their last name only."""
+        return {
+            "cells": [cell.to_json() for cell in self.cells],
+            "prompts": len(self.prompts),
+            "dimensions": list(self.metrics),
+            "load": self.load if self.load in ("auto", "never") else Path(self.load).name,
+            "train": self.train,
+            "profile": self.profile,
+            "workers": self.workers,
+            "plugin_files": [Path(file).name for file in self.plugin_files],
+            **self.identity(),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What all cells of one run folder share; another identity is a different run."""
+        settings: dict[str, Any] = jsonable(self.settings)
+        return {
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "protocol": self.protocol,
+            "prompts_sha256": digest(self.protocol_prompts),
+            "samples_per_prompt": self.samples_per_prompt,
+            **{f"settings.{key}": value for key, value in settings.items()},
+            **{f"video.{key}": value for key, value in CODEC.items()},
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "skip_layers": self.skip_layers,
+            "torch": package_version("torch"),
+            "diffusers": package_version("diffusers"),
+        }
+
+
+def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
+    """Resolve and check everything that can be checked before work starts.
+
+    Raises:
+        UserError: an unknown name, a value out of range, a combination that cannot run.
+    """
+    model: Model = registry.get("models", config.model)()
+    protocol_name = config.protocol or model.default_protocol
+    protocol: EvalProtocol = registry.get("protocols", protocol_name)()
+    prompts = tuple(protocol.prompts())
+    _check_prompts(prompts, protocol, protocol_name)
+    metrics = select_dimensions(protocol, comma_list(config.dimensions))
+    for metric in metrics.values():
+        registry.get("metrics", metric)
+    device = resolve_device(config.device)
+    if config.batch_size > 1 and device != "cuda":
+        raise UserError(
+            f"--batch-size {config.batch_size}: more than 1 needs --device cuda (this is {device})"
+        )
+    return RunPlan(
+        model=config.model,
+        model_fingerprint=_fingerprint(model, config.model),
+        protocol=protocol_name,
+        protocol_prompts=prompts,
+        prompts=tuple(spread_prompts(prompts, metrics, config.limit)),
+        samples_per_prompt=protocol.samples_per_prompt,
+        metrics=metrics,
+        settings=model.settings,
+        cells=_cells(config, registry),
+        device=device,
+        batch_size=config.batch_size,
+        skip_layers=config.skip_layers,
+        workers=default_workers() if config.workers is None else config.workers,
+        load="never" if config.train else config.load,
+        train=config.train,
+        profile=config.profile,
+        output=Path(config.output or f"runs/{config.model}"),
+        plugin_files=tuple(config.plugin),
+    )
+
+
+def select_dimensions(protocol: EvalProtocol, wanted: Sequence[str]) -> dict[str, str]:
+    """The protocol's metrics for the wanted dimensions (all if none is named), in table order.
+
+    Raises:
+        UserError: a dimension that the protocol does not have.
+    """
+    for name in wanted:
+        if name not in protocol.metrics:
+            raise unknown(f"dimension of protocol {protocol.name}", name, protocol.metrics)
+    return {name: metric for name, metric in protocol.metrics.items() if not wanted or name in wanted}
+
+
+def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:
+    methods = [name for name in comma_list(config.methods) if name != REFERENCE]
+    options = merge_method_options(config.method_options, config.set)
+    for name in [*methods, *options]:
+        registry.plugin("methods", name)
+    for name in options:
+        if name not in methods:
+            raise UserError(f"options are given for method {name!r}, which is not in --methods")
+    seeds, bits_list = parse_seeds(config.seeds), parse_bits(config.bits)
+    cells = [Cell.reference(config.model, seed) for seed in seeds]
+    cells += [
+        Cell(model=config.model, method=name, bits=bits, seed=seed, options=options.get(name, {}))
+        for bits in bits_list
+        for name in methods
+        for seed in seeds
+    ]
+    for cell in cells:
+        if not cell.is_reference:
+            _check_name(cell.method, "method")
+            build_method(registry, cell)
+    return tuple(cells)
+
+
+def _check_prompts(prompts: Sequence[Prompt], protocol: EvalProtocol, name: str) -> None:
+    ids = [prompt.id for prompt in prompts]
+    if len({text.lower() for text in ids}) != len(ids):
+        raise UserError(f"protocol {name}: prompt ids repeat (letter case does not tell them apart)")
+    for prompt in prompts:
+        _check_name(prompt.id, f"prompt id of protocol {name}")
+        for dimension in prompt.dimensions:
+            if dimension not in protocol.metrics:
+                raise unknown(f"dimension in prompt {prompt.id} of {name}", dimension, protocol.metrics)
+
+
+def _check_name(name: str, what: str) -> None:
+    if not _SAFE_NAME.fullmatch(name):
+        raise UserError(f"{what} {name!r}: only letters, digits, '_', '.' and '-' can name a file")
+
+
+def _fingerprint(model: Model, name: str) -> str:
+    try:
+        return model.fingerprint()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model {name}: its files cannot be read ({error}); run: evalharness doctor"
+        ) from error

@@ -1,0 +1,80 @@
+"""Which method keeps the quality best at each bit width, and by how much, with intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evalharness.comparison import joint_difference, scores_of
+from evalharness.result_schema import Estimate, PooledResult, Results
+from evalharness.stats import Resampler
+
+__all__ = ["BitsRanking", "Lead", "Ranked", "ranking"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """How far a method is ahead of a lower-ranked one: difference of their means, raw scores."""
+
+    over: str
+    by: Estimate
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval lies above zero."""
+        return self.by.lo is not None and self.by.lo > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One method with its leads over all methods below it, the next one first."""
+
+    result: PooledResult
+    leads: tuple[Lead, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BitsRanking:
+    """Methods at one bit width of one model, best mean first.
+
+    Attributes:
+        unranked: names of the methods that have no mean, for want of full coverage.
+    """
+
+    model: str
+    w_bits: int
+    a_bits: int
+    rows: tuple[Ranked, ...]
+    unranked: tuple[str, ...]
+
+
+def ranking(results: Results) -> list[BitsRanking]:
+    """Order the methods of each bit width by mean, seeds taken together; the reference is left out.
+
+    A lead is the mean over dimensions of the paired differences between two methods: the same
+    prompt, sample and seed against each other. Its interval resamples prompts once for all
+    dimensions (``stats.paired_joint_difference``). Many bit widths first.
+    """
+    info = results.bootstrap
+    resampler = Resampler(resamples=info.resamples, confidence=info.confidence, seed=info.seed)
+    groups: dict[tuple[str, int, int], list[PooledResult]] = {}
+    for row in results.pooled:
+        if not row.is_reference:
+            groups.setdefault((row.model, row.w_bits, row.a_bits), []).append(row)
+    keys = sorted(groups, key=lambda key: (key[0], -key[1], -key[2]))
+    return [_rank(results, groups[key], resampler) for key in keys]
+
+
+def _rank(results: Results, group: list[PooledResult], resampler: Resampler) -> BitsRanking:
+    with_mean = [(row.mean.value, row) for row in group if row.mean and row.mean.value is not None]
+    ordered = [row for _, row in sorted(with_mean, key=lambda pair: (-pair[0], pair[1].method))]
+    ranked = tuple(
+        Ranked(row, tuple(_lead(results, row, other, resampler) for other in ordered[place + 1 :]))
+        for place, row in enumerate(ordered)
+    )
+    unranked = tuple(sorted({row.method for row in group} - {row.method for row in ordered}))
+    return BitsRanking(group[0].model, group[0].w_bits, group[0].a_bits, ranked, unranked)
+
+
+def _lead(results: Results, row: PooledResult, other: PooledResult, resampler: Resampler) -> Lead:
+    ours, theirs = (scores_of([results.cell(i) for i in each.cells]) for each in (row, other))
+    return Lead(other.method, joint_difference(ours, theirs, resampler))

@@ -1,0 +1,114 @@
+"""What all plots share: looks, interval bars, legend, and the SVG element that a page takes in."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evalharness.report.rows import scale_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from evalharness.result_schema import Estimate, Results
+
+# Stands for the page's text colour: ``to_svg`` replaces it by ``currentColor``.
+INK = "#010203"
+
+RC: dict[Any, Any] = {
+    "svg.hashsalt": "evalharness",  # the same ids on every run
+    "svg.fonttype": "path",
+    "text.parse_math": False,  # a method's name may hold a dollar sign
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+# Middle tones, legible on white and on near-black; the markers tell them apart without colour.
+_COLORS = ("#2f7fd0", "#e07b1a", "#2e9e6b", "#c4549b", "#8a6fd1", "#b89500", "#3fa3b9", "#d0493e")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+class Style(NamedTuple):
+    """A method's colour and marker, and its shift (-0.5..0.5) beside the others of one place."""
+
+    color: str
+    marker: str
+    shift: float
+
+
+def look_of(methods: Iterable[str]) -> dict[str, Style]:
+    """Method -> style, by alphabetical order."""
+    names = sorted(set(methods))
+    return {
+        name: Style(
+            _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)], (place + 0.5) / len(names) - 0.5
+        )
+        for place, name in enumerate(names)
+    }
+
+
+def shown(estimate: Estimate | None, results: Results) -> float:
+    """The value as the tables show it; nan, drawn as nothing, for none."""
+    if estimate is None or estimate.value is None:
+        return float("nan")
+    return estimate.value * scale_of(results)
+
+
+def interval_dots(
+    axes: Axes,
+    places: Sequence[float],
+    estimates: Sequence[Estimate | None],
+    results: Results,
+    style: Style,
+    label: str,
+    *,
+    lying: bool = False,
+) -> None:
+    """Dots with interval bars: upright, or lying with ``places`` on the upright axis."""
+    values = [shown(estimate, results) for estimate in estimates]
+    x, y = (values, places) if lying else (places, values)
+    axes.scatter(x, y, color=style.color, marker=style.marker, s=28, zorder=3, label=label, linewidths=0)
+    for place, estimate in zip(places, estimates, strict=True):
+        if estimate is not None and estimate.lo is not None and estimate.hi is not None:
+            ends = [estimate.lo * scale_of(results), estimate.hi * scale_of(results)]
+            bar = (ends, [place, place]) if lying else ([place, place], ends)
+            axes.plot(*bar, color=style.color, lw=1.2)
+
+
+def legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
+    """One legend above all axes, each label once, in alphabetical order."""
+    found: dict[str, Any] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels = sorted(found)
+    figure.legend([found[label] for label in labels], labels, loc="outside upper center", ncols=6)
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of its own, outside pyplot's global list. Inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def to_svg(figure: Figure, prefix: str) -> str:
+    """The ``<svg>`` element alone: no date, scalable, ink from the page, ids of its own."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    head, body = text[text.index("<svg") :].replace(INK, "currentColor").split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", body)
+    width = round(figure.get_size_inches()[0] * 96)
+    return f'{head} aria-hidden="true" style="width: {width}px">{body}'

@@ -1,0 +1,141 @@
+"""The tables of the page: what each cell shows and what it sorts by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evalharness.report.rows import (
+    AGAINST_REFERENCE,
+    COST_COLUMNS,
+    bits_label,
+    cost,
+    coverage_text,
+    dimension_text,
+    estimate_text,
+    minus_reference,
+    number,
+    seed_means_text,
+    sorted_cells,
+    sorted_pooled,
+)
+
+if TYPE_CHECKING:
+    from evalharness.result_schema import CellResult, Estimate, PooledResult, Results
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's name; text columns are left-aligned and sorted as text."""
+
+    name: str
+    is_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableCell:
+    """What is shown, a second smaller line, and the sort key (empty sorts last)."""
+
+    text: str
+    small: str = ""
+    sort: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Cells in the order of the columns."""
+
+    cells: tuple[TableCell, ...]
+    is_reference: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One sortable table of the page; a folded one opens on a click."""
+
+    title: str
+    note: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    is_folded: bool = False
+
+
+def cell_table(results: Results, *, is_folded: bool) -> Table:
+    """One row a cell."""
+    texts = [Column("method", True), Column("bits"), Column("seed")]
+    facts = [Column("source", True), Column("execution", True), Column("coverage"), Column("mean")]
+    facts.append(Column(AGAINST_REFERENCE))
+    numbers = [Column(name) for name in (*results.dimensions, *COST_COLUMNS, "train_minutes")]
+    differences = minus_reference(results)
+    rows = tuple(
+        Row(_cells(cell, differences.get(cell.id), results), cell.is_reference)
+        for cell in sorted_cells(results)
+    )
+    note = "One row for each method, bit width and seed. A click on a column's name sorts by it."
+    title = "Every cell" if is_folded else "Leaderboard"
+    return Table(title, note, (*texts, *facts, *numbers), rows, is_folded)
+
+
+def pooled_table(results: Results) -> Table:
+    """One row for each method and bit width, all seeds together."""
+    columns = [Column("method", True), Column("bits"), Column("mean"), Column(AGAINST_REFERENCE)]
+    columns += [Column("mean of each seed", True), *(Column(name) for name in results.dimensions)]
+    rows = tuple(Row(_pooled_cells(row, results), row.is_reference) for row in sorted_pooled(results))
+    note = f"{len(results.seeds)} seeds taken together; prompts stay the clusters of the intervals."
+    return Table("Leaderboard, all seeds together", note, tuple(columns), rows)
+
+
+def _cells(cell: CellResult, difference: Estimate | None, results: Results) -> tuple[TableCell, ...]:
+    return (
+        _text(cell.method),
+        _bits(cell),
+        TableCell(str(cell.seed), sort=str(cell.seed)),
+        _text(cell.source),
+        _text(cell.execution),
+        TableCell(coverage_text(cell.coverage), sort=repr(cell.coverage)),
+        _estimate(cell.mean, results),
+        _estimate(difference, results, signed=True),
+        *_dimensions(cell, results),
+        *(_number(cost(cell, column), 2) for column in COST_COLUMNS),
+        _number(cell.train_minutes, 1),
+    )
+
+
+def _pooled_cells(row: PooledResult, results: Results) -> tuple[TableCell, ...]:
+    return (
+        _text(row.method),
+        _bits(row),
+        _estimate(row.mean, results),
+        _estimate(row.minus_reference, results, signed=True),
+        _text(seed_means_text(row, results)),
+        *_dimensions(row, results),
+    )
+
+
+def _dimensions(row: CellResult | PooledResult, results: Results) -> Sequence[TableCell]:
+    estimates = [row.dimensions[name] for name in results.dimensions]
+    return [_split(dimension_text(estimate, results), estimate) for estimate in estimates]
+
+
+def _text(text: str) -> TableCell:
+    return TableCell(text, sort=text)
+
+
+def _bits(row: CellResult | PooledResult) -> TableCell:
+    return TableCell(bits_label(row.w_bits, row.a_bits), sort=str(100 * row.w_bits + row.a_bits))
+
+
+def _number(value: float | None, digits: int) -> TableCell:
+    return TableCell(number(value, digits), sort="" if value is None else repr(value))
+
+
+def _estimate(estimate: Estimate | None, results: Results, *, signed: bool = False) -> TableCell:
+    return _split(estimate_text(estimate, results, signed=signed), estimate)
+
+
+def _split(text: str, estimate: Estimate | None) -> TableCell:
+    """The value on the first line, interval and count on the second."""
+    value, _, rest = text.partition(" ")
+    known = estimate is not None and estimate.value is not None
+    return TableCell(value, rest, repr(estimate.value) if estimate is not None and known else "")

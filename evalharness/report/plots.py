@@ -1,0 +1,165 @@
+"""Plots as inline SVG. Ink is ``currentColor``, so that they follow a page's light or dark theme."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from evalharness.report.drawing import (
+    INK,
+    RC,
+    Style,
+    empty_figure,
+    interval_dots,
+    legend,
+    look_of,
+    shown,
+    to_svg,
+)
+from evalharness.report.rows import bits_label, estimate_text, scale_of, sorted_cells, sorted_pooled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from evalharness.result_schema import CellResult, PooledResult, Results
+
+
+class Plot(NamedTuple):
+    """An SVG element with its caption; ``alt`` says in words what it shows."""
+
+    svg: str
+    caption: str
+    alt: str
+
+
+def plots(results: Results) -> list[Plot]:
+    """All plots that the results have data for."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(RC):
+        drawn = (_mean_by_bits(results), _dimension_dots(results), _training_curves(results))
+        return [plot for plot in drawn if plot is not None]
+
+
+def _bits(row: PooledResult | CellResult) -> str:
+    return bits_label(row.w_bits, row.a_bits)
+
+
+def _looks(results: Results) -> dict[str, Style]:
+    """The same look for a method in every plot."""
+    return look_of(row.method for row in results.pooled if not row.is_reference)
+
+
+def _unit(results: Results) -> str:
+    return " (%)" if results.percent else ""
+
+
+def _mean_by_bits(results: Results) -> Plot | None:
+    rows = [row for row in sorted_pooled(results) if row.mean is not None]
+    quantized = [row for row in rows if not row.is_reference]
+    if not quantized:
+        return None
+    figure = empty_figure(6.4, 3.4)
+    axes = figure.subplots()
+    ticks = list(dict.fromkeys(_bits(row) for row in quantized))
+    for reference in (row for row in rows if row.is_reference):
+        _reference_band(axes, reference, results)
+    for method, style in _looks(results).items():
+        mine = [row for row in quantized if row.method == method]
+        x = [ticks.index(_bits(row)) + 0.6 * style.shift for row in mine]
+        axes.plot(x, [shown(row.mean, results) for row in mine], color=style.color, lw=0.8, alpha=0.4)
+        interval_dots(axes, x, [row.mean for row in mine], results, style, method)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.6, len(ticks) - 0.4)
+    axes.set_ylabel(f"mean of {len(results.dimensions)} dimensions{_unit(results)}")
+    axes.grid(axis="y", lw=0.3, alpha=0.5)
+    legend(figure, [axes])
+    alt = "; ".join(f"{row.method} {_bits(row)}: {estimate_text(row.mean, results)}" for row in rows)
+    caption = "Mean by bit width, all seeds together, with 95 % intervals. The band is full precision."
+    return Plot(to_svg(figure, "mean"), caption, f"{alt}.")
+
+
+def _reference_band(axes: Axes, row: PooledResult, results: Results) -> None:
+    if row.mean is None or row.mean.value is None:
+        return
+    scale = scale_of(results)
+    axes.axhline(row.mean.value * scale, color=INK, lw=0.9, ls="--", label=row.method)
+    if row.mean.lo is not None and row.mean.hi is not None:
+        axes.axhspan(row.mean.lo * scale, row.mean.hi * scale, color=INK, alpha=0.1, lw=0)
+
+
+def _dimension_dots(results: Results) -> Plot | None:
+    rows = sorted_pooled(results)
+    if not any(estimate.n for row in rows for estimate in row.dimensions.values()):
+        return None
+    panels = list(dict.fromkeys(_bits(row) for row in rows if not row.is_reference)) or ["BF16"]
+    height = 1.1 + len(results.dimensions) * (0.2 + 0.07 * len(_looks(results)))
+    figure = empty_figure(1.8 + 2.3 * len(panels), height)
+    all_axes = list(figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0])
+    for axes, panel in zip(all_axes, panels, strict=True):
+        _dimension_panel(axes, panel, rows, results)
+    all_axes[0].set_yticks(range(len(results.dimensions)), results.dimensions)
+    all_axes[0].set_ylim(len(results.dimensions) - 0.4, -0.6)
+    legend(figure, all_axes)
+    caption = "Every dimension, all seeds together, with 95 % intervals. The upright bar is full precision."
+    alt = "The values stand in the leaderboard's columns for each dimension."
+    return Plot(to_svg(figure, "dimensions"), caption, alt)
+
+
+def _dimension_panel(axes: Axes, panel: str, rows: Sequence[PooledResult], results: Results) -> None:
+    looks = _looks(results)
+    for row in rows:
+        estimates = [row.dimensions[name] for name in results.dimensions]
+        if row.is_reference:
+            values = [shown(estimate, results) for estimate in estimates]
+            axes.scatter(values, range(len(values)), marker="|", s=140, color=INK, label=row.method)
+        elif _bits(row) == panel:
+            style = looks[row.method]
+            places = [place + 0.7 * style.shift for place in range(len(estimates))]
+            interval_dots(axes, places, estimates, results, style, row.method, lying=True)
+    axes.set_title(panel, fontsize=9.0)
+    axes.set_xlabel(f"score{_unit(results)}")
+    axes.grid(lw=0.3, alpha=0.5)
+    axes.tick_params(axis="y", length=0)
+
+
+def _training_curves(results: Results) -> Plot | None:
+    cells = [cell for cell in sorted_cells(results) if _curve(cell, "loss")]
+    if not cells:
+        return None
+    names = {"loss": "loss", "grad": "gradient norm"}
+    names = {key: name for key, name in names.items() if any(_curve(cell, key) for cell in cells)}
+    panels = list(dict.fromkeys(_bits(cell) for cell in cells))
+    figure = empty_figure(1.8 + 2.3 * len(panels), 0.8 + 1.9 * len(names))
+    grid = figure.subplots(len(names), len(panels), sharex=True, sharey="row", squeeze=False)
+    looks = _looks(results)
+    for row_of_axes, (key, name) in zip(grid, names.items(), strict=True):
+        for axes, panel in zip(row_of_axes, panels, strict=True):
+            for cell in cells:
+                if _bits(cell) == panel and (curve := _curve(cell, key)):
+                    color = looks[cell.method].color
+                    axes.plot(*zip(*curve, strict=True), color=color, lw=0.9, alpha=0.85, label=cell.method)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+            axes.grid(lw=0.3, alpha=0.5)
+        row_of_axes[0].set_ylabel(name)
+    for top, bottom, panel in zip(grid[0], grid[-1], panels, strict=True):
+        top.set_title(panel, fontsize=9.0)
+        bottom.set_xlabel("step")
+    legend(figure, list(grid[0]))
+    caption = "Training of the quantized weights: loss and gradient norm by step, one line a cell."
+    return Plot(to_svg(figure, "training"), caption, f"Cells: {', '.join(cell.id for cell in cells)}.")
+
+
+def _curve(cell: CellResult, prefix: str) -> list[tuple[float, float]]:
+    """(step, value) of the logged quantity whose name starts so, the shortest if several do.
+
+    Values that are not positive are left out: the axis is logarithmic.
+    """
+    names = {name for record in cell.train_log for name in record if name.startswith(prefix)}
+    if not names:
+        return []
+    name = min(names, key=lambda each: (len(each), each))
+    values = [(record.get("step", place), record.get(name)) for place, record in enumerate(cell.train_log)]
+    return [(float(x), float(y)) for x, y in values if isinstance(y, int | float) and y > 0]

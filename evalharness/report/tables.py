@@ -1,0 +1,156 @@
+"""``scores.csv``, ``leaderboard.csv`` and ``leaderboard.md``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from evalharness.report.rows import Value
+    from evalharness.result_schema import CellResult, PooledResult, Results
+
+__all__ = ["CsvReporter", "MarkdownReporter"]
+
+
+class CsvReporter:
+    """Every score in long form, and one row a cell with intervals."""
+
+    name = "csv"
+    summary = "scores.csv (every score, raw) and leaderboard.csv (one row a cell)"
+
+    def write(self, results: Results, run_folder: Path) -> list[Path]:
+        """Write both files; numbers have a fixed number of decimals, an absent one is empty."""
+        from evalharness.report.rows import leaderboard_columns, leaderboard_rows, score_columns, score_rows
+        from evalharness.store import atomic_write_text
+
+        scores = run_folder / "scores.csv"
+        atomic_write_text(scores, _csv(score_rows(results), score_columns(), decimals=6))
+        leaderboard = run_folder / "leaderboard.csv"
+        rows = leaderboard_rows(results)
+        atomic_write_text(leaderboard, _csv(rows, leaderboard_columns(results), decimals=4))
+        return [scores, leaderboard]
+
+
+class MarkdownReporter:
+    """The leaderboard for people: what it is, the ranking in words, all cells with intervals."""
+
+    name = "markdown"
+    summary = "leaderboard.md"
+
+    def write(self, results: Results, run_folder: Path) -> list[Path]:
+        """Write ``leaderboard.md``."""
+        from evalharness.store import atomic_write_text
+
+        path = run_folder / "leaderboard.md"
+        atomic_write_text(path, markdown(results))
+        return [path]
+
+
+def _csv(rows: Sequence[dict[str, Value]], columns: Sequence[str], *, decimals: int) -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=list(columns))
+    return str(frame.to_csv(index=False, float_format=f"%.{decimals}f", lineterminator="\n"))
+
+
+def markdown(results: Results) -> str:
+    """The text of ``leaderboard.md``."""
+    from evalharness.ranking import ranking
+    from evalharness.report.rows import sorted_cells
+    from evalharness.report.wording import legend, ranking_sentences, warnings
+
+    parts = [f"# Leaderboard: {results.protocol}", f"**{results.label}**"]
+    parts += [f"> {line}" for line in ["  \n> ".join(warnings(results))] if line]
+    if len(results.seeds) > 1:
+        parts += [f"## All seeds together ({len(results.seeds)} seeds)", _pooled_table(results)]
+    sentences = ranking_sentences(ranking(results), results)
+    if sentences:
+        parts += ["## Ranking", _bullets(sentences)]
+    cells = sorted_cells(results)
+    parts += ["## Cells", _cell_table(cells, results)]
+    parts += ["## Dimensions", _dimension_table(cells, results)]
+    parts += ["## How to read this", _bullets(legend(results))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _pooled_table(results: Results) -> str:
+    from evalharness.report.rows import AGAINST_REFERENCE, sorted_pooled
+
+    headers = ["method", "bits", "source", "execution", "mean", AGAINST_REFERENCE, "mean of each seed"]
+    return _table(headers, [_pooled_row(row, results) for row in sorted_pooled(results)])
+
+
+def _pooled_row(row: PooledResult, results: Results) -> list[str]:
+    from evalharness.report.rows import bits_label, estimate_text, seed_means_text
+
+    return [
+        row.method,
+        bits_label(row.w_bits, row.a_bits),
+        ", ".join(row.sources),
+        ", ".join(row.executions),
+        estimate_text(row.mean, results),
+        estimate_text(row.minus_reference, results, signed=True),
+        seed_means_text(row, results),
+    ]
+
+
+def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
+    from evalharness.report.rows import (
+        AGAINST_REFERENCE,
+        COST_COLUMNS,
+        bits_label,
+        cost,
+        coverage_text,
+        estimate_text,
+        minus_reference,
+        number,
+    )
+
+    headers = ["method", "bits", "seed", "source", "execution", "coverage", "mean", AGAINST_REFERENCE]
+    headers += [*COST_COLUMNS, "train_minutes"]
+    differences = minus_reference(results)
+    rows = [
+        [
+            cell.method,
+            bits_label(cell.w_bits, cell.a_bits),
+            str(cell.seed),
+            cell.source,
+            cell.execution,
+            coverage_text(cell.coverage),
+            estimate_text(cell.mean, results),
+            estimate_text(differences.get(cell.id), results, signed=True),
+            *(number(cost(cell, column), 2) for column in COST_COLUMNS),
+            number(cell.train_minutes, 1),
+        ]
+        for cell in cells
+    ]
+    return _table(headers, rows)
+
+
+def _dimension_table(cells: Sequence[CellResult], results: Results) -> str:
+    from evalharness.report.rows import bits_label, dimension_text
+
+    headers = ["method", "bits", "seed", *results.dimensions]
+    rows = [
+        [
+            cell.method,
+            bits_label(cell.w_bits, cell.a_bits),
+            str(cell.seed),
+            *(dimension_text(cell.dimensions[name], results) for name in results.dimensions),
+        ]
+        for cell in cells
+    ]
+    return _table(headers, rows)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from tabulate import tabulate
+
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    return tabulate(escaped, headers=list(headers), tablefmt="github", disable_numparse=True)

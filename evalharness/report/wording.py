@@ -1,0 +1,111 @@
+"""Sentences that are true of a set of results: warnings, the ranking in words, the legend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evalharness.report.rows import bits_label, coverage_text, estimate_text
+
+if TYPE_CHECKING:
+    from evalharness.ranking import BitsRanking, Ranked
+    from evalharness.result_schema import CellResult, Estimate, Results
+
+_SOURCES = {
+    "loaded": "quantized weights read from a published checkpoint",
+    "trained": "quantized weights trained in this run",
+    "computed": "quantized weights computed in this run, without training",
+    "reference": "the model in full precision",
+}
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know before any number; empty for a complete run."""
+    if not results.cells:
+        return ["No cell has results."]
+    partial = [cell for cell in results.cells if not cell.is_complete]
+    lines = []
+    if partial:
+        lines.append(
+            f"PARTIAL RUN: {len(partial)} of {len(results.cells)} cells lack scores. "
+            "A mean is printed at full coverage only; values of partly covered dimensions "
+            "are not comparable between rows."
+        )
+        alike: dict[str, list[str]] = {}
+        for cell in partial:
+            alike.setdefault(_missing(cell), []).append(cell.id)
+        lines += [f"{', '.join(ids)}: {missing}" for missing, ids in alike.items()]
+    return lines
+
+
+def _missing(cell: CellResult) -> str:
+    lacking = [
+        f"{name} {estimate.n}/{estimate.expected}"
+        for name, estimate in cell.dimensions.items()
+        if estimate.n < estimate.expected
+    ]
+    failed = f", {cell.n_failed} failed" if cell.n_failed else ""
+    scores = f"; scores: {', '.join(lacking)}" if lacking else ""
+    return (
+        f"coverage {coverage_text(cell.coverage)}, "
+        f"{cell.n_videos_ok} of {cell.n_videos_expected} videos{failed}{scores}."
+    )
+
+
+def ranking_sentences(rankings: list[BitsRanking], results: Results) -> list[str]:
+    """One sentence for each bit width, most bits first; the model is named if there are several."""
+    models = {ranked.model for ranked in rankings}
+    sentences = []
+    for group in rankings:
+        where = bits_label(group.w_bits, group.a_bits) + (f" of {group.model}" if len(models) > 1 else "")
+        parts = [_standing(row, results) for row in group.rows]
+        if group.unranked:
+            parts.append(f"not ranked, for want of full coverage: {_list(group.unranked)}")
+        sentences.append(f"At {where}: {'; '.join(parts)}.")
+    return sentences
+
+
+def _standing(row: Ranked, results: Results) -> str:
+    clear = [f"{lead.over} by {estimate_text(lead.by, results)}" for lead in row.leads if lead.is_clear]
+    unclear = [f"{lead.over} ({_signed(lead.by, results)})" for lead in row.leads if not lead.is_clear]
+    text = f"{row.result.method} {estimate_text(row.result.mean, results)}"
+    if clear:
+        text += f", ahead of {_list(clear)}"
+    if unclear:
+        text += f", not distinguishable from {_list(unclear)}"
+    return text
+
+
+def _signed(estimate: Estimate, results: Results) -> str:
+    return estimate_text(estimate, results, signed=True)
+
+
+def _list(items: list[str] | tuple[str, ...]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def legend(results: Results) -> list[str]:
+    """How to read the tables; names only what occurs in them."""
+    info, unit = results.bootstrap, "percent" if results.percent else "raw scores"
+    lines = [
+        f"Values are in {unit}, as `value [lo, hi]`: {info.confidence * 100:g} % percentile bootstrap, "
+        f"{info.resamples} resamples of whole {info.cluster}s. The interval covers the choice of "
+        f"{info.cluster}s; how far seeds differ stands beside it.",
+        "mean: unweighted mean of the dimensions, at full coverage only. Methods are compared by paired "
+        "differences: same prompt, same sample, same seed; each comparison on its own, not corrected "
+        "for their number.",
+    ]
+    sources = {cell.source for cell in results.cells}
+    named = [f"`{source}`: {text}" for source, text in _SOURCES.items() if source in sources]
+    if named:
+        lines.append(f"source: {'; '.join(named)}.")
+    executions = {cell.execution for cell in results.cells}
+    if "real" in executions:
+        lines.append("execution `real`: packed low-bit weights or the full-precision model itself ran.")
+    if "emulated" in executions:
+        lines.append("execution `emulated`: packed weights, unpacked for the arithmetic.")
+    if "fake" in executions:
+        lines.append(
+            "execution `fake`: quantization is simulated in floating point. Its step time is the cost "
+            "of the simulation, so no speed-up is given."
+        )
+    return lines

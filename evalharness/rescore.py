@@ -1,0 +1,64 @@
+"""Scores an existing run folder again: its own plan, the present metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from evalharness.config import RunConfig
+from evalharness.console import Console
+from evalharness.errors import UserError
+from evalharness.executor import local_executor
+from evalharness.plan import build_plan
+from evalharness.planfile import PlanFile, read_plan_file
+from evalharness.registry import Registry
+from evalharness.runfolder import RunFolder
+from evalharness.runner import Summary, run_stages, worker_spec
+from evalharness.runstate import Prepared, RunState
+
+__all__ = ["rescore"]
+
+_NO_MODULE = Prepared(checkpoint=None, key="")
+
+
+def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: Console) -> Summary:
+    """Score what is stale in every cell of ``folder``, then aggregate.
+
+    The videos stay valid as the folder's own record says, whatever is installed now; neither the
+    methods nor torch in the version of then are needed.
+
+    Args:
+        folder: made by ``run``.
+        config: of it, ``dimensions``, ``device``, ``workers`` and ``plugin`` count.
+        registry: the plugins.
+        console: for progress.
+
+    Raises:
+        UserError: not a run folder; its protocol has other prompts now; a plugin is missing.
+    """
+    read_plan_file(folder)  # says so if this is no run folder, before anything is locked
+    with folder.lock():
+        stored = read_plan_file(folder)
+        model, protocol = str(stored.identity["model"]), str(stored.identity["protocol"])
+        plan = build_plan(dataclasses.replace(config, model=model, protocol=protocol), registry)
+        _refuse_other_prompts(folder, stored, plan.identity()["prompts_sha256"])
+        plan = dataclasses.replace(plan, cells=tuple(stored.cells.values()))
+        prepared = {cell.id: _NO_MODULE for cell in plan.cells if folder.cell(cell.id).prepare.exists()}
+        state = RunState(
+            plan=plan,
+            registry=registry,
+            folder=folder,
+            executor=local_executor(worker_spec(plan), plan.workers),
+            console=console,
+            identity=stored.identity,
+            config=plan.record(),
+            prepared=prepared,
+        )
+        return run_stages(state, ("score", "aggregate"))
+
+
+def _refuse_other_prompts(folder: RunFolder, stored: PlanFile, prompts_sha256: str) -> None:
+    if stored.identity["prompts_sha256"] != prompts_sha256:
+        raise UserError(
+            f"{folder.root}: its protocol {stored.identity['protocol']} has other prompts now; "
+            "its videos cannot be judged by them. Make a new run with another --output"
+        )

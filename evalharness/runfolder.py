@@ -1,0 +1,144 @@
+"""The run folder: where everything lies, and the lock against a second writer."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from evalharness.errors import StorageError
+from evalharness.store import TEMP_PREFIX, JsonLines, remove_temporaries
+
+__all__ = ["CellFolder", "RunFolder", "utc_now"]
+
+
+LOCK_NAME = ".lock"
+
+
+def utc_now() -> str:
+    """The time as ``2026-01-31T12:00:00Z``."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, slots=True)
+class CellFolder:
+    """The files of one cell. ``<run>/cells/<cell-id>``."""
+
+    root: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint"
+
+    @property
+    def train_log(self) -> Path:
+        return self.root / "train.jsonl"
+
+    @property
+    def videos(self) -> Path:
+        return self.root / "videos"
+
+    @property
+    def prepare(self) -> Path:
+        return self.root / "prepare.json"
+
+    @property
+    def profile(self) -> Path:
+        return self.root / "profile.json"
+
+    @property
+    def samples(self) -> JsonLines:
+        return JsonLines(self.root / "samples.jsonl")
+
+    @property
+    def scores(self) -> JsonLines:
+        return JsonLines(self.root / "scores.jsonl")
+
+    def video(self, sample_id: str) -> Path:
+        return self.videos / f"{sample_id}.mp4"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The files of one run: cells of one model under one protocol, added to by each command."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def report_state(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def events(self) -> JsonLines:
+        return JsonLines(self.root / "events.jsonl")
+
+    def cell(self, cell_id: str) -> CellFolder:
+        return CellFolder(self.root / "cells" / cell_id)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder alone; the system frees the lock when the process ends, however it ends.
+
+        Raises:
+            StorageError: another process holds it, it is no run folder and not empty, or it cannot
+                be written.
+        """
+        self._refuse_foreign()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the run folder {self.root}: {error.strerror}; choose another with --output"
+            ) from error
+        try:
+            self._take(handle)
+            remove_temporaries(self.root)
+            yield
+        finally:
+            os.close(handle)
+
+    def _refuse_foreign(self) -> None:
+        """Nothing is touched in a folder that holds other things."""
+        if self.root.exists() and not self.root.is_dir():
+            raise StorageError(f"{self.root} is a file; choose a folder with --output")
+        if not self.root.is_dir() or self.plan.exists():
+            return
+        names = {path.name for path in self.root.iterdir()}
+        if any(name != LOCK_NAME and not name.startswith(TEMP_PREFIX) for name in names):
+            raise StorageError(f"{self.root} is not empty and no run folder; choose another with --output")
+
+    def _take(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(
+                f"{self.root} is in use by {_holder(handle)}; wait for it to end, or choose another --output"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "started": utc_now()}).encode(), 0)
+
+
+def _holder(handle: int) -> str:
+    try:
+        record = json.loads(os.pread(handle, 4096, 0))
+        return f"process {record['pid']} (since {record['started']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,107 @@
+"""Runs a plan: lock, stages in order, summary. The same command again does only what is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from evalharness.console import Console
+from evalharness.executor import WorkerSpec, local_executor
+from evalharness.plan import RunPlan
+from evalharness.planfile import record_cells
+from evalharness.registry import Registry
+from evalharness.runfolder import RunFolder
+from evalharness.runstate import RunState, StageCount
+from evalharness.stages import aggregate, generate, prepare, profile, score
+
+__all__ = ["Summary", "run_plan", "run_stages", "worker_spec"]
+
+STAGES: Mapping[str, Callable[[RunState], StageCount]] = {
+    "prepare": prepare.run,
+    "generate": generate.run,
+    "score": score.run,
+    "profile": profile.run,
+    "aggregate": aggregate.run,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What each stage did, and how long all took."""
+
+    counts: Mapping[str, StageCount]
+    seconds: float
+
+    @property
+    def failed(self) -> int:
+        return sum(count.failed for count in self.counts.values())
+
+    @property
+    def nothing_done(self) -> bool:
+        return not any(count.done or count.failed for count in self.counts.values())
+
+    def line(self) -> str:
+        """One line for the person who ran it."""
+        if self.nothing_done:
+            kept = {name: count.kept for name, count in self.counts.items()}
+            parts = [
+                f"{kept[stage]} {unit}"
+                for stage, unit in (("prepare", "cells"), ("generate", "videos"), ("score", "scores"))
+                if stage in kept
+            ]
+            return f"nothing to do: {', '.join(parts)} up to date"
+        parts = [
+            f"{name} {count.done}" + (f" ({count.failed} failed)" if count.failed else "")
+            for name, count in self.counts.items()
+            if count.done or count.failed
+        ]
+        return f"done in {self.seconds:.0f} s: {', '.join(parts)}"
+
+
+def run_plan(plan: RunPlan, registry: Registry, console: Console) -> Summary:
+    """All stages of ``evalharness run``, under the folder's lock.
+
+    Raises:
+        UserError: the folder is in use, of a different run or not writable; a checkpoint is bad.
+        KeyboardInterrupt: after the workers have ended.
+    """
+    folder = RunFolder(plan.output)
+    with folder.lock():
+        identity = plan.identity()
+        record_cells(folder, identity, plan.cells)
+        executor = local_executor(worker_spec(plan), plan.workers)
+        state = RunState(
+            plan=plan,
+            registry=registry,
+            folder=folder,
+            executor=executor,
+            console=console,
+            identity=identity,
+            config=plan.record(),
+        )
+        return run_stages(state, tuple(STAGES))
+
+
+def run_stages(state: RunState, names: tuple[str, ...]) -> Summary:
+    """Run the named stages in order; always ends the workers."""
+    start = time.monotonic()
+    try:
+        counts = {name: STAGES[name](state) for name in names}
+    finally:
+        state.executor.close()
+    summary = Summary(counts=counts, seconds=time.monotonic() - start)
+    if state.started:
+        state.event("end", summary=summary.line())
+    return summary
+
+
+def worker_spec(plan: RunPlan) -> WorkerSpec:
+    """What the workers of a plan need to know."""
+    return WorkerSpec(
+        model=plan.model,
+        protocol=plan.protocol,
+        device=plan.device,
+        skip_layers=plan.skip_layers,
+        plugin_files=plan.plugin_files,
+    )

@@ -1,0 +1,90 @@
+"""What a worker keeps between tasks: plugins, the pipeline, the quantized module, the metrics."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalharness.api import EvalProtocol, LoadedModel, Metric, Model, Prompt
+from evalharness.cells import Cell, build_method
+from evalharness.executor import WorkerSpec
+from evalharness.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Loads each thing when first asked for, once.
+
+    Attributes:
+        emit: sends a progress event to the parent process.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.registry = Registry(spec.plugin_files)
+        self.emit: Callable[[Mapping[str, Any]], None] = lambda event: None
+        self._metrics: dict[str, Metric] = {}
+        self._active = ""
+
+    @cached_property
+    def model(self) -> Model:
+        model: Model = self.registry.get("models", self.spec.model)()
+        return model
+
+    @cached_property
+    def prompts(self) -> dict[str, Prompt]:
+        """The protocol's prompts by id."""
+        protocol: EvalProtocol = self.registry.get("protocols", self.spec.protocol)()
+        return {prompt.id: prompt for prompt in protocol.prompts()}
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The pipeline in memory; its transformer is changed by ``activate`` alone."""
+        import torch
+
+        if self.spec.device == "cpu":
+            torch.set_num_threads(1)
+        return self.model.load(self.spec.device)
+
+    @cached_property
+    def pristine(self) -> nn.Module:
+        """The full-precision transformer as loaded, in eval mode. Never handed out to be changed."""
+        return self.loaded.transformer.eval()
+
+    def fresh_transformer(self) -> nn.Module:
+        """A copy of the full-precision transformer that may be changed."""
+        return copy.deepcopy(self.pristine)
+
+    def activate(self, cell: Cell, folder: Path | None, key: str) -> LoadedModel:
+        """The pipeline with the cell's transformer in it.
+
+        Args:
+            cell: whose method loads the module.
+            folder: its checkpoint; None for the reference.
+            key: what identifies the module; unchanged means that it is kept.
+
+        Raises:
+            ValueError: the checkpoint is missing, corrupt or foreign.
+        """
+        if key != self._active:
+            pristine = self.pristine
+            self._active = ""
+            self.loaded.transformer = pristine  # frees the last cell's module before the next is built
+            if folder is not None:
+                method = build_method(self.registry, cell)
+                self.loaded.transformer = method.load(self.fresh_transformer(), folder).eval()
+            self._active = key
+        return self.loaded
+
+    def metric(self, name: str) -> Metric:
+        """The metric plugin of that name, built once."""
+        if name not in self._metrics:
+            self._metrics[name] = self.registry.get("metrics", name)()
+        return self._metrics[name]

@@ -1,0 +1,203 @@
+"""Stage 5: the records of all cells in the folder become ``results.json`` and the reports.
+
+Everything in the folder counts, also what earlier commands made: cells accumulate. Full coverage
+is counted against the whole protocol, so that a limited run stays a partial one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalharness.api import EvalProtocol, Prompt, Reporter, Sample
+from evalharness.cells import Cell
+from evalharness.console import Console
+from evalharness.errors import StorageError, is_storage_error, one_line
+from evalharness.hashing import digest, file_sha256
+from evalharness.planfile import read_plan_file
+from evalharness.registry import Registry
+from evalharness.runfolder import RunFolder
+from evalharness.runstate import RunState, StageCount
+from evalharness.seeds import video_seed
+from evalharness.stages.samples import latest_samples, valid_samples
+from evalharness.stages.score import MetricHashes, latest_scores, valid_row
+from evalharness.store import JsonLines, atomic_write_json, read_json
+
+if TYPE_CHECKING:
+    from evalharness.results import CellRecord, Results, ScoreRow
+
+__all__ = ["run", "write_reports"]
+
+VERSION = 1
+_INPUT_FILES = ("prepare.json", "samples.jsonl", "scores.jsonl", "profile.json", "train.jsonl")
+
+
+def run(state: RunState) -> StageCount:
+    """Write results and reports unless those there were made from the very same records."""
+    cells = list(read_plan_file(state.folder).cells.values())
+    protocol: EvalProtocol = state.registry.get("protocols", state.plan.protocol)()
+    wanted = _inputs_hash(state, cells, protocol)
+    record = read_json(state.folder.report_state) or {}
+    files = record.get("files", {})
+    if record.get("inputs") == wanted and _all_whole(state.folder.root, files):
+        return StageCount(kept=len(files))
+    state.begin_work()
+    from evalharness.results import build_results, write_results
+
+    builder = _RecordBuilder(state, protocol)
+    results = build_results(
+        [builder.cell_record(cell) for cell in cells],
+        protocol=state.plan.protocol,
+        dimensions=list(protocol.metrics),
+        percent=protocol.percent,
+        label=getattr(protocol, "label", f"{state.plan.protocol} scores"),
+        manifest=state.finish_work(),
+        prompts={prompt.id: prompt.text for prompt in state.plan.protocol_prompts},
+    )
+    write_results(results, state.folder.results)
+    written, failed = write_reports(state.registry, state.console, state.folder, results)
+    paths = [state.folder.results, *written]
+    hashes = {path.relative_to(state.folder.root).as_posix(): file_sha256(path) for path in paths}
+    if not failed:
+        atomic_write_json(state.folder.report_state, {"inputs": wanted, "files": hashes})
+    return StageCount(done=len(paths), failed=failed)
+
+
+def write_reports(
+    registry: Registry, console: Console, folder: RunFolder, results: Results, names: Sequence[str] = ()
+) -> tuple[list[Path], int]:
+    """Let the reporters (all, or those named) write; one that fails is warned about and counted.
+
+    Raises:
+        UserError: a reporter of that name does not exist.
+        StorageError: the disk refuses.
+    """
+    written: list[Path] = []
+    failed = 0
+    loaded = {name: registry.get("reporters", name) for name in names} or registry.load_all("reporters")
+    for name, cls in loaded.items():
+        reporter: Reporter = cls()
+        try:
+            written += reporter.write(results, folder.root)
+        except Exception as error:
+            if is_storage_error(error):
+                raise StorageError(f"reporter {name}: {one_line(error)}") from error
+            console.warn(f"reporter {name} failed: {one_line(error)}")
+            failed += 1
+    return written, failed
+
+
+class _RecordBuilder:
+    """Collects a cell's records, leaving out all that is stale."""
+
+    def __init__(self, state: RunState, protocol: EvalProtocol) -> None:
+        self._state = state
+        self._protocol = protocol
+        self._hashes = MetricHashes(state.registry)
+        per_prompt = protocol.samples_per_prompt
+        self._expected = {
+            dimension: per_prompt * sum(dimension in prompt.dimensions for prompt in self._prompts)
+            for dimension in protocol.metrics
+        }
+
+    @property
+    def _prompts(self) -> Sequence[Prompt]:
+        return self._state.plan.protocol_prompts
+
+    def cell_record(self, cell: Cell) -> CellRecord:
+        from evalharness.results import CellRecord
+
+        files = self._state.folder.cell(cell.id)
+        prepare = read_json(files.prepare) or self._unprepared(cell)
+        samples = self._samples(cell)
+        valid = valid_samples(self._state.identity, files, samples)
+        latest = latest_samples(files)
+        failed = sum(record["status"] == "failed" for record in latest.values())
+        return CellRecord(
+            cell_id=cell.id,
+            model=cell.model,
+            protocol=self._state.plan.protocol,
+            method=cell.method,
+            w_bits=cell.bits.w,
+            a_bits=cell.bits.a,
+            seed=cell.seed,
+            source=prepare["source"],
+            execution=prepare["execution"],
+            n_expected=self._expected,
+            scores=self._scores(cell, valid),
+            n_videos_expected=len(samples),
+            n_videos_ok=len(valid),
+            n_failed=failed,
+            profile=_without_hash(read_json(files.profile)),
+            train_minutes=prepare["train_minutes"],
+            train_log=JsonLines(files.train_log).read(),
+            method_config=prepare["config"],
+        )
+
+    def _unprepared(self, cell: Cell) -> dict[str, Any]:
+        """A cell whose preparation failed still has its row, with nothing in it."""
+        return {
+            "source": "computed",
+            "execution": "fake",
+            "train_minutes": None,
+            "config": dict(cell.options),
+        }
+
+    def _samples(self, cell: Cell) -> list[Sample]:
+        return [
+            Sample(prompt=prompt, index=index, seed=video_seed(cell.seed, prompt.id, index))
+            for prompt in self._prompts
+            for index in range(self._protocol.samples_per_prompt)
+        ]
+
+    def _scores(
+        self, cell: Cell, valid: Mapping[str, tuple[Sample, Mapping[str, Any]]]
+    ) -> dict[str, list[ScoreRow]]:
+        from evalharness.results import ScoreRow
+
+        rows = latest_scores(self._state.folder.cell(cell.id))
+        stale = 0
+        scores: dict[str, list[ScoreRow]] = {dimension: [] for dimension in self._protocol.metrics}
+        for sample, record in valid.values():
+            for dimension, metric in self._protocol.metrics.items():
+                row = rows.get((sample.id, dimension))
+                wanted = self._hashes.of(metric, sample.prompt)
+                if row is None or row["value"] is None:
+                    continue
+                if valid_row(row, wanted, record["sha256"]):
+                    scores[dimension].append(ScoreRow(sample.prompt.id, sample.index, row["value"]))
+                else:
+                    stale += 1
+        if stale:
+            self._state.console.warn(
+                f"{cell.id}: {stale} scores by another version of their metric are left out; "
+                f"renew them with: evalharness score {self._state.folder.root}"
+            )
+        return scores
+
+
+def _inputs_hash(state: RunState, cells: Sequence[Cell], protocol: EvalProtocol) -> str:
+    contents = {}
+    for cell in cells:
+        root = state.folder.cell(cell.id).root
+        contents[cell.id] = [
+            file_sha256(root / name) if (root / name).is_file() else None for name in _INPUT_FILES
+        ]
+    registry = state.registry
+    reporters = {name: registry.code_hash("reporters", name) for name in registry.names("reporters")}
+    metrics = {
+        dimension: [metric, registry.get("metrics", metric).info, registry.code_hash("metrics", metric)]
+        for dimension, metric in protocol.metrics.items()
+    }
+    return digest(["aggregate", VERSION, contents, reporters, metrics, dict(state.identity)])
+
+
+def _all_whole(root: Path, files: Mapping[str, str]) -> bool:
+    return all(
+        (root / name).is_file() and file_sha256(root / name) == sha256 for name, sha256 in files.items()
+    )
+
+
+def _without_hash(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if record is None else {key: value for key, value in record.items() if key != "hash"}

@@ -1,0 +1,138 @@
+"""Stage 2: the videos, and ``samples.jsonl`` with one line for each attempt (the last one counts)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalharness.api import GenerationSettings, Sample
+from evalharness.cells import Cell
+from evalharness.executor import Outcome, Task
+from evalharness.hashing import file_sha256
+from evalharness.runfolder import CellFolder
+from evalharness.runstate import RunState, StageCount
+from evalharness.session import Session
+from evalharness.stages.samples import cell_hash, sample_hash, valid_samples
+from evalharness.store import atomic_write_bytes
+from evalharness.video import encode_video
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["run", "work"]
+
+
+def run(state: RunState) -> StageCount:
+    """Make the videos that are missing, stale, damaged or failed before."""
+    tasks: list[Task] = []
+    kept = 0
+    size = state.plan.batch_size
+    for cell in state.cells:
+        samples = state.plan.samples(cell)
+        due = _due(state, cell, samples)
+        kept += len(samples) - len(due)
+        tasks += [_task(state, cell, due[start : start + size]) for start in range(0, len(due), size)]
+    if not tasks:
+        return StageCount(kept=kept)
+    done = failed = 0
+    for outcome in state.run_tasks("generate", "video", tasks):
+        records = _records(outcome)
+        state.folder.cell(outcome.task.payload["cell_id"]).samples.append(records)
+        if outcome.failure is None:
+            done += len(records)
+        else:
+            failed += len(records)
+            state.console.warn(f"{outcome.task.key}: {outcome.error}")
+    return StageCount(done=done, kept=kept, failed=failed)
+
+
+def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """In a worker: make and write one batch of videos, padded to its full size."""
+    cell = Cell.from_json(payload["cell"])
+    folder = None if payload["checkpoint"] is None else Path(payload["checkpoint"])
+    loaded = session.activate(cell, folder, payload["key"])
+    samples = payload["samples"]
+    padded = samples + [samples[-1]] * (payload["batch_size"] - len(samples))
+    start = time.monotonic()
+    frames = loaded.generate(
+        [session.prompts[sample["prompt_id"]].text for sample in padded],
+        [sample["seed"] for sample in padded],
+    )
+    _check_frames(frames, len(padded), session.model.settings)
+    milliseconds = (time.monotonic() - start) * 1000 / len(samples)
+    made = []
+    for sample, video in zip(samples, frames, strict=False):
+        path = Path(sample["path"])
+        data = encode_video(video, session.model.settings.fps)
+        atomic_write_bytes(path, data)
+        made.append({"sha256": file_sha256(path), "bytes": len(data), "ms": round(milliseconds, 1)})
+    return {"videos": made}
+
+
+def _due(state: RunState, cell: Cell, samples: list[Sample]) -> list[Sample]:
+    files = state.folder.cell(cell.id)
+    valid = valid_samples(state.identity, files, samples)
+    due = []
+    for sample in samples:
+        if sample.id not in valid:
+            due.append(sample)
+        elif not _is_whole(files, sample, valid[sample.id][1]):
+            state.console.warn(f"{cell.id}/{sample.id}.mp4: missing, truncated or changed; making it again")
+            due.append(sample)
+    return due
+
+
+def _is_whole(files: CellFolder, sample: Sample, record: Mapping[str, Any]) -> bool:
+    path = files.video(sample.id)
+    return path.is_file() and file_sha256(path) == record["sha256"]
+
+
+def _task(state: RunState, cell: Cell, samples: Sequence[Sample]) -> Task:
+    files, prepared = state.folder.cell(cell.id), state.prepared[cell.id]
+    shared = cell_hash(state.identity, files)
+    assert shared is not None, "prepared cells have a hash"
+    payload = {
+        "cell": cell.to_json(),
+        "cell_id": cell.id,
+        "checkpoint": None if prepared.checkpoint is None else str(prepared.checkpoint),
+        "key": prepared.key,
+        "batch_size": state.plan.batch_size,
+        "samples": [
+            {
+                "sample": sample.id,
+                "prompt_id": sample.prompt.id,
+                "index": sample.index,
+                "seed": sample.seed,
+                "path": str(files.video(sample.id)),
+                "hash": sample_hash(shared, sample),
+            }
+            for sample in samples
+        ],
+    }
+    return Task(kind="generate", key=f"{cell.id}/{samples[0].id}", payload=payload)
+
+
+def _records(outcome: Outcome) -> list[dict[str, Any]]:
+    samples = outcome.task.payload["samples"]
+    ok = outcome.failure is None
+    made = outcome.value["videos"] if ok else [{"sha256": None, "bytes": None, "ms": None}] * len(samples)
+    return [
+        {
+            **{key: sample[key] for key in ("sample", "prompt_id", "index", "seed", "hash")},
+            "status": "ok" if ok else "failed",
+            "error": None if ok else outcome.error,
+            **facts,
+        }
+        for sample, facts in zip(samples, made, strict=True)
+    ]
+
+
+def _check_frames(frames: np.ndarray, count: int, settings: GenerationSettings) -> None:
+    wanted = (count, settings.frames, settings.height, settings.width, 3)
+    if frames.shape != wanted or str(frames.dtype) != "uint8":
+        raise RuntimeError(
+            f"generate() of the model returned {frames.dtype} {list(frames.shape)}, "
+            f"expected uint8 {list(wanted)}"
+        )

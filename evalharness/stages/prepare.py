@@ -1,0 +1,227 @@
+"""Stage 1: every cell gets its quantized weights: loaded, trained or computed.
+
+Writes ``prepare.json`` (where the weights came from, their hash) and, unless they were loaded from a
+published checkpoint, ``checkpoint/`` and ``train.jsonl``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evalharness.api import Method, Needs
+from evalharness.cells import Cell, build_method
+from evalharness.checkpoints import CARD_NAME, card_for, display_path, find_checkpoints, read_card
+from evalharness.errors import UserError
+from evalharness.executor import Failure, Outcome, Task
+from evalharness.hashing import digest, jsonable, tree_sha256
+from evalharness.runfolder import CellFolder, utc_now
+from evalharness.runstate import Prepared, RunState, StageCount
+from evalharness.session import Session
+from evalharness.stages.context import StageContext
+from evalharness.store import TEMP_PREFIX, atomic_write_json, read_json, replace_folder
+
+__all__ = ["VERSION", "run", "work"]
+
+VERSION = 1
+
+
+def run(state: RunState) -> StageCount:
+    """Prepare what is missing or stale; fills ``state.prepared``.
+
+    Raises:
+        UserError: a checkpoint that was to be loaded is corrupt or foreign.
+    """
+    published = find_checkpoints(state.plan, state.registry)
+    due = []
+    for cell in state.plan.cells:
+        source = published.get(cell.id)
+        wanted = _inputs_hash(state, cell, source)
+        if not _is_current(state, cell, source, wanted):
+            due.append((cell, source, wanted))
+    kept = len(state.prepared)
+    _write_references(state, [(cell, wanted) for cell, _, wanted in due if cell.is_reference])
+    _run_tasks(state, [(cell, source, wanted) for cell, source, wanted in due if not cell.is_reference])
+    done = len(state.prepared) - kept
+    return StageCount(done=done, kept=kept, failed=len(state.plan.cells) - done - kept)
+
+
+def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """In a worker: load a checkpoint, to see that it is whole, or apply the method and save."""
+    cell = Cell.from_json(payload["cell"])
+    if payload["source"] is not None:
+        session.activate(cell, Path(payload["source"]), key=f"check {payload['cell']}")
+        return {"seconds": None}
+    train_log, target = Path(payload["train_log"]), Path(payload["target"])
+    train_log.unlink(missing_ok=True)
+    method = build_method(session.registry, cell)
+    context = StageContext(session, cell.seed, train_log)
+    _seed_libraries(cell.seed)
+    start = time.monotonic()
+    module = method.apply(session.fresh_transformer(), context)
+    seconds = time.monotonic() - start
+    method.save(module, target)
+    return {"seconds": seconds}
+
+
+def _inputs_hash(state: RunState, cell: Cell, source: Path | None) -> str:
+    inputs: dict[str, Any] = {
+        "stage": ["prepare", VERSION],
+        "model_fingerprint": state.plan.model_fingerprint,
+        "model_code": state.registry.code_hash("models", cell.model),
+        "method": cell.method,
+    }
+    if not cell.is_reference:
+        inputs |= {
+            "config": jsonable(build_method(state.registry, cell)),
+            "method_code": state.registry.code_hash("methods", cell.method),
+            "seed": cell.seed,
+            "skip_layers": state.plan.skip_layers,
+            "device": state.plan.device,
+            "published": None if source is None else tree_sha256(source),
+        }
+    return digest(inputs)
+
+
+def _is_current(state: RunState, cell: Cell, source: Path | None, wanted: str) -> bool:
+    """Whether ``prepare.json`` and the checkpoint fit; if so the cell counts as prepared."""
+    files = state.folder.cell(cell.id)
+    record = read_json(files.prepare)
+    if record is None:
+        return False
+    if record.get("hash") != wanted:
+        state.console.warn(f"{cell.id}: made with other options, weights or code before; making it again")
+        return False
+    folder = _folder(record, files, source)
+    if folder is not None and (not folder.is_dir() or tree_sha256(folder) != record["checkpoint_sha256"]):
+        state.console.warn(f"{cell.id}: its checkpoint is damaged; making it again")
+        return False
+    state.prepared[cell.id] = Prepared(checkpoint=folder, key=_module_key(record))
+    return True
+
+
+def _module_key(record: Mapping[str, Any]) -> str:
+    """The same for cells that run the same module, so that a worker keeps it (other seeds)."""
+    return digest([record["method"], record["config"], record["checkpoint_sha256"]])
+
+
+def _folder(record: Mapping[str, Any], files: CellFolder, source: Path | None) -> Path | None:
+    if record["source"] == "reference":
+        return None
+    return source if record["source"] == "loaded" else files.checkpoint
+
+
+def _write_references(state: RunState, cells: Sequence[tuple[Cell, str]]) -> None:
+    for cell, wanted in cells:
+        state.begin_work()
+        record = _record(cell, wanted, source="reference", execution="real")
+        atomic_write_json(state.folder.cell(cell.id).prepare, record)
+        state.prepared[cell.id] = Prepared(checkpoint=None, key=_module_key(record))
+
+
+def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) -> None:
+    if not due:
+        return
+    by_id = {cell.id: (cell, source, wanted) for cell, source, wanted in due}
+    tasks = [_task(state, cell, source) for cell, source, _ in due]
+    try:
+        for outcome in state.run_tasks("prepare", "cell", tasks):
+            cell, source, wanted = by_id[outcome.task.key]
+            if outcome.failure is None:
+                _finish(state, cell, source, wanted, outcome)
+            elif outcome.failure is Failure.USER:
+                raise _refusal(cell, source, outcome)
+            else:
+                state.console.warn(f"{cell.id}: could not be prepared: {outcome.error}")
+    finally:
+        for task in tasks:
+            if task.payload["target"] is not None:
+                shutil.rmtree(task.payload["target"], ignore_errors=True)
+
+
+def _task(state: RunState, cell: Cell, source: Path | None) -> Task:
+    files = state.folder.cell(cell.id)
+    files.root.mkdir(parents=True, exist_ok=True)
+    payload = {
+        "cell": cell.to_json(),
+        "source": None if source is None else str(source),
+        "target": None if source else tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=files.root),
+        "train_log": str(files.train_log),
+    }
+    return Task(kind="prepare", key=cell.id, payload=payload)
+
+
+def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outcome: Outcome) -> None:
+    files = state.folder.cell(cell.id)
+    method = build_method(state.registry, cell)
+    seconds = outcome.value["seconds"]
+    trained = source is None and method.needs == Needs.TRAINING
+    if source is None:
+        target = Path(outcome.task.payload["target"])
+        if not any(target.iterdir()):
+            raise UserError(f"method {cell.method}: save() wrote nothing into its folder")
+        atomic_write_json(target / CARD_NAME, card_for(cell, state.plan, _own_config(method)))
+        target.chmod(0o755)
+        replace_folder(target, files.checkpoint)
+    else:
+        files.train_log.unlink(missing_ok=True)
+    folder = source or files.checkpoint
+    record = _record(
+        cell,
+        wanted,
+        source="loaded" if source else "trained" if trained else "computed",
+        execution=getattr(method, "execution", "fake"),
+        config=_own_config(method) if source is None else _published_config(source, cell),
+        checkpoint=display_path(folder) if source else "checkpoint",
+        checkpoint_sha256=tree_sha256(folder),
+        train_minutes=round(seconds / 60, 4) if trained else None,
+    )
+    atomic_write_json(files.prepare, record)
+    state.prepared[cell.id] = Prepared(checkpoint=folder, key=_module_key(record))
+
+
+def _refusal(cell: Cell, source: Path | None, outcome: Outcome) -> UserError:
+    where = f"checkpoint {display_path(source)}" if source else f"method {cell.method}"
+    advice = "; to make it instead: --load never" if source else ""
+    return UserError(f"{cell.id}: {where}: {outcome.error}{advice}")
+
+
+def _record(cell: Cell, wanted: str, *, source: str, execution: str, **rest: Any) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "hash": wanted,
+        "source": source,
+        "execution": execution,
+        "config": {},
+        "checkpoint": None,
+        "checkpoint_sha256": None,
+        "train_minutes": None,
+        "finished": utc_now(),
+    }
+    return {"cell": cell.id, "method": cell.method, **record, **rest}
+
+
+def _own_config(method: Method) -> dict[str, Any]:
+    config: dict[str, Any] = jsonable(method)
+    return config
+
+
+def _published_config(folder: Path, cell: Cell) -> dict[str, Any]:
+    """As the checkpoint's card tells; the method's present defaults say nothing about it."""
+    card = read_card(folder)
+    return {"w_bits": cell.bits.w, "a_bits": cell.bits.a} if card is None else dict(card["config"])
+
+
+def _seed_libraries(seed: int) -> None:
+    """For methods that draw from the global generators."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,200 @@
+"""Stage 3: one row in ``scores.jsonl`` for each video and dimension.
+
+A video is read and decoded once for all its metrics. When the stage ends, the file holds the
+latest rows in a fixed order, so that its bytes do not depend on interruptions or workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evalharness.api import Metric, Prompt, Sample, Skip, Video
+from evalharness.cells import Cell
+from evalharness.errors import one_line
+from evalharness.executor import Outcome, Task
+from evalharness.hashing import digest, jsonable
+from evalharness.registry import Registry
+from evalharness.runfolder import CellFolder
+from evalharness.runstate import RunState, StageCount
+from evalharness.session import Session
+from evalharness.stages.samples import valid_samples
+from evalharness.versions import package_version
+from evalharness.video import decode_video
+
+__all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work"]
+
+VERSION = 1
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "av")
+
+
+class MetricHashes:
+    """Hash of all that a score depends on besides the video: the metric and the prompt."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._versions = [package_version(name) for name in _PACKAGES]
+        self._metrics: dict[str, str] = {}
+
+    def of(self, metric: str, prompt: Prompt) -> str:
+        if metric not in self._metrics:
+            info = self._registry.get("metrics", metric).info
+            code = self._registry.code_hash("metrics", metric)
+            self._metrics[metric] = digest(["score", VERSION, metric, jsonable(info), code, self._versions])
+        return digest([self._metrics[metric], prompt.text, prompt.labels])
+
+
+def latest_scores(files: CellFolder) -> dict[tuple[str, str], dict[str, Any]]:
+    """(sample id, dimension) -> its last row."""
+    return {(row["sample"], row["dimension"]): row for row in files.scores.read()}
+
+
+def valid_row(row: Mapping[str, Any] | None, metric_hash: str, video_sha256: str) -> bool:
+    """Whether a row is about this very video, by this very metric, and no error."""
+    return (
+        row is not None
+        and row["metric_hash"] == metric_hash
+        and row["video_sha256"] == video_sha256
+        and row.get("error") is None
+    )
+
+
+def run(state: RunState) -> StageCount:
+    """Score what is missing or stale among the command's videos that are there."""
+    hashes = MetricHashes(state.registry)
+    tasks: list[Task] = []
+    kept = 0
+    for cell in state.cells:
+        cell_tasks, current = _cell_tasks(state, cell, hashes)
+        tasks += cell_tasks
+        kept += current
+    done = failed = 0
+    if tasks:
+        done, failed = _run_tasks(state, tasks)
+    for cell in state.cells:
+        _tidy(state.folder.cell(cell.id))
+    return StageCount(done=done, kept=kept, failed=failed)
+
+
+def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """In a worker: all due metrics of one video."""
+    sample = Sample(
+        prompt=session.prompts[payload["prompt_id"]], index=payload["index"], seed=payload["seed"]
+    )
+    path = Path(payload["path"])
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != payload["sha256"]:
+        return {"damaged": "the video file is missing, truncated or changed since it was made", "rows": []}
+    video = decode_video(data, path.name)
+    rows = []
+    for due in payload["due"]:
+        row = {
+            "sample": sample.id,
+            "prompt_id": sample.prompt.id,
+            "dimension": due["dimension"],
+            "metric": due["metric"],
+            **_judge(session, due["metric"], video, sample),
+            "video_sha256": payload["sha256"],
+            "metric_hash": due["hash"],
+        }
+        rows.append(row)
+    return {"damaged": None, "rows": rows}
+
+
+def _judge(session: Session, name: str, video: Video, sample: Sample) -> dict[str, Any]:
+    try:
+        metric = session.metric(name)
+        return {"value": _checked(metric, metric.score(video, sample)), "skip": None}
+    except Skip as skip:
+        return {"value": None, "skip": str(skip)}
+    except Exception as error:
+        return {"value": None, "skip": None, "error": one_line(error)}
+
+
+def _checked(metric: Metric, value: float) -> float:
+    value = float(value)
+    info = metric.info
+    if not (math.isfinite(value) and info.low <= value <= info.high):
+        raise ValueError(f"score {value} is outside the declared range {info.low}..{info.high}")
+    return value
+
+
+def _cell_tasks(state: RunState, cell: Cell, hashes: MetricHashes) -> tuple[list[Task], int]:
+    files = state.folder.cell(cell.id)
+    rows = latest_scores(files)
+    tasks, kept = [], 0
+    for sample, record in valid_samples(state.identity, files, state.plan.samples(cell)).values():
+        due = []
+        for dimension, metric in state.plan.metrics.items():
+            if dimension not in sample.prompt.dimensions:
+                continue
+            wanted = hashes.of(metric, sample.prompt)
+            if valid_row(rows.get((sample.id, dimension)), wanted, record["sha256"]):
+                kept += 1
+            else:
+                due.append({"dimension": dimension, "metric": metric, "hash": wanted})
+        if due:
+            tasks.append(_task(cell, files, sample, record, due))
+    return tasks, kept
+
+
+def _task(
+    cell: Cell, files: CellFolder, sample: Sample, record: Mapping[str, Any], due: Sequence[Mapping[str, Any]]
+) -> Task:
+    payload = {
+        "cell_id": cell.id,
+        "path": str(files.video(sample.id)),
+        "sha256": record["sha256"],
+        "prompt_id": sample.prompt.id,
+        "index": sample.index,
+        "seed": sample.seed,
+        "due": list(due),
+        "record": dict(record),
+    }
+    return Task(kind="score", key=f"{cell.id}/{sample.id}", payload=payload)
+
+
+def _run_tasks(state: RunState, tasks: Sequence[Task]) -> tuple[int, int]:
+    done = failed = 0
+    errors: Counter[str] = Counter()
+    for outcome in state.run_tasks("score", "video", tasks):
+        rows = _keep(state, outcome)
+        bad = [row for row in rows if row.get("error") is not None]
+        errors.update(f"{row['metric']}: {row['error']}" for row in bad)
+        lost = (
+            0
+            if outcome.failure is None and outcome.value["damaged"] is None
+            else len(outcome.task.payload["due"])
+        )
+        done += len(rows) - len(bad)
+        failed += len(bad) + lost
+    for text, count in errors.most_common():
+        state.console.warn(f"{text} ({count} video{'' if count == 1 else 's'})")
+    return done, failed
+
+
+def _keep(state: RunState, outcome: Outcome) -> list[dict[str, Any]]:
+    """Write the rows of one video; a damaged one is marked failed, so that ``run`` makes it again."""
+    payload = outcome.task.payload
+    files = state.folder.cell(payload["cell_id"])
+    damage = outcome.error if outcome.failure is not None else outcome.value["damaged"]
+    if damage is not None:
+        state.console.warn(f"{outcome.task.key}: {damage}")
+    if outcome.failure is None and damage is not None:
+        files.samples.append([{**payload["record"], "status": "failed", "error": damage}])
+    rows: list[dict[str, Any]] = outcome.value["rows"] if outcome.failure is None else []
+    files.scores.append(rows)
+    return rows
+
+
+def _tidy(files: CellFolder) -> None:
+    """Keep the latest row of each video and dimension, in name order."""
+    rows = files.scores.read()
+    latest = {(row["sample"], row["dimension"]): row for row in rows}
+    ordered = [latest[key] for key in sorted(latest)]
+    if ordered != rows:
+        files.scores.rewrite(ordered)

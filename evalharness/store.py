@@ -1,0 +1,216 @@
+"""Files that survive a crash: atomic writes and append-only JSON lines.
+
+A file written here is either whole or absent. A record appended here is on the disk when the
+call returns, and a record cut short by a crash is dropped by the next reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evalharness.errors import StorageError, UserError
+
+__all__ = [
+    "TEMP_PREFIX",
+    "JsonLines",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "read_json",
+    "remove_temporaries",
+    "replace_folder",
+    "temporary_folder",
+]
+
+TEMP_PREFIX = ".tmp-"
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        OSError: disk full, no permission; the old file is then untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
+    temp = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.chmod(0o666 & ~_umask())
+        temp.replace(path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, data: str) -> None:
+    """``atomic_write_bytes`` for text, as UTF-8 with the line ends as given."""
+    atomic_write_bytes(path, data.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """``atomic_write_text`` of indented JSON, keys in the order given. NaN is refused."""
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from ``path``, or None when there is no such file.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it to have it made again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object; delete it to have it made again")
+    return value
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A fresh folder inside ``parent``; removed afterwards unless it was moved away."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent))
+    folder.chmod(0o777 & ~_umask())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put folder ``new`` at ``target`` in place of what is there.
+
+    A crash in between can leave no ``target``, never a mixture; the caller's record of the
+    folder's hash, written afterwards, says whether it is whole.
+    """
+    for path in new.rglob("*"):
+        if path.is_file():
+            _fsync_file(path)
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=target.parent))
+        target.replace(old / "old")
+        new.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        new.replace(target)
+    _fsync_folder(target.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what a killed writer left behind. Only for the holder of the folder's lock."""
+    for path in sorted(folder.rglob(TEMP_PREFIX + "*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class JsonLines:
+    """An append-only file of JSON objects, one a line, each on the disk before ``append`` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records; a last line that a crash cut short is left out.
+
+        Raises:
+            UserError: a line that is not the last is not a JSON object.
+        """
+        records, _ = self._scan()
+        return records
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add records in one write and wait until the disk has them.
+
+        A cut-short last line is removed first, so that it never becomes a corrupt middle one.
+        """
+        text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        if not text:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            if not self._ends_whole():
+                _, size = self._scan()
+                file.truncate(size)
+            start = file.seek(0, os.SEEK_END)
+            try:
+                file.write(text.encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(start)
+                raise
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the whole file atomically."""
+        lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+        atomic_write_text(self.path, "".join(lines))
+
+    def _ends_whole(self) -> bool:
+        with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def _scan(self) -> tuple[list[dict[str, Any]], int]:
+        """The records and the number of bytes that they fill."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return [], 0
+        whole = data[: data.rfind(b"\n") + 1]
+        records = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            records.append(self._parse(line, number))
+        return records, len(whole)
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise StorageError(
+                f"{self.path}: line {number} is not a JSON record; remove that line "
+                "(its work is then done again) or restore the file"
+            )
+        return record
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,88 @@
+"""The worker's side: ``python -m evalharness.worker`` reads tasks as JSON lines and answers each.
+
+Standard output carries answers only; whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from evalharness.errors import is_storage_error, one_line
+from evalharness.executor import Failure, WorkerSpec
+from evalharness.session import Session
+
+__all__ = ["TaskRunner", "main"]
+
+# Kind of task -> module with ``work(session, payload) -> dict``.
+_HANDLERS = {
+    "prepare": "evalharness.stages.prepare",
+    "generate": "evalharness.stages.generate",
+    "score": "evalharness.stages.score",
+    "profile": "evalharness.stages.profile",
+}
+
+
+class TaskRunner:
+    """Runs tasks on one session and turns every exception into an answer."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._session = Session(spec)
+
+    def run(
+        self, kind: str, payload: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]
+    ) -> dict[str, Any]:
+        """``{"value": ...}``, or ``{"failure", "error", "traceback"}``."""
+        self._session.emit = emit
+        try:
+            work = importlib.import_module(_HANDLERS[kind]).work
+            return {"value": work(self._session, payload)}
+        except Exception as error:
+            failure = Failure.USER if isinstance(error, ValueError) else Failure.ERROR
+            if is_storage_error(error):
+                failure = Failure.STORAGE
+            text = str(error) if failure is Failure.USER else one_line(error)
+            return {"failure": failure.value, "error": text, "traceback": traceback.format_exc()}
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent decides
+    inbox: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
+    spec = json.loads(inbox.get())["spec"]
+    runner = TaskRunner(WorkerSpec(**{**spec, "plugin_files": tuple(spec["plugin_files"])}))
+    while True:
+        message = json.loads(inbox.get())
+        answer = runner.run(
+            message["kind"], message["payload"], lambda event: _send(answers, {"event": dict(event)})
+        )
+        _send(answers, answer)
+
+
+def _listen(inbox: queue.Queue[str]) -> None:
+    """Pass lines on; when the parent is gone, end at once, whatever the main thread is doing."""
+    for line in sys.stdin:
+        inbox.put(line)
+    os._exit(0)
+
+
+def _send(answers: TextIO, message: Mapping[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The library's two verbs: ``quantize_`` before training, ``convert_`` after it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvgen.auxiliary import Phi
+from qvgen.config import QuantConfig, QVGenConfig, did_you_mean
+from qvgen.linear import FrozenQuantLinear, QuantLinear
+from qvgen.quantizers import ClipContext
+
+
+def quantize_(model: nn.Module, config: QuantConfig | QVGenConfig, skip: Collection[str] = ()) -> nn.Module:
+    """Replace the ``nn.Linear`` layers of ``model`` by fake-quantized ones, in place.
+
+    Args:
+        model: any module that contains linears and is not one itself.
+        config: the quantizers; a ``QVGenConfig`` adds Phi to each layer.
+        skip: names, as ``named_modules`` spells them, that stay as they are.
+
+    Returns:
+        The same ``model``, every parameter trainable.
+
+    Raises:
+        ValueError: a name in ``skip`` that is no linear, nothing left to quantize, or a model
+            that is quantized already.
+    """
+    quant = config.quant if isinstance(config, QVGenConfig) else config
+    names = quantizable_names(model, skip)
+    context = make_clip_context(model, quant)
+    for name in names:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        try:
+            layer = QuantLinear.from_linear(linear, quant, context)
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from None
+        if isinstance(config, QVGenConfig):
+            layer.add_phi(config.rank)
+        model.set_submodule(name, layer)
+    return model.requires_grad_(True)
+
+
+@torch.no_grad()
+def convert_(model: nn.Module) -> nn.Module:
+    """Freeze a model from ``quantize_`` into plain integer codes, scales and zero points, in place.
+
+    Phi must have decayed to zero; it is removed. Unquantized tensors are rounded to the dtype that
+    a checkpoint stores (``QuantConfig.store_dtype``), so that a saved model is the live one.
+
+    Returns:
+        The same ``model`` in eval mode, no parameter requiring gradients.
+
+    Raises:
+        ValueError: nothing to convert, or a Phi that is still at work.
+    """
+    layers = dict(quant_layers(model))
+    if not layers:
+        raise ValueError("convert_ found no quantized layer: call quantize_ on the model first")
+    for name, layer in layers.items():
+        if layer.phi is not None and bool((layer.phi.gamma != 0).any()):
+            raise ValueError(
+                f"layer {name}: Phi is still active (gamma up to {float(layer.phi.gamma.max()):g}); "
+                "finish the rank decay before convert_"
+            )
+        model.set_submodule(name, FrozenQuantLinear.from_trained(layer))
+    config = next(iter(layers.values())).config
+    for _, tensor in unquantized_tensors(model):
+        tensor.copy_(tensor.to(stored_dtype(tensor, config)))
+    return model.requires_grad_(False).eval()
+
+
+def quantizable_names(model: nn.Module, skip: Collection[str]) -> list[str]:
+    """Names of the linears to quantize, in the order of ``named_modules``.
+
+    Raises:
+        ValueError: as ``quantize_``.
+    """
+    kinds = (QuantLinear, FrozenQuantLinear)
+    quantized = next((n for n, m in model.named_modules() if isinstance(m, kinds)), None)
+    if quantized is not None:
+        raise ValueError(f"the model is quantized already (layer {quantized}); start from a fresh one")
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if "" in names:
+        raise ValueError("the model is itself an nn.Linear and cannot be replaced in place; wrap it")
+    for name in skip:
+        if name not in names:
+            raise ValueError(f"skip: {name!r} is no linear of the model{did_you_mean(name, names)}")
+    kept = [n for n in names if n not in set(skip)]
+    if not kept:
+        raise ValueError(f"nothing to quantize: the model has {len(names)} linears, {len(skip)} skipped")
+    return kept
+
+
+def make_clip_context(model: nn.Module, config: QuantConfig) -> ClipContext:
+    """The context that the layers share; follows the ``timestep`` keyword where it matters."""
+    context = ClipContext(config.clip_buckets if config.learn_clip else 1)
+    if context.buckets > 1:
+        # Kept on the module, so that a deep copy of the model follows its own context.
+        model.clip_context = context  # type: ignore[assignment]
+        model.register_forward_pre_hook(_take_timestep, with_kwargs=True)
+    return context
+
+
+def _take_timestep(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    context = model.clip_context
+    assert isinstance(context, ClipContext)
+    timestep = kwargs.get("timestep")
+    if isinstance(timestep, Tensor):
+        context.set_timestep(timestep)
+    else:
+        context.bucket = None
+
+
+def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
+    """Name and module of each layer in training form."""
+    return ((n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear))
+
+
+def frozen_layers(model: nn.Module) -> Iterator[tuple[str, FrozenQuantLinear]]:
+    """Name and module of each layer in inference form."""
+    return ((n, m) for n, m in model.named_modules() if isinstance(m, FrozenQuantLinear))
+
+
+def phis(model: nn.Module) -> list[Phi]:
+    """All auxiliary modules, in the order of ``named_modules``."""
+    return [layer.phi for _, layer in quant_layers(model) if layer.phi is not None]
+
+
+def unquantized_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Floating-point tensors of the state that belong to no quantized weight (biases included)."""
+    own = {
+        f"{n}.{t}"
+        for n, _ in frozen_layers(model)
+        for t in ("codes", "scale", "zero_point", "lower", "upper")
+    }
+    return (
+        (name, tensor)
+        for name, tensor in model.state_dict().items()
+        if name not in own and tensor.is_floating_point()
+    )
+
+
+def stored_dtype(tensor: Tensor, config: QuantConfig) -> torch.dtype:
+    """What a checkpoint keeps of an unquantized tensor: float32 for vectors, else as configured."""
+    if tensor.dim() < 2 or config.store_dtype == "float32":
+        return torch.float32
+    return torch.bfloat16

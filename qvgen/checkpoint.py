@@ -1,0 +1,194 @@
+"""Quantized models on disk: ``model.safetensors`` and ``quantization_config.json``, nothing else.
+
+Weight codes are stored packed (``NAME.codes``, a uint8 byte stream, see ``qvgen.packed.bits``),
+their ``scale`` and ``zero_point`` and learnt clip ratios as float32 and all other tensors of the
+model as ``QuantConfig.store_dtype`` says. The JSON file is written last: a folder without it was
+never finished. Reading is strict: anything missing, surplus or of another shape is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as format_safetensors
+from torch import Tensor, nn
+
+from qvgen.api import frozen_layers, make_clip_context, quantizable_names, stored_dtype, unquantized_tensors
+from qvgen.config import QuantConfig, from_json, to_json
+from qvgen.files import atomic_write_bytes
+from qvgen.linear import FrozenQuantLinear
+from qvgen.packed.bits import pack, packed_bytes, unpack
+
+FORMAT = "qvgen-quantized"
+FORMAT_VERSION = 1
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "quantization_config.json"
+
+
+def save_quantized(model: nn.Module, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write a model from ``convert_`` into an existing folder.
+
+    Args:
+        model: the converted model.
+        folder: where the two files go; older ones are replaced.
+        meta: JSON values to keep beside, e.g. ``{"method": "qvgen"}``; ``load_quantized`` compares
+            those it is asked to.
+
+    Raises:
+        ValueError: the model has no converted layer.
+    """
+    layers = dict(frozen_layers(model))
+    if not layers:
+        raise ValueError("nothing to save: the model holds no converted layer; call convert_ first")
+    config = next(iter(layers.values())).config
+    data = format_safetensors(_stored_tensors(model, layers, config))
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "meta": dict(meta),
+        "config": to_json(config),
+        "layers": {name: [layer.out_features, layer.in_features] for name, layer in layers.items()},
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    atomic_write_bytes(folder / WEIGHTS_NAME, data)
+    atomic_write_bytes(folder / CONFIG_NAME, (json.dumps(header, indent=1) + "\n").encode())
+
+
+def load_quantized(model: nn.Module, folder: Path, expect: Mapping[str, Any]) -> nn.Module:
+    """Turn a fresh full-precision ``model`` into the one that was saved, in place.
+
+    Args:
+        model: of the architecture that was quantized; keeps its device and dtype.
+        folder: what ``save_quantized`` wrote.
+        expect: entries of the saved ``meta`` that must be equal, and ``w_bits`` / ``a_bits``.
+
+    Returns:
+        ``model`` in eval mode.
+
+    Raises:
+        ValueError: naming the file or tensor, for a missing, truncated, altered or foreign
+            checkpoint, or one of another model, method or bit width.
+    """
+    header = read_header(folder)
+    config = _checked_config(header, folder, expect)
+    tensors = _read_tensors(folder / WEIGHTS_NAME, header["weights_sha256"])
+    _make_frozen(model, header["layers"], config)
+    _fill(model, tensors, config, folder / WEIGHTS_NAME)
+    return model.requires_grad_(False).eval()
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The parsed ``quantization_config.json``, checked for format and version only.
+
+    Raises:
+        ValueError: missing, not JSON, or not a checkpoint of this format.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        header = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); is this a quantized checkpoint?"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a checkpoint of this library (no format {FORMAT!r})")
+    if header.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format version {header.get('format_version')!r}, this program reads {FORMAT_VERSION}"
+        )
+    for key, kind in {"meta": dict, "config": dict, "layers": dict, "weights_sha256": str}.items():
+        if not isinstance(header.get(key), kind):
+            raise ValueError(f"{path}: {key!r} is missing or no {kind.__name__}")
+    return header
+
+
+def _stored_tensors(
+    model: nn.Module, layers: Mapping[str, FrozenQuantLinear], config: QuantConfig
+) -> dict[str, Tensor]:
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    for name, tensor in unquantized_tensors(model):
+        tensors[name] = tensor.detach().cpu().to(stored_dtype(tensor, config))
+    for name in layers:
+        tensors[f"{name}.codes"] = pack(tensors[f"{name}.codes"], config.w_bits)
+    return {name: tensors[name].contiguous() for name in sorted(tensors)}
+
+
+def _checked_config(header: Mapping[str, Any], folder: Path, expect: Mapping[str, Any]) -> QuantConfig:
+    path = folder / CONFIG_NAME
+    try:
+        config = from_json(header["config"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(config, QuantConfig):
+        raise ValueError(f"{path}: config is a {type(config).__name__}; expected a QuantConfig")
+    found = {**header["meta"], "w_bits": config.w_bits, "a_bits": config.a_bits}
+    for key, value in expect.items():
+        if found.get(key) != value:
+            raise ValueError(f"{path}: the checkpoint has {key} {found.get(key)!r}, wanted {value!r}")
+    return config
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(
+            f"{path}: truncated or altered ({len(data)} bytes, checksum differs from {CONFIG_NAME})"
+        )
+    try:
+        return parse_safetensors(data)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not valid safetensors ({error})") from None
+
+
+def _make_frozen(model: nn.Module, layers: Mapping[str, Any], config: QuantConfig) -> None:
+    """Replace the listed linears by empty inference layers."""
+    linears = set(quantizable_names(model, ()))
+    for name, shape in layers.items():
+        if name not in linears:
+            raise ValueError(f"layer {name!r} of the checkpoint is no linear of this model")
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        if list(weight.shape) != shape:
+            raise ValueError(f"layer {name!r}: checkpoint has {shape}, the model {list(weight.shape)}")
+    context = make_clip_context(model, config)
+    for name in layers:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        size = (linear.out_features, linear.in_features)
+        device, dtype = linear.weight.device, linear.weight.dtype
+        frozen = FrozenQuantLinear(size, linear.bias, config, context, device=device, dtype=dtype)
+        model.set_submodule(name, frozen)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], config: QuantConfig, path: Path) -> None:
+    layers = dict(frozen_layers(model))
+    state = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name, layer in layers.items():
+        shapes[f"{name}.codes"] = (packed_bytes(layer.codes.numel(), config.w_bits),)
+    missing, surplus = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    if missing or surplus:
+        which = "lacks" if missing else "has a surplus tensor"
+        raise ValueError(f"{path}: {which} {(missing or surplus)[0]} ({len(missing) + len(surplus)} in all)")
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{path}: {name} is {tuple(tensors[name].shape)}, the model needs {shape}")
+    for name, tensor in state.items():
+        if not (name.endswith(".codes") and name.removesuffix(".codes") in layers):
+            tensor.copy_(tensors[name])
+    for name, layer in layers.items():
+        layer.codes.copy_(unpack(tensors[f"{name}.codes"], config.w_bits, tuple(layer.codes.shape)))
+        layer.refresh_()

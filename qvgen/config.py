@@ -1,0 +1,211 @@
+"""Configuration of the quantizers: frozen dataclasses, checked at birth, with a JSON round trip.
+
+No torch here: configs are read by command lines that must start at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+MIN_BITS, MAX_BITS = 2, 8
+FORMAT_VERSION = 1
+
+ConfigT = TypeVar("ConfigT")
+
+RangeInit = Literal["search", "minmax"]
+ZeroPoint = Literal["learned", "fixed"]
+ScaleParam = Literal["log", "linear"]
+Annealing = Literal["cosine", "linear"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantConfig:
+    """How the linears of a model are quantized. Weights per output channel, activations per token.
+
+    Attributes:
+        w_bits: bits of a weight code, 2..8; codes are 0..2^b-1 (asymmetric).
+        a_bits: bits of an activation code, 2..8.
+        range_init: first range of a weight row: ``search`` tries 80 shrunken ranges and keeps the
+            one with the least sum of |error|^2.4; ``minmax`` takes the row's extremes.
+        zero_point: ``learned`` is LSQ+ (real-valued, trained), ``fixed`` is LSQ (integer, constant).
+        scale_param: what the optimiser sees of a weight scale: its logarithm, or the scale itself
+            (see ``WeightQuantizer``).
+        learn_clip: whether each layer learns how much of a token's range it keeps.
+        clip_init: share of the range kept at the start, in (0, 1); used with ``learn_clip``.
+        clip_buckets: number G of learnt clips per layer; the one at ``floor(t * G / 1000)`` serves
+            diffusion timestep t. 1 means one clip for all timesteps.
+        store_dtype: dtype of unquantized tensors of two or more dimensions in a converted model;
+            smaller ones stay float32.
+    """
+
+    w_bits: int
+    a_bits: int
+    range_init: RangeInit = "search"
+    zero_point: ZeroPoint = "learned"
+    scale_param: ScaleParam = "log"
+    learn_clip: bool = False
+    clip_init: float = 0.95
+    clip_buckets: int = 1
+    store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        check_int("w_bits", self.w_bits, MIN_BITS, MAX_BITS)
+        check_int("a_bits", self.a_bits, MIN_BITS, MAX_BITS)
+        check_choice("range_init", self.range_init, ("search", "minmax"))
+        check_choice("zero_point", self.zero_point, ("learned", "fixed"))
+        check_choice("scale_param", self.scale_param, ("log", "linear"))
+        check_choice("store_dtype", self.store_dtype, ("bfloat16", "float32"))
+        check_choice("learn_clip", self.learn_clip, (True, False))
+        check_float("clip_init", self.clip_init, 0.0, 1.0, open_low=True, open_high=True)
+        check_int("clip_buckets", self.clip_buckets, 1, 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QVGenConfig:
+    """A ``QuantConfig`` with the auxiliary module Phi on top (arXiv 2505.11497, section 3).
+
+    Attributes:
+        quant: the quantizers.
+        rank: columns of Phi at the start; a layer smaller than that starts with all it has.
+        decay_ratio: lambda, the share of columns that each stage anneals away, in (0, 1].
+        annealing: how gamma of the decaying columns goes from 1 to 0 within a stage.
+    """
+
+    quant: QuantConfig
+    rank: int = 32
+    decay_ratio: float = 0.5
+    annealing: Annealing = "cosine"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.quant, QuantConfig):
+            raise ValueError(f"quant: expected a QuantConfig, got {type(self.quant).__name__}")
+        check_int("rank", self.rank, 1, 4096)
+        check_float("decay_ratio", self.decay_ratio, 0.0, 1.0, open_low=True)
+        check_choice("annealing", self.annealing, ("cosine", "linear"))
+
+
+_LOADABLE: dict[str, type[QuantConfig] | type[QVGenConfig]] = {
+    "QuantConfig": QuantConfig,
+    "QVGenConfig": QVGenConfig,
+}
+
+
+def to_json(config: QuantConfig | QVGenConfig) -> dict[str, Any]:
+    """JSON-ready mapping that ``from_json`` reads back; carries ``_type`` and ``_version``."""
+    values = {
+        f.name: to_json(value) if isinstance(value, QuantConfig) else value
+        for f in dataclasses.fields(config)
+        for value in (getattr(config, f.name),)
+    }
+    return {"_type": type(config).__name__, "_version": FORMAT_VERSION, **values}
+
+
+def from_json(data: Mapping[str, Any]) -> QuantConfig | QVGenConfig:
+    """Rebuild what ``to_json`` wrote; only the types listed in this module can come back.
+
+    Raises:
+        ValueError: unknown type, version or key, or a value out of range.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"quantization config: expected a mapping, got {type(data).__name__}")
+    kind = data.get("_type")
+    check_choice("_type of the quantization config", kind, tuple(_LOADABLE))
+    if data.get("_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"quantization config of version {data.get('_version')!r}: this program reads {FORMAT_VERSION}"
+        )
+    values = {
+        key: from_json(value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if not key.startswith("_")
+    }
+    return from_mapping(_LOADABLE[cast(str, kind)], values)
+
+
+def from_mapping(cls: type[ConfigT], values: Mapping[str, Any] | ConfigT, what: str = "") -> ConfigT:
+    """Build the dataclass ``cls`` from plain values as YAML or JSON give them.
+
+    An instance passes through. Numbers written as text (YAML reads ``1e-4`` as a string) become
+    floats where the field is a float, lists become tuples where it is a tuple.
+
+    Raises:
+        ValueError: an unknown or missing key, with the nearest valid name; a wrong value.
+    """
+    if isinstance(values, cls):
+        return values
+    label = what or cls.__name__
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{label}: expected a mapping, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{label}: unknown key {key!r}{did_you_mean(str(key), fields)}")
+    missing = [n for n, f in fields.items() if n not in values and _is_required(f)]
+    if missing:
+        raise ValueError(f"{label}: missing {', '.join(missing)}")
+    return cls(**{key: _plain(value, str(fields[key].type)) for key, value in values.items()})
+
+
+def did_you_mean(given: str, allowed: Collection[str]) -> str:
+    """Tail of an error message: the nearest name, or all of them."""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
+
+
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+
+
+def check_int(name: str, value: object, low: int, high: int) -> None:
+    """Raise ValueError unless ``value`` is a whole number in [low, high]."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; expected a whole number from {low} to {high}")
+
+
+def check_float(
+    name: str, value: object, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raise ValueError unless ``value`` is a number between the bounds (open ends excluded)."""
+    good = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (low < value if open_low else low <= value)
+        and (value < high if open_high else value <= high)
+    )
+    if not good:
+        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+        raise ValueError(f"{name} is {value!r}; expected a number in {interval}")
+
+
+def _is_required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _plain(value: Any, annotation: str) -> Any:
+    if annotation == "float" and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if annotation.startswith("tuple") and isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+__all__ = [
+    "QVGenConfig",
+    "QuantConfig",
+    "check_choice",
+    "check_float",
+    "check_int",
+    "did_you_mean",
+    "from_json",
+    "from_mapping",
+    "to_json",
+]

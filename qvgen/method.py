@@ -1,0 +1,145 @@
+"""Quantization methods as plugins: what all of them share, and QVGen itself.
+
+Importing this module imports no torch, so that a list of methods appears at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from qvgen.config import Annealing, QuantConfig, QVGenConfig, from_mapping
+from qvgen.training.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from qvgen.training.context import TrainContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantMethod:
+    """Base of the methods built on this library: checked config, ``save`` and ``load``.
+
+    Attributes:
+        w_bits: bits of weights, 2..8.
+        a_bits: bits of activations, 2..8.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[str]
+
+    w_bits: int
+    a_bits: int
+
+    def __post_init__(self) -> None:
+        self.quant_config()
+
+    def quant_config(self) -> QuantConfig:
+        """The quantizers this method uses.
+
+        Raises:
+            ValueError: a field out of range.
+        """
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
+        """Quantize ``model`` in place; returns it converted, in eval mode."""
+        raise NotImplementedError
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the converted ``model`` into an existing folder."""
+        from qvgen.checkpoint import save_quantized
+
+        save_quantized(model, folder, {"method": self.name})
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        """Rebuild what ``save`` wrote on a fresh full-precision ``model``.
+
+        Raises:
+            ValueError: missing, corrupt, or of another method, model or bit width.
+        """
+        from qvgen.checkpoint import load_quantized
+
+        expect = {"method": self.name, "w_bits": self.w_bits, "a_bits": self.a_bits}
+        return load_quantized(model, folder, expect)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedMethod(QuantMethod):
+    """A method that trains the quantized model by a ``TrainRecipe``.
+
+    Attributes:
+        recipe: the training run; a plain mapping of its fields is accepted.
+    """
+
+    recipe: TrainRecipe = field(default_factory=TrainRecipe)
+
+    def __post_init__(self) -> None:
+        given = cast("TrainRecipe | Mapping[str, Any]", self.recipe)
+        object.__setattr__(self, "recipe", from_mapping(TrainRecipe, given, "recipe"))
+        QuantMethod.__post_init__(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QVGen(TrainedMethod):
+    """QVGen: distillation with an auxiliary low-rank module that decays to nothing.
+
+    Attributes:
+        rank: columns of Phi at the start.
+        decay_ratio: lambda, share of the columns that each stage anneals away.
+        annealing: shape of that annealing.
+        learn_clip: whether activation ranges are clipped by a learnt ratio.
+        clip_buckets: learnt clips per layer, by timestep.
+    """
+
+    name: ClassVar[str] = "qvgen"
+    summary: ClassVar[str] = "distillation with a low-rank helper whose rank decays to zero"
+    paper: ClassVar[str] = "arXiv 2505.11497"
+    needs: ClassVar[str] = "training"
+
+    rank: int = 32
+    decay_ratio: float = 0.5
+    annealing: Annealing = "cosine"
+    learn_clip: bool = True
+    clip_buckets: int = 1
+
+    def __post_init__(self) -> None:
+        TrainedMethod.__post_init__(self)
+        from qvgen.schedule import RankSchedule
+
+        config = self.qvgen_config()
+        RankSchedule(
+            rank=config.rank,
+            steps=self.recipe.steps,
+            decay_ratio=config.decay_ratio,
+            annealing=config.annealing,
+        )
+
+    def quant_config(self) -> QuantConfig:
+        return QuantConfig(
+            w_bits=self.w_bits,
+            a_bits=self.a_bits,
+            zero_point="learned",
+            learn_clip=self.learn_clip,
+            clip_buckets=self.clip_buckets,
+        )
+
+    def qvgen_config(self) -> QVGenConfig:
+        """Quantizers and Phi."""
+        return QVGenConfig(
+            quant=self.quant_config(),
+            rank=self.rank,
+            decay_ratio=self.decay_ratio,
+            annealing=self.annealing,
+        )
+
+    def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
+        from qvgen.training.run import quantize_and_train_
+
+        return quantize_and_train_(model, self.qvgen_config(), self.recipe, ctx)

@@ -1,0 +1,147 @@
+"""The quantizers as modules: learnable weight scales, dynamic activation ranges, timestep clips."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from qvgen.config import QuantConfig
+from qvgen.fake_quant import token_fake_quant, weight_codes, weight_fake_quant
+from qvgen.ranges import minmax_range, scale_and_zero_point, search_range
+
+TIMESTEPS = 1000
+
+
+class WeightQuantizer(nn.Module):
+    """LSQ or LSQ+ for a weight matrix, one scale and zero point per output channel.
+
+    Codes are ``clamp(round(w/s + z), 0, 2^b - 1)`` with s, z of shape [out, 1] in float32.
+
+    Parametrisation of the scale. LSQ multiplies the gradient of s by 1/sqrt(fan_in * (2^b - 1))
+    so that a step of SGD changes s and w in proportion. AdamW divides by the gradient's own size
+    and so undoes any constant factor: a learning rate eta moves s by about eta each step however
+    small s is. Scales are about 0.01 to 0.1, so what is gentle for weights is up to one per cent
+    of s a step, and training s directly at 1e-4 was seen to diverge. The logarithm makes eta a
+    *relative* step (s changes by the factor e^eta), the same for every layer, and keeps s
+    positive. So ``log`` is the default, with its own learning rate (5e-4 was stable); ``linear``
+    with 3e-5 is the authors' setting, a relative step of 3e-5 / s. The LSQ factor is kept in
+    both: Adam ignores it, but clipping by the global gradient norm does not.
+    """
+
+    log_scale: Tensor | None
+    linear_scale: Tensor | None
+    zero_point: Tensor
+
+    def __init__(self, weight: Tensor, config: QuantConfig) -> None:
+        super().__init__()
+        self.q_max = 2**config.w_bits - 1
+        self.grad_scale = 1 / math.sqrt(weight.shape[1] * self.q_max)
+        scale, zero_point = initial_scale(weight.detach(), config)
+        is_log = config.scale_param == "log"
+        self.log_scale = nn.Parameter(scale.log()) if is_log else None
+        self.linear_scale = None if is_log else nn.Parameter(scale)
+        if config.zero_point == "learned":
+            self.zero_point = nn.Parameter(zero_point)
+        else:
+            self.register_buffer("zero_point", zero_point)
+
+    def scale(self) -> Tensor:
+        """[out, 1] float32."""
+        if self.log_scale is not None:
+            return self.log_scale.exp()
+        assert self.linear_scale is not None
+        return self.linear_scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight_fake_quant(weight, self.scale(), self.zero_point, self.q_max, self.grad_scale)
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """uint8 codes of ``weight``, [out, in]."""
+        return weight_codes(weight, self.scale(), self.zero_point, self.q_max).to(torch.uint8)
+
+
+@torch.no_grad()
+def initial_scale(weight: Tensor, config: QuantConfig) -> tuple[Tensor, Tensor]:
+    """Scale and zero point [out, 1] that ``config`` asks for as a start.
+
+    Raises:
+        ValueError: the weight holds NaN or infinity.
+    """
+    if not torch.isfinite(weight).all():
+        raise ValueError("a weight to quantize holds NaN or infinity; the model itself is broken")
+    q_max, integer = 2**config.w_bits - 1, config.zero_point == "fixed"
+    if config.range_init == "search":
+        low, high = search_range(weight, q_max, integer_zero=integer)
+    else:
+        low, high = minmax_range(weight)
+    return scale_and_zero_point(low, high, q_max, integer_zero=integer)
+
+
+class ClipContext:
+    """The timestep of the pass that is running, shared by all layers of one model.
+
+    A pre-hook of the model sets it from the ``timestep`` argument, so training, sampling and both
+    halves of classifier-free guidance agree without their doing anything.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        self.buckets = buckets
+        self.bucket: Tensor | None = None
+
+    def set_timestep(self, timestep: Tensor) -> None:
+        """Take the diffusion timesteps, [B] or a scalar, in [0, 1000)."""
+        index = torch.floor(timestep.float().reshape(-1) * self.buckets / TIMESTEPS).long()
+        self.bucket = index.clamp(0, self.buckets - 1)
+
+    def pick(self, ratios: Tensor, x: Tensor) -> Tensor:
+        """From one ratio a bucket [G], the ones for ``x`` [B, ..., C]: [B, 1, ..., 1] or [1].
+
+        Raises:
+            ValueError: several buckets but no timestep, or one of another batch size.
+        """
+        if self.buckets == 1:
+            return ratios
+        if self.bucket is None:
+            raise ValueError("clips depend on the timestep: call the model with timestep=..., or set it")
+        if len(self.bucket) not in (1, x.shape[0]):
+            raise ValueError(f"{len(self.bucket)} timesteps for a batch of {x.shape[0]}")
+        return ratios[self.bucket].view(-1, *(1,) * (x.dim() - 1))
+
+
+class ActivationQuantizer(nn.Module):
+    """Dynamic per-token quantizer; with ``learn_clip`` it trains the share of the range kept.
+
+    ``upper`` and ``lower`` are logits [G]; the ratios are their sigmoids, applied once.
+    """
+
+    upper: Tensor | None
+    lower: Tensor | None
+
+    def __init__(self, config: QuantConfig, context: ClipContext, device: torch.device) -> None:
+        super().__init__()
+        self.q_max = 2**config.a_bits - 1
+        self.context = context
+        self.upper = self.lower = None
+        if config.learn_clip:
+            logit = math.log(config.clip_init / (1 - config.clip_init))
+            start = torch.full((config.clip_buckets,), logit, device=device)
+            self.upper = nn.Parameter(start)
+            self.lower = nn.Parameter(start.clone())
+        self.register_buffer("_whole", torch.ones(1, device=device), persistent=False)
+
+    def ratios(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper clip ratios [G] in (0, 1), or None where nothing is clipped."""
+        if self.lower is None or self.upper is None:
+            return None
+        return torch.sigmoid(self.lower), torch.sigmoid(self.upper)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ratios = self.ratios()
+        if ratios is None:
+            whole = self.get_buffer("_whole")
+            return token_fake_quant(x, whole, whole, self.q_max)
+        lower, upper = (self.context.pick(r, x) for r in ratios)
+        return token_fake_quant(x, lower, upper, self.q_max)

@@ -1,0 +1,62 @@
+"""AdamW over four parameter groups, each with its own learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvgen.auxiliary import Phi
+from qvgen.quantizers import ActivationQuantizer, WeightQuantizer
+from qvgen.training.recipe import TrainRecipe
+
+_GROUP_OF_MODULE: tuple[tuple[type[nn.Module], str], ...] = (
+    (WeightQuantizer, "scales"),
+    (Phi, "phi"),
+    (ActivationQuantizer, "clips"),
+)
+_DECAYED = ("weights", "phi")
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Trainable parameters by group: ``weights``, ``scales``, ``phi``, ``clips``; empty ones left out."""
+    group_of: dict[int, str] = {}
+    for module in model.modules():
+        for kind, group in _GROUP_OF_MODULE:
+            if isinstance(module, kind):
+                group_of.update({id(p): group for p in module.parameters()})
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "scales": [], "phi": [], "clips": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[group_of.get(id(parameter), "weights")].append(parameter)
+    return {name: members for name, members in groups.items() if members}
+
+
+def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.AdamW:
+    """AdamW, one fused kernel per group; ``base_lr`` and ``name`` are kept in each group."""
+    groups: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "params": members,
+            "lr": getattr(recipe, f"lr_{name}"),
+            "base_lr": getattr(recipe, f"lr_{name}"),
+            "weight_decay": recipe.weight_decay if name in _DECAYED else 0.0,
+        }
+        for name, members in parameter_groups(model).items()
+    ]
+    return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group ``factor`` times its peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+@torch.no_grad()
+def reset_state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """Forget both moments and the step count of ``parameters``, as if they were new."""
+    for parameter in parameters:
+        for value in optimizer.state.get(parameter, {}).values():
+            value.zero_()

@@ -1,0 +1,78 @@
+"""The numbers of a training run: one frozen dataclass, shared by every trained method. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from qvgen.config import check_choice, check_float, check_int
+
+Loss = Literal["distill", "task"]
+Precision = Literal["fp32", "bf16"]
+Compile = Literal["off", "default", "reduce-overhead"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRecipe:
+    """How a quantized model is trained. The defaults suit a small model and a few CPU minutes.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: samples a step.
+        lr_weights: peak learning rate of weights, biases, norms and all else unquantized.
+        lr_scales: of weight scales and zero points (a relative step for log-scales).
+        lr_phi: of Phi's L and R.
+        lr_clips: of the activation clips' logits.
+        betas: AdamW's decay rates; the official code's are 0.9 and 0.95.
+        eps: AdamW's epsilon.
+        weight_decay: AdamW's decay of weights and Phi. Scales, zero points and clips have none:
+            it would pull a logarithm or logit to 0, which means nothing.
+        warmup: share of the steps in which the learning rate rises linearly.
+        grad_clip: largest global gradient norm.
+        loss: ``distill``: mean squared error to the full-precision teacher's output; ``task``: to
+            the training target of the model itself.
+        precision: ``fp32``, or ``bf16`` for autocast over float32 master weights.
+        log_every: steps between log lines.
+        compile: mode of ``torch.compile`` for student and teacher, or ``off``.
+    """
+
+    steps: int = 60
+    batch_size: int = 8
+    lr_weights: float = 1e-4
+    lr_scales: float = 5e-4
+    lr_phi: float = 1e-4
+    lr_clips: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    grad_clip: float = 1.0
+    loss: Loss = "distill"
+    precision: Precision = "fp32"
+    log_every: int = 10
+    compile: Compile = "off"
+
+    def __post_init__(self) -> None:
+        check_int("steps", self.steps, 1, 10**9)
+        check_int("batch_size", self.batch_size, 1, 10**6)
+        check_int("log_every", self.log_every, 1, 10**9)
+        for name in ("lr_weights", "lr_scales", "lr_phi", "lr_clips", "weight_decay"):
+            check_float(name, getattr(self, name), 0.0, 1.0)
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ValueError(f"betas is {self.betas!r}; expected two numbers, e.g. [0.9, 0.95]")
+        for beta in self.betas:
+            check_float("betas", beta, 0.0, 1.0, open_high=True)
+        check_float("eps", self.eps, 0.0, 1.0, open_low=True)
+        check_float("warmup", self.warmup, 0.0, 1.0, open_high=True)
+        check_float("grad_clip", self.grad_clip, 0.0, math.inf, open_low=True)
+        check_choice("loss", self.loss, ("distill", "task"))
+        check_choice("precision", self.precision, ("fp32", "bf16"))
+        check_choice("compile", self.compile, ("off", "default", "reduce-overhead"))
+
+    def lr_factor(self, step: int) -> float:
+        """Factor of every learning rate at ``step``: linear warm-up, then cosine to zero."""
+        rise = round(self.warmup * self.steps)
+        if step < rise:
+            return (step + 1) / rise
+        return (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise))) / 2

@@ -1,0 +1,34 @@
+"""The whole way from a full-precision model to a finished quantized one."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qvgen.api import convert_, quantize_
+from qvgen.config import QuantConfig, QVGenConfig
+from qvgen.schedule import RankSchedule
+from qvgen.training.context import TrainContext
+from qvgen.training.loop import train_
+from qvgen.training.recipe import TrainRecipe
+
+
+def quantize_and_train_(
+    model: nn.Module, config: QuantConfig | QVGenConfig, recipe: TrainRecipe, ctx: TrainContext
+) -> nn.Module:
+    """Quantize, train and convert ``model`` in place; float32 while training, its own dtype after.
+
+    Raises:
+        ValueError: as ``quantize_`` and ``train_``.
+    """
+    dtype = next(model.parameters()).dtype
+    quantize_(nn.Module.float(model), config, ctx.skip_layers)
+    schedule = None
+    if isinstance(config, QVGenConfig):
+        schedule = RankSchedule(
+            rank=config.rank,
+            steps=recipe.steps,
+            decay_ratio=config.decay_ratio,
+            annealing=config.annealing,
+        )
+    train_(model, recipe, ctx, schedule=schedule)
+    return nn.Module.to(convert_(model), dtype)

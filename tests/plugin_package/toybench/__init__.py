@@ -1,0 +1,1 @@
+"""A third-party plugin package. It imports nothing from evalharness at module level but its data types."""

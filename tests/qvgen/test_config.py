@@ -1,0 +1,90 @@
+"""Configs refuse nonsense and survive JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from qvgen.config import QuantConfig, QVGenConfig, from_json, from_mapping, to_json
+from qvgen.method import QVGen
+from qvgen.training.recipe import TrainRecipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"w_bits": 1}, "w_bits is 1; expected a whole number from 2 to 8"),
+        ({"a_bits": 17}, "a_bits is 17"),
+        ({"w_bits": True}, "w_bits is True"),
+        ({"w_bits": "3"}, "w_bits is '3'"),
+        ({"range_init": "best"}, "range_init is 'best'; allowed: 'search', 'minmax'"),
+        ({"clip_init": 1.0}, r"clip_init is 1.0; expected a number in \(0.0, 1.0\)"),
+        ({"clip_buckets": 0}, "clip_buckets is 0"),
+    ],
+)
+def test_bad_values(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantConfig(**{"w_bits": 3, "a_bits": 3, **changes})
+
+
+def test_json_round_trip() -> None:
+    config = QVGenConfig(quant=QuantConfig(w_bits=3, a_bits=6, learn_clip=True, clip_buckets=10), rank=8)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert to_json(config)["_type"] == "QVGenConfig"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_type": "os.system"}, "_type of the quantization config is 'os.system'"),
+        ({"_version": 99}, "version 99"),
+        ({"w_bitz": 3}, "unknown key 'w_bitz'; did you mean 'w_bits'"),
+        ({"w_bits": 40}, "w_bits is 40"),
+    ],
+)
+def test_json_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_json({**to_json(QuantConfig(w_bits=3, a_bits=3)), **changes})
+
+
+def test_recipe_from_yaml_values() -> None:
+    # YAML 1.1 reads 1e-4 as text
+    recipe = from_mapping(TrainRecipe, {"steps": 3000, "lr_weights": "1e-4", "betas": [0.8, 0.9]})
+    assert (recipe.steps, recipe.lr_weights, recipe.betas) == (3000, 1e-4, (0.8, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"stpes": 3}, "recipe: unknown key 'stpes'; did you mean 'steps'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 3}, "3 training steps are fewer than the 6 stages"),
+        ({"lr_weights": "fast"}, "lr_weights is 'fast'"),
+        ({"betas": [0.9]}, "betas"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ("quick", "recipe: expected a mapping, got 'quick'"),
+    ],
+)
+def test_method_checks_its_recipe(recipe: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QVGen(w_bits=3, a_bits=3, recipe=recipe)
+
+
+def test_learning_rate_curve() -> None:
+    recipe = TrainRecipe(steps=20, warmup=0.2)
+    assert [recipe.lr_factor(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert recipe.lr_factor(4) == 1.0
+    assert recipe.lr_factor(12) == pytest.approx(0.5)
+    assert recipe.lr_factor(20) == pytest.approx(0.0)
+
+
+def test_listing_methods_imports_no_torch() -> None:
+    code = (
+        "import sys, qvgen.method, baselines.rtn, baselines.lsq;"
+        "qvgen.method.QVGen(w_bits=3, a_bits=3); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
