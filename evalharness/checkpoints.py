@@ -15,7 +15,7 @@ from evalharness.registry import Registry
 from evalharness.store import read_json
 from evalharness.versions import package_version
 
-__all__ = ["CARD_NAME", "card_for", "display_path", "find_checkpoints", "read_card"]
+__all__ = ["CARD_NAME", "card_for", "checkpoint_card", "display_path", "find_checkpoints", "read_card"]
 
 CARD_NAME = "evalharness.json"
 
@@ -44,6 +44,19 @@ def find_checkpoints(plan: RunPlan, registry: Registry) -> dict[str, Path]:
 
 
 def card_for(cell: Cell, plan: RunPlan, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The card of a checkpoint that ``plan`` asked for."""
+    return checkpoint_card(
+        cell,
+        config,
+        model_fingerprint=plan.model_fingerprint,
+        skip_layers=plan.skip_layers,
+        device=plan.device,
+    )
+
+
+def checkpoint_card(
+    cell: Cell, config: Mapping[str, Any], *, model_fingerprint: str, skip_layers: str, device: str
+) -> dict[str, Any]:
     """What is written beside a checkpoint that this harness made. Holds no time and no path."""
     return {
         "schema_version": 1,
@@ -53,9 +66,9 @@ def card_for(cell: Cell, plan: RunPlan, config: Mapping[str, Any]) -> dict[str, 
         "seed": cell.seed,
         "config": dict(config),
         "model": cell.model,
-        "model_fingerprint": plan.model_fingerprint,
-        "skip_layers": plan.skip_layers,
-        "device": plan.device,
+        "model_fingerprint": model_fingerprint,
+        "skip_layers": skip_layers,
+        "device": device,
         "torch": package_version("torch"),
     }
 

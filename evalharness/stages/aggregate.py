@@ -43,6 +43,7 @@ def run(state: RunState) -> StageCount:
     if record.get("inputs") == wanted and _all_whole(state.folder.root, files):
         return StageCount(kept=len(files))
     state.begin_work()
+    state.registry.load_all("reporters")  # so that the manifest names them too
     from evalharness.results import build_results, write_results
 
     builder = _RecordBuilder(state, protocol)

@@ -48,7 +48,8 @@ class Residual(nn.Module):
         self.norm = nn.GroupNorm(8, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm(self.second(self.first(x))))
+        y: Tensor = self.norm(self.second(self.first(x)))
+        return F.relu(x + y)
 
 
 class FrameOutput(NamedTuple):
@@ -59,7 +60,7 @@ class FrameOutput(NamedTuple):
         color: logits [N, S, C]: the colour of the thing of this shape, if present.
         heat: logits [N, S, G * G]: where it is.
         center: [N, S, 2], x to the right and y down in [0, 1], the expectation under ``heat``.
-        count: logits [N, 3] for 0, 1 or 2 things.
+        number: logits [N, 3] for 0, 1 or 2 things.
         scene: logits [N, 8].
         pooled: [N, D], the mean of the deep feature map.
         texture: [N, D, G, G], the map that the consistency features are cut from.
@@ -69,7 +70,7 @@ class FrameOutput(NamedTuple):
     color: Tensor
     heat: Tensor
     center: Tensor
-    count: Tensor
+    number: Tensor
     scene: Tensor
     pooled: Tensor
     texture: Tensor
@@ -89,7 +90,7 @@ class FrameJudge(nn.Module):
         self.presence_weight = nn.Parameter(torch.randn(shapes, DEEP) / DEEP**0.5)
         self.presence_bias = nn.Parameter(torch.zeros(shapes))
         self.color = nn.Linear(DEEP, len(spec.COLORS))
-        self.count = nn.Linear(2 * DEEP, 3)
+        self.number = nn.Linear(2 * DEEP, 3)
         self.scene = nn.Linear(2 * DEEP, len(spec.SCENES))
         self.texture = nn.Conv2d(4 * SHALLOW, 24, 1)
         crop = 24 * CROP_CELLS**2
@@ -109,8 +110,8 @@ class FrameJudge(nn.Module):
             presence=(attended * self.presence_weight).sum(-1) + self.presence_bias,
             color=self.color(attended),
             heat=heat,
-            center=attention @ cell_centers(frames.device),
-            count=self.count(summary),
+            center=(attention[..., None] * cell_centers(frames.device)).sum(dim=2),
+            number=self.number(summary),
             scene=self.scene(summary),
             pooled=pooled,
             texture=self.texture(F.pixel_unshuffle(fine, 2)),
@@ -134,6 +135,11 @@ class FrameJudge(nn.Module):
         return F.normalize(self.background_head(field.flatten(1)).float(), dim=-1)
 
 
+def by_video(values: Tensor, videos: int) -> Tensor:
+    """[B * T, ...] as [B, T, ...]."""
+    return values.reshape(videos, -1, *values.shape[1:])
+
+
 def cell_centers(device: torch.device) -> Tensor:
     """Coordinates [G * G, 2] (x, y) of the feature map's cells, in [0, 1]."""
     axis = (torch.arange(CELLS, device=device, dtype=torch.float32) + 0.5) / CELLS
@@ -144,7 +150,8 @@ def background_mask(present: Tensor, center: Tensor) -> Tensor:
     """Weight [N, G, G] of each cell as background: 0 on a thing, 1 far from all."""
     distance = (cell_centers(center.device) - center[:, :, None]).norm(dim=-1)  # [N, S, G * G]
     disc = ((OBJECT_RADIUS + 0.05 - distance) / 0.08).clamp(0.0, 1.0)
-    return (1.0 - present[:, :, None] * disc).prod(dim=1).unflatten(-1, (CELLS, CELLS))
+    weight: Tensor = (1.0 - present[:, :, None] * disc).prod(dim=1)
+    return weight.reshape(-1, CELLS, CELLS)
 
 
 class MotionJudge(nn.Module):
@@ -171,7 +178,7 @@ class MotionJudge(nn.Module):
         pairs = torch.cat([x[:, :-1], x[:, 1:] - x[:, :-1]], dim=2)
         maps = self.spatial(pairs.flatten(0, 1))
         steps = self.project(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
-        y = steps.unflatten(0, pairs.shape[:2]).transpose(1, 2)  # [B, width, T - 1]
+        y = by_video(steps, len(clips)).transpose(1, 2)  # [B, width, T - 1]
         for layer in self.temporal:
             y = y + F.relu(layer(y))
         feature = torch.cat([y.mean(dim=-1), y.amax(dim=-1)], dim=1)
@@ -202,7 +209,8 @@ class QualityJudge(nn.Module):
         maps = self.maps(2.0 * frames - 1.0)
         low = -F.max_pool2d(-F.avg_pool2d(maps, 3), 4).flatten(1)  # the cleanest region
         summary = torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3)), low], dim=1)
-        return self.head(summary).squeeze(-1)
+        severity: Tensor = self.head(summary).squeeze(-1)
+        return severity
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -240,13 +248,18 @@ class AgreementJudge(nn.Module):
         self.queries = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
         self.mixers = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(2)
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(2)
         )
         self.heads = heads
         self.text_head = nn.Linear(width, EMBEDDING)
         self.video_norm = nn.LayerNorm(AGREEMENT_INPUTS)
         self.video_head = nn.Sequential(
-            nn.Linear(AGREEMENT_INPUTS, 192), nn.GELU(), nn.Linear(192, 192), nn.GELU(), nn.Linear(192, EMBEDDING)
+            nn.Linear(AGREEMENT_INPUTS, 192),
+            nn.GELU(),
+            nn.Linear(192, 192),
+            nn.GELU(),
+            nn.Linear(192, EMBEDDING),
         )
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
@@ -278,10 +291,14 @@ def video_features(seen: FrameOutput, motion: Tensor, motion_feature: Tensor) ->
         motion: logits [B, 9].
         motion_feature: [B, 2 * width].
     """
-    videos = (len(motion), -1)
-    present = seen.presence.sigmoid().unflatten(0, videos)  # [B, T, S]
-    color = (seen.color.softmax(-1).unflatten(0, videos) * present[..., None]).mean(1)
-    place = ((4.0 * seen.center - 2.0).unflatten(0, videos) * present[..., None]).mean(1)
+    videos = len(motion)
+    present = by_video(seen.presence.sigmoid(), videos)  # [B, T, S]
+    color = (by_video(seen.color.softmax(-1), videos) * present[..., None]).mean(1)
+    place = (by_video(4.0 * seen.center - 2.0, videos) * present[..., None]).mean(1)
     parts = [present.mean(1), color.flatten(1), place.flatten(1)]
-    parts += [x.unflatten(0, videos).mean(1) for x in (seen.count.softmax(-1), seen.scene.softmax(-1), seen.pooled)]
-    return torch.cat([*(part.float() for part in parts), motion.float().softmax(-1), motion_feature.float()], dim=1)
+    parts += [
+        by_video(x, videos).mean(1) for x in (seen.number.softmax(-1), seen.scene.softmax(-1), seen.pooled)
+    ]
+    return torch.cat(
+        [*(part.float() for part in parts), motion.float().softmax(-1), motion_feature.float()], dim=1
+    )

@@ -202,8 +202,12 @@ def render(
     size: int = spec.SIZE,
     frames: int = spec.FRAMES,
     device: torch.device | str = "cpu",
+    objects: bool = True,
 ) -> Tensor:
-    """Videos [B, T, 3, H, W], float32 in [0, 1]. ``generator`` lives on the CPU."""
+    """Videos [B, T, 3, H, W], float32 in [0, 1]. ``generator`` lives on the CPU.
+
+    Without ``objects`` the same generator state gives the same background alone.
+    """
     places = Layout(*(field.to(device) for field in layout(batch, generator, frames)))
     phase = torch.rand(len(batch.scene), 4, generator=generator).to(device)
     spots = torch.rand(len(batch.scene), SPOTS, 3, generator=generator).to(device)
@@ -221,7 +225,7 @@ def render(
         if len(chosen):
             video[chosen] = SCENE_FUNCTIONS[name](Canvas(x, y, t, phase[chosen], spots[chosen]))
     video = video * light
-    for slot in range(SLOTS):
+    for slot in range(SLOTS if objects else 0):
         for index, name in enumerate(spec.SHAPES):
             chosen = ((batch.shape[:, slot] == index) & (batch.count > slot)).nonzero()[:, 0]
             if len(chosen):

@@ -201,8 +201,8 @@ class TestPublishedCheckpoints:
     ) -> None:
         monkeypatch.delenv("TOY_PUBLISHED")
         for path in (published, published / "toy-train-w3a3"):
-            toy_run("--methods", "toy-train", "--load", str(path), "--output", path.name)
-            record = tmp_path / path.name / "cells" / "toy-train-w3a3-s0" / "prepare.json"
+            toy_run("--methods", "toy-train", "--load", str(path), "--output", f"from-{path.name}")
+            record = tmp_path / f"from-{path.name}" / "cells" / "toy-train-w3a3-s0" / "prepare.json"
             assert json.loads(record.read_text())["source"] == "loaded"
         result = toy_run("--methods", "toy-train,toy-round", "--bits", "3,2", "--load", str(published))
         assert result.code == 2

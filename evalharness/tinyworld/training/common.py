@@ -1,4 +1,4 @@
-"""What the tinyworld trainings share: the clock, the learning rate, the average, the parts."""
+"""What the tinyworld trainings share: the clock, the learning rate, the average."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
-from torch import Tensor, nn
-
-PART_BYTES = 15_000_000
+from torch import nn
 
 
 class Budget:
@@ -112,24 +109,6 @@ class Average:
     def copy_to_model(self) -> None:
         for parameter, mean in zip(self.live, self.mean, strict=True):
             parameter.copy_(mean)
-
-
-def save_parts(tensors: Mapping[str, Tensor], folder: Path, stem: str) -> list[Path]:
-    """Write tensors as ``stem-0.safetensors``, ``stem-1...``, each at most ``PART_BYTES``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parts: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if parts[-1] and size + tensor.nbytes > PART_BYTES:
-            parts.append({})
-            size = 0
-        parts[-1][name] = tensor
-        size += tensor.nbytes
-    paths = [folder / f"{stem}-{index}.safetensors" for index in range(len(parts))]
-    for path, part in zip(paths, parts, strict=True):
-        save_file(part, path)
-    return paths
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -39,6 +39,7 @@ def noise_severity(sigma: float) -> float:
 
 
 def add_noise(frames: Tensor, severity: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent Gaussian noise in every value, of ``noise_sigma(severity)``."""
     noise = torch.randn(frames.shape, generator=generator, device=frames.device)
     return (frames + noise * _wide(noise_sigma(severity))).clamp(0.0, 1.0)
 
@@ -67,7 +68,10 @@ def block(frames: Tensor, severity: Tensor, generator: torch.Generator) -> Tenso
 def quantize_blocks(frames: Tensor, step: Tensor) -> Tensor:
     """Round orthonormal 8x8 DCT coefficients to multiples of ``step`` [N]."""
     basis = _dct_basis(frames.device)
-    cells = frames.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))  # [N, 3, h, 8, w, 8]
+    count, channels, height, width = frames.shape
+    cells = frames.reshape(
+        count, channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK
+    )  # [N, 3, h, 8, w, 8]
     coefficients = torch.einsum("ki,nchiwj,lj->nchkwl", basis, cells, basis)
     step = step.clamp(min=1e-4).view(-1, *[1] * 5)
     coefficients = (coefficients / step).round() * step
@@ -119,7 +123,12 @@ APPEARANCE_DAMAGES: tuple[Damage, ...] = (warp, shift_color, blur, add_noise)
 
 
 def random_damage(
-    frames: Tensor, generator: torch.Generator, damages: tuple[Damage, ...], *, chance: float, limit: float = 1.0
+    frames: Tensor,
+    generator: torch.Generator,
+    damages: tuple[Damage, ...],
+    *,
+    chance: float,
+    limit: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Apply each damage with probability ``chance``, severities uniform below ``limit``.
 

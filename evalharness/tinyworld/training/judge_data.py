@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evalharness.tinyworld import spec, world
-from evalharness.tinyworld.judge_nets import NO_MOTION
+from evalharness.tinyworld.judge_nets import NO_MOTION, by_video
 from evalharness.tinyworld.training import damage
 
 EMPTY_FRACTION = 0.05
@@ -48,6 +48,7 @@ def held_out_scenes(count: int, seed: int, device: torch.device, *, pair: bool) 
 
 
 def render_scenes(batch: world.WorldBatch, generator: torch.Generator, device: torch.device) -> Scenes:
+    """Draw ``batch`` and note where its things are."""
     # ``render`` draws the layout first, so a copy of the generator tells where things will be.
     copy = torch.Generator()
     copy.set_state(generator.get_state())
@@ -99,12 +100,14 @@ def motion_clips(scenes: Scenes, generator: torch.Generator) -> tuple[Tensor, Te
     return video, labels
 
 
-def damaged_clips(video: Tensor, generator: torch.Generator, *, chance: float = 0.25, limit: float = 0.5) -> Tensor:
+def damaged_clips(
+    video: Tensor, generator: torch.Generator, *, chance: float = 0.25, limit: float = 0.5
+) -> Tensor:
     """Mild damage of random kinds, new in each frame, then the codec; [B, T, 3, H, W]."""
     frames, _ = damage.random_damage(
         video.flatten(0, 1), generator, damage.QUALITY_DAMAGES, chance=chance, limit=limit
     )
-    return damage.codec(frames, generator).unflatten(0, video.shape[:2])
+    return by_video(damage.codec(frames, generator), len(video))
 
 
 def wrong_captions(clip: spec.Clip, rng: random.Random) -> list[str]:

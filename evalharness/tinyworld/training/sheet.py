@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    pipeline = CogVideoXPipeline.from_pretrained(args.pipeline, torch_dtype=torch.float32).to(args.device)
+    pipeline = CogVideoXPipeline.from_pretrained(args.pipeline, dtype=torch.float32).to(args.device)
     pipeline.set_progress_bar_config(disable=True)
     captions = held_out_captions(args.count, args.seed)
     videos = generate(pipeline, captions, steps=args.steps, guidance=args.guidance, seed=args.seed)

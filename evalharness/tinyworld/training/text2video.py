@@ -5,7 +5,7 @@
 
 Runs on one process as well (plain ``python -m``). Each process renders and encodes its own clips,
 then trains v-prediction with 10 % caption dropout on the average of all processes' gradients.
-``--resume`` starts from the float32 weights that an earlier call left in ``--out``.
+``--init`` goes on from the pipeline folder of an earlier call, with fresh optimizer state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evalharness.tinyworld import components, spec, world
@@ -29,22 +28,39 @@ from evalharness.tinyworld.training.common import (
     environment,
     learning_rate,
     rank,
-    save_parts,
     start_processes,
     write_json,
 )
 
 CAPTION_DROPOUT = 0.1
+OBJECT_WEIGHT = 4.0
 AND_FRACTION = 0.3  # pairs whose caption says "and" instead of naming the relation
 
 log = logging.getLogger(__name__)
 
 
 class Clips(NamedTuple):
-    """Encoded training clips on the device: ``latents`` [N, T, C, H, W] scaled; ``ids`` long [N, L]."""
+    """Encoded training clips on the device.
+
+    Attributes:
+        latents: half [N, T, C, H, W], scaled.
+        ids: long [N, L], token ids of the captions.
+        weight: loss weight, half [N, T, 1, H, W], or a scalar one.
+    """
 
     latents: Tensor
     ids: Tensor
+    weight: Tensor
+
+
+class NoisyBatch(NamedTuple):
+    """``noisy`` and ``target`` [B, T, C, H, W], ``ids`` [B, L], ``timestep`` [B], ``weight`` as in Clips."""
+
+    noisy: Tensor
+    ids: Tensor
+    timestep: Tensor
+    target: Tensor
+    weight: Tensor
 
 
 class TextToVideo(nn.Module):
@@ -65,27 +81,54 @@ class TextToVideo(nn.Module):
 
 @torch.no_grad()
 def encode_clips(
-    vae: AutoencoderKLCogVideoX, tokenizer: Any, count: int, generator: torch.Generator, device: torch.device
+    vae: AutoencoderKLCogVideoX,
+    tokenizer: Any,
+    count: int,
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    weigh: bool,
 ) -> Clips:
-    """Render, caption and encode ``count`` clips of the training split."""
-    latents, ids = [], []
+    """Render, caption and encode ``count`` clips of the training split.
+
+    ``weigh`` adds the loss weights: latents under the objects count ``OBJECT_WEIGHT`` times. They
+    are a tenth of the picture and hold most of what a caption says; what is optimal for each latent
+    stays the same.
+    """
+    latents, ids, weights = [], [], []
     for start in range(0, count, 128):
         batch = world.random_batch(min(128, count - start), generator)
-        video = world.render(batch, generator, device=device).permute(0, 2, 1, 3, 4) * 2.0 - 1.0
+        state = generator.get_state()
+        video = world.render(batch, generator, device=device)
+        if weigh:
+            again = torch.Generator()
+            again.set_state(state)
+            weights.append(_object_weight(video, world.render(batch, again, device=device, objects=False)))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            mean = vae.encode(video).latent_dist.mean
+            mean = vae.encode(video.permute(0, 2, 1, 3, 4) * 2.0 - 1.0).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).permute(0, 2, 1, 3, 4).half())
         name = torch.rand(len(video), generator=generator) >= AND_FRACTION
         clips = zip(world.decode_clips(batch), name.tolist(), strict=True)
         captions = [spec.caption(clip, name_relation=named) for clip, named in clips]
         ids.append(components.tokenize(tokenizer, captions))
-    return Clips(torch.cat(latents), torch.cat(ids).to(device))
+    weight = torch.cat(weights) if weigh else torch.ones((), device=device)
+    return Clips(torch.cat(latents), torch.cat(ids).to(device), weight)
+
+
+def _object_weight(video: Tensor, background: Tensor) -> Tensor:
+    """Half [B, T', 1, H', W'] on the latent grid, mean near 1, from where the two videos differ."""
+    differs = ((video - background).abs().amax(dim=2, keepdim=True) > 0.02).float()
+    space = components.SPATIAL_COMPRESSION
+    cells = nn.functional.max_pool2d(differs.flatten(0, 1), space).unflatten(0, differs.shape[:2])
+    rest = cells[:, 1:].unflatten(1, (-1, components.TEMPORAL_COMPRESSION)).amax(dim=2)
+    weight = 1.0 + (OBJECT_WEIGHT - 1.0) * torch.cat([cells[:, :1], rest], dim=1)
+    return (weight / weight.mean()).half()
 
 
 def v_prediction_batch(
     clips: Clips, alphas: Tensor, empty: Tensor, size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw (noisy latents, token ids, timesteps, v target); uniform timesteps."""
+) -> NoisyBatch:
+    """Draw clips, noise and uniform timesteps; a tenth of the captions become ``empty`` [1, L]."""
     device = clips.latents.device
     rows = torch.randint(len(clips.latents), (size,), device=device, generator=generator)
     clean = clips.latents[rows].float()
@@ -95,7 +138,10 @@ def v_prediction_batch(
     sigma = (1.0 - alphas[timestep]).sqrt()[:, None, None, None, None]
     drop = torch.rand(size, device=device, generator=generator) < CAPTION_DROPOUT
     ids = torch.where(drop[:, None], empty, clips.ids[rows])
-    return signal * clean + sigma * noise, ids, timestep, signal * noise - sigma * clean
+    weight = clips.weight[rows].float() if clips.weight.dim() else clips.weight
+    return NoisyBatch(
+        signal * clean + sigma * noise, ids, timestep, signal * noise - sigma * clean, weight
+    )
 
 
 def train(
@@ -115,17 +161,18 @@ def train(
     while not budget.over(device):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, budget.fraction, step=budget.step)
-        noisy, ids, timestep, target = v_prediction_batch(clips, alphas, empty, args.batch, generator)
+        drawn = v_prediction_batch(clips, alphas, empty, args.batch, generator)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cuda):
-            output = forward(noisy, ids, timestep)
-        loss = torch.nn.functional.mse_loss(output.float(), target)
+            output = forward(drawn.noisy, drawn.ids, drawn.timestep)
+        error = (output.float() - drawn.target).square()
+        loss = (drawn.weight * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(trained)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update()
-        running.lerp_(loss.detach(), 0.02 if budget.step else 1.0)
+        running.lerp_(error.detach().mean(), 0.02 if budget.step else 1.0)  # unweighted: comparable
         if budget.step % 200 == 0:
             curve.append([budget.step, round(running.item(), 5)])
             log.info("step %d loss %.4f %.0f s", *curve[-1], budget.seconds)
@@ -135,8 +182,7 @@ def train(
 
 
 def save(model: TextToVideo, vae: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """The float32 weights for ``--resume``, and the pipeline in bf16."""
-    save_parts(dict(model.named_parameters()), folder, "float32")
+    """The pipeline in bf16, under ``folder/pipeline``."""
     pipeline = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model.text_encoder.to(torch.bfloat16),
@@ -157,25 +203,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="batch per process")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=0.9995)
-    parser.add_argument("--seed", type=int, default=0, help="of the clips; another one with --resume")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips; another one with --init")
+    parser.add_argument("--init", type=Path, help="pipeline folder to go on from")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = start_processes(args.device)
     budget = Budget(args.steps, args.minutes)
-    vae = AutoencoderKLCogVideoX.from_pretrained(args.vae, torch_dtype=torch.float32).to(device).eval()
+    vae = AutoencoderKLCogVideoX.from_pretrained(args.vae, dtype=torch.float32).to(device).eval()
     tokenizer = components.build_tokenizer()
     torch.manual_seed(0)
-    text_encoder = components.build_text_encoder(len(tokenizer))
-    model = TextToVideo(text_encoder, components.build_transformer(vae.config.latent_channels)).to(device)
-    if args.resume:
-        parts = sorted(args.out.glob("float32-*.safetensors"))
-        weights = {name: tensor for part in parts for name, tensor in load_file(part).items()}
-        for name, parameter in model.named_parameters():  # tied tensors appear once, unlike in state_dict
-            parameter.data.copy_(weights[name])
+    if args.init:
+        start = CogVideoXPipeline.from_pretrained(args.init, dtype=torch.float32)
+        text_encoder, transformer = start.text_encoder, start.transformer
+    else:
+        text_encoder = components.build_text_encoder(len(tokenizer))
+        transformer = components.build_transformer(vae.config.latent_channels)
+    model = TextToVideo(text_encoder, transformer).to(device).train()
     generator = torch.Generator().manual_seed(7919 * (args.seed + 1) + rank())
-    clips = encode_clips(vae, tokenizer, args.clips, generator, device)
+    clips = encode_clips(vae, tokenizer, args.clips, generator, device, weigh=True)
     empty = components.tokenize(tokenizer, [""]).to(device)
     log.info("%d clips per process encoded, latent std %.3f", len(clips.latents), clips.latents.float().std())
 
@@ -183,7 +229,8 @@ def main() -> None:
     curve = train(model, clips, empty, budget, args)
     if rank() == 0:
         save(model, vae, tokenizer, args.out)
-        record = {k: v for k, v in vars(args).items() if k not in {"out", "vae", "device"}}
+        record = {k: v for k, v in vars(args).items() if k not in {"out", "vae", "init", "device"}}
+        record["continued"] = args.init is not None
         facts = {"steps_done": budget.step, "seconds": round(budget.seconds), "processes": dist.get_world_size() if dist.is_initialized() else 1}
         write_json(args.out / "training.json", {**record, **facts, **environment(device), "curve": curve})
     if dist.is_initialized():

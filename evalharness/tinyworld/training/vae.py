@@ -156,7 +156,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     vae = (
-        AutoencoderKLCogVideoX.from_pretrained(args.init, torch_dtype=torch.float32)
+        AutoencoderKLCogVideoX.from_pretrained(args.init, dtype=torch.float32)
         if args.init
         else build_vae(args.latent_channels)
     )
