@@ -189,7 +189,7 @@ def _metric_weights(registry: Registry) -> Iterator[Check]:
             cls = registry.get("metrics", name)
         except UserError:
             continue  # reported with the plugins
-        new = [weight for weight in cls.info.weights if weight.sha256 not in seen]
+        new = [weight for weight in cls().info.weights if weight.sha256 not in seen]
         seen |= {weight.sha256 for weight in new}
         yield from _weights(f"metric {name}", cls, new)
 

@@ -94,7 +94,7 @@ def _video_seconds(folder: RunFolder, plan: RunPlan, model: Model) -> float:
 
 
 def _score_seconds(plan: RunPlan, registry: Registry, videos: int) -> float:
-    costs: list[float] = [registry.get("metrics", metric).info.cost_ms for metric in plan.metrics.values()]
+    costs: list[float] = [registry.get("metrics", metric)().info.cost_ms for metric in plan.metrics.values()]
     return videos * sum(costs) / 1000
 
 

@@ -50,7 +50,7 @@ def _facts(kind: str, cls: type[Any]) -> dict[str, Any]:
     if kind == "methods":
         return {"needs": _text(cls, "needs"), "paper": _text(cls, "paper")}
     if kind == "metrics":
-        info = cls.info
+        info = cls().info
         return {
             "dimension": _text(cls, "dimension"),
             "range": f"{info.low:g}..{info.high:g}",

@@ -68,7 +68,11 @@ class TinyWorld:
 
 
 class LoadedTinyWorld:
-    """The pipeline in memory; satisfies ``evalharness.api.LoadedModel``."""
+    """The pipeline in memory; satisfies ``evalharness.api.LoadedModel``.
+
+    Attributes:
+        training_clips: how many clips ``batches`` renders and encodes for each seed.
+    """
 
     def __init__(self, device: str) -> None:
         import torch
@@ -86,6 +90,7 @@ class LoadedTinyWorld:
         self.pipeline.set_progress_bar_config(disable=True)
         for part in (self.pipeline.transformer, self.pipeline.vae, self.pipeline.text_encoder):
             part.eval()
+        self.training_clips = CLIPS_ON_GPU if self.device.type == "cuda" else CLIPS_ON_CPU
         self._clips: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
@@ -186,9 +191,8 @@ class LoadedTinyWorld:
 
         if seed not in self._clips:
             self._clips.clear()
-            count = CLIPS_ON_GPU if self.device.type == "cuda" else CLIPS_ON_CPU
             generator = torch.Generator().manual_seed(seed)
             pipeline = self.pipeline
-            clips = encode_clips(pipeline.vae, pipeline.tokenizer, count, generator, self.device, weigh=False)
+            clips = encode_clips(pipeline.vae, pipeline.tokenizer, self.training_clips, generator, self.device, weigh=False)
             self._clips[seed] = (clips.latents, clips.ids)
         return self._clips[seed]

@@ -188,7 +188,7 @@ def _inputs_hash(state: RunState, cells: Sequence[Cell], protocol: EvalProtocol)
     registry = state.registry
     reporters = {name: registry.code_hash("reporters", name) for name in registry.names("reporters")}
     metrics = {
-        dimension: [metric, registry.get("metrics", metric).info, registry.code_hash("metrics", metric)]
+        dimension: [metric, registry.get("metrics", metric)().info, registry.code_hash("metrics", metric)]
         for dimension, metric in protocol.metrics.items()
     }
     return digest(["aggregate", VERSION, contents, reporters, metrics, dict(state.identity)])

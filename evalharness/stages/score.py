@@ -42,7 +42,7 @@ class MetricHashes:
 
     def of(self, metric: str, prompt: Prompt) -> str:
         if metric not in self._metrics:
-            info = self._registry.get("metrics", metric).info
+            info = self._registry.get("metrics", metric)().info
             code = self._registry.code_hash("metrics", metric)
             self._metrics[metric] = digest(["score", VERSION, metric, jsonable(info), code, self._versions])
         return digest([self._metrics[metric], prompt.text, prompt.labels])

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--bits", type=Bits.parse, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clips", type=int, help="training clips to render (the model's default)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     config = yaml.safe_load(args.config.read_text())
@@ -39,7 +40,8 @@ def main() -> None:
     options = config["method_options"].get(args.method, {})
     cell = Cell(model="tinyworld", method=args.method, bits=args.bits, seed=args.seed, options=options)
     session = Session(WorkerSpec(model="tinyworld", protocol="tinyworld", device=args.device, skip_layers=skip))
-    session.emit = lambda event: None
+    if args.clips:
+        session.loaded.training_clips = args.clips  # type: ignore[attr-defined]
     target = args.out / cell.checkpoint_name
     target.mkdir(parents=True, exist_ok=True)
     payload = {"cell": cell.to_json(), "source": None, "target": str(target)}
