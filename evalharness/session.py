@@ -62,6 +62,13 @@ class Session:
         """A copy of the full-precision transformer that may be changed."""
         return copy.deepcopy(self.pristine)
 
+    def full_precision(self) -> LoadedModel:
+        """The pipeline as it was loaded, whatever cell was active."""
+        pristine = self.pristine
+        self._active = ""
+        self.loaded.transformer = pristine
+        return self.loaded
+
     def activate(self, cell: Cell, folder: Path | None, key: str) -> LoadedModel:
         """The pipeline with the cell's transformer in it.
 
@@ -74,9 +81,7 @@ class Session:
             ValueError: the checkpoint is missing, corrupt or foreign.
         """
         if key != self._active:
-            pristine = self.pristine
-            self._active = ""
-            self.loaded.transformer = pristine  # frees the last cell's module before the next is built
+            self.full_precision()  # frees the last cell's module before the next is built
             if folder is not None:
                 method = build_method(self.registry, cell)
                 self.loaded.transformer = method.load(self.fresh_transformer(), folder).eval()

@@ -41,13 +41,16 @@ class TinyWorld:
     default_protocol: ClassVar[str] = "tinyworld"
     settings: ClassVar[GenerationSettings] = SETTINGS
 
+    def __init__(self, folder: Path = PIPELINE) -> None:
+        self.folder = folder
+
     def fingerprint(self) -> str:
         """SHA-256 over names and bytes of the pipeline's files.
 
         Raises:
             ValueError: the assets are missing.
         """
-        files = sorted(path for path in PIPELINE.rglob("*") if path.is_file())
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         if not files:
             raise ValueError(
                 "model tinyworld: its weights are not in this installation; reinstall the package, or rebuild "
@@ -55,7 +58,7 @@ class TinyWorld:
             )
         total = hashlib.sha256()
         for path in files:
-            total.update(path.relative_to(PIPELINE).as_posix().encode() + b"\0")
+            total.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
             total.update(hashlib.sha256(path.read_bytes()).digest())
         return total.hexdigest()
 
@@ -64,7 +67,7 @@ class TinyWorld:
         return folder if folder.is_dir() else None
 
     def load(self, device: str) -> LoadedTinyWorld:
-        return LoadedTinyWorld(device)
+        return LoadedTinyWorld(device, self.folder)
 
 
 class LoadedTinyWorld:
@@ -74,7 +77,7 @@ class LoadedTinyWorld:
         training_clips: how many clips ``batches`` renders and encodes for each seed.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, folder: Path = PIPELINE) -> None:
         import torch
         from diffusers import CogVideoXPipeline
         from diffusers.utils import logging as diffusers_logging
@@ -85,7 +88,7 @@ class LoadedTinyWorld:
         transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
         self.pipeline = CogVideoXPipeline.from_pretrained(
-            PIPELINE, dtype=torch.float32, local_files_only=True
+            folder, dtype=torch.float32, local_files_only=True
         ).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
         for part in (self.pipeline.transformer, self.pipeline.vae, self.pipeline.text_encoder):

@@ -29,7 +29,8 @@ class StageContext:
 
         self.seed = seed
         self.device: torch.device = torch.device(session.spec.device)
-        self.skip_layers = session.loaded.skip_layers(session.spec.skip_layers)
+        # A model may look for its linears, so it must hold the unquantized module.
+        self.skip_layers = session.full_precision().skip_layers(session.spec.skip_layers)
         self._session = session
         self._train_log = train_log
         self._teacher: nn.Module | None = None

@@ -90,7 +90,7 @@ class FrameJudge(nn.Module):
         self.presence_weight = nn.Parameter(torch.randn(shapes, DEEP) / DEEP**0.5)
         self.presence_bias = nn.Parameter(torch.zeros(shapes))
         self.color = nn.Linear(DEEP, len(spec.COLORS))
-        self.count = nn.Linear(2 * DEEP, 3)
+        self.number = nn.Linear(2 * DEEP, 3)
         self.scene = nn.Linear(2 * DEEP, len(spec.SCENES))
         self.texture = nn.Conv2d(4 * SHALLOW, 24, 1)
         crop = 24 * CROP_CELLS**2
@@ -111,7 +111,7 @@ class FrameJudge(nn.Module):
             color=self.color(attended),
             heat=heat,
             center=(attention[..., None] * cell_centers(frames.device)).sum(dim=2),
-            number=self.count(summary),
+            number=self.number(summary),
             scene=self.scene(summary),
             pooled=pooled,
             texture=self.texture(F.pixel_unshuffle(fine, 2)),

@@ -53,6 +53,13 @@ def test_skip_layers_follow_the_preset(session: Session, tmp_path: Path) -> None
     assert StageContext(bare, 0, tmp_path / "log").skip_layers == ()
 
 
+def test_skip_layers_are_those_of_the_unquantized_model(session: Session, tmp_path: Path) -> None:
+    """Also when the worker has just run a cell whose linears were all replaced."""
+    assert isinstance(session.pristine, torch.nn.Module)
+    session.loaded.transformer = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Identity())
+    assert StageContext(session, 0, tmp_path / "log").skip_layers == ("2",)
+
+
 def test_the_log_is_one_line_a_record(session: Session, tmp_path: Path) -> None:
     context = StageContext(session, 0, tmp_path / "train.jsonl")
     context.log({"step": 0, "loss": 0.5})

@@ -19,6 +19,7 @@ from evalharness.executor import (
     local_executor,
 )
 
+Events = list[tuple[str, Mapping[str, Any]]]
 SPEC = WorkerSpec(model="toy", protocol="toy", device="cpu", skip_layers="std")
 CELL = {"model": "toy", "method": "toy-train", "w_bits": 3, "a_bits": 3, "seed": 0, "options": {}}
 
@@ -35,10 +36,8 @@ def prepare(folder: Path, number: int, **options: Any) -> Task:
     return Task(kind="prepare", key=f"cell {number}", payload=payload)
 
 
-def collect(
-    executor: Executor, tasks: list[Task]
-) -> tuple[dict[str, Outcome], list[tuple[str, Mapping[str, Any]]]]:
-    events: list[tuple[str, Mapping[str, Any]]] = []
+def collect(executor: Executor, tasks: list[Task]) -> tuple[dict[str, Outcome], Events]:
+    events: Events = []
     outcomes = executor.run(tasks, lambda task, event: events.append((task.key, event)))
     return {outcome.task.key: outcome for outcome in outcomes}, events
 

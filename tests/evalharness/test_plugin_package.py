@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+REPOSITORY = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -60,7 +60,7 @@ def test_the_bits_reach_the_method(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_gone_is_missed_by_name(start: Start, tmp_path: Path) -> None:
-    process = start("run", "--model", "toy", "--limit", "1", "--output", "out", PYTHONPATH=os.getcwd())
+    process = start("run", "--model", "toy", "--limit", "1", "--output", "out", PYTHONPATH=str(REPOSITORY))
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "error: unknown model 'toy'" in err

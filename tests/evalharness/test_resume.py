@@ -14,10 +14,12 @@ import pytest
 
 from evalharness.store import read_json
 
+Outcome = dict[str, bytes]
 Start = Callable[..., subprocess.Popen[str]]
 
 RUN = ("run", "--model", "toy", "--methods", "toy-train,toy-round", "--bits", "3", "--output", "out")
 PATIENCE = 60.0
+REPOSITORY = Path(__file__).parents[2]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -25,16 +27,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def outcome(folder: Path) -> dict[str, bytes]:
+def outcome(folder: Path) -> Outcome:
     """What must not depend on how a run went: scores, videos, checkpoints."""
     kept = [folder / "scores.csv"]
-    for pattern in (
-        "cells/*/scores.jsonl",
-        "cells/*/videos/*",
-        "cells/*/checkpoint/*",
-        "cells/*/train.jsonl",
-    ):
-        kept += folder.glob(pattern)
+    for pattern in ("scores.jsonl", "videos/*", "checkpoint/*", "train.jsonl"):
+        kept += folder.glob(f"cells/*/{pattern}")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
 
 
@@ -54,19 +51,17 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(toy_site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(toy_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The outcome of one quiet run with one worker."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(toy_site), str(Path.cwd())])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(toy_site), str(REPOSITORY)])}
     command = [sys.executable, "-m", "evalharness", *RUN, "--workers", "1"]
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     return outcome(folder / "out")
 
 
-@pytest.mark.parametrize("place", ["prepare:7", "generate:10", "score:5"])
-def test_killed_and_run_again(
-    start: Start, tmp_path: Path, undisturbed: dict[str, bytes], place: str
-) -> None:
+@pytest.mark.parametrize("place", ["prepare:3", "generate:10", "score:5"])
+def test_killed_and_run_again(start: Start, tmp_path: Path, undisturbed: Outcome, place: str) -> None:
     """SIGKILL while a worker is inside a stage: workers die too, and the next run completes it."""
     log = tmp_path / "log"
     log.mkdir()
@@ -88,7 +83,7 @@ def test_killed_and_run_again(
         assert "generate:" not in err, "finished videos are not made again"
 
 
-def test_other_workers_and_another_order(start: Start, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_other_workers_and_another_order(start: Start, tmp_path: Path, undisturbed: Outcome) -> None:
     """Three workers, methods the other way round, in two commands: the same bytes."""
     reordered = [word if word != "toy-train,toy-round" else "toy-round,toy-train" for word in RUN]
     assert finish(start(*reordered, "--workers", "3", "--limit", "2"))[0] == 0
@@ -98,7 +93,7 @@ def test_other_workers_and_another_order(start: Start, tmp_path: Path, undisturb
 
 
 def test_in_process_gives_the_same_bytes_as_workers(
-    start: Start, tmp_path: Path, undisturbed: dict[str, bytes]
+    start: Start, tmp_path: Path, undisturbed: Outcome
 ) -> None:
     assert finish(start(*RUN, "--workers", "0"))[0] == 0
     assert outcome(tmp_path / "out") == undisturbed
@@ -133,9 +128,7 @@ def test_control_c_stops_cleanly_and_says_how_to_go_on(start: Start, tmp_path: P
     assert not any(is_alive(pid) for pid in workers)
 
 
-def test_a_worker_that_dies_costs_one_video(
-    start: Start, tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
+def test_a_worker_that_dies_costs_one_video(start: Start, tmp_path: Path, undisturbed: Outcome) -> None:
     """As the kernel's out-of-memory killer would do it."""
     code, _, err = finish(start(*RUN, "--workers", "2", TOY_DIE="generate/four"))
     assert code == 1
@@ -157,16 +150,10 @@ sys.exit(code)
 def test_the_second_run_needs_no_torch_and_little_time(start: Start, tmp_path: Path, toy_site: Path) -> None:
     assert finish(start(*RUN))[0] == 0
     manifest = read_json(tmp_path / "out" / "manifest.json")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(toy_site), str(Path.cwd())])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(toy_site), str(REPOSITORY)])}
     begin = time.monotonic()
-    again = subprocess.run(
-        [sys.executable, "-c", TELL, *RUN],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", TELL, *RUN]
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert time.monotonic() - begin < 10
     assert "nothing to do: 3 cells, 18 videos, 27 scores up to date" in again.stderr
     assert again.stdout.splitlines()[-1] == "[]"

@@ -20,6 +20,7 @@ from evalharness.cells import Cell, build_method
 from evalharness.checkpoints import CARD_NAME, checkpoint_card
 from evalharness.executor import WorkerSpec
 from evalharness.hashing import jsonable
+from evalharness.models.tinyworld import TinyWorld
 from evalharness.session import Session
 from evalharness.stages import prepare
 from evalharness.store import atomic_write_json
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--bits", type=Bits.parse, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pipeline", type=Path, help="pipeline folder (the package's)")
     parser.add_argument("--clips", type=int, help="training clips to render (the model's default)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -40,6 +42,8 @@ def main() -> None:
     options = config["method_options"].get(args.method, {})
     cell = Cell(model="tinyworld", method=args.method, bits=args.bits, seed=args.seed, options=options)
     session = Session(WorkerSpec(model="tinyworld", protocol="tinyworld", device=args.device, skip_layers=skip))
+    if args.pipeline:
+        session.model = TinyWorld(args.pipeline)
     if args.clips:
         session.loaded.training_clips = args.clips  # type: ignore[attr-defined]
     target = args.out / cell.checkpoint_name
