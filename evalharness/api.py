@@ -183,10 +183,10 @@ class LoadedModel(Protocol):
 class Model(Protocol):
     """A text-to-video model that the harness can load."""
 
-    name: str
-    summary: str
-    default_protocol: str
-    settings: GenerationSettings
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    default_protocol: ClassVar[str]
+    settings: ClassVar[GenerationSettings]
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over the weight files. Must not need torch."""
@@ -235,8 +235,12 @@ class Method(Protocol):
     summary: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[Needs | str]
-    w_bits: int
-    a_bits: int
+
+    @property
+    def w_bits(self) -> int: ...
+
+    @property
+    def a_bits(self) -> int: ...
 
     def apply(self, model: nn.Module, ctx: MethodContext) -> nn.Module:
         """Quantize ``model`` (may change it in place) and return it in eval mode."""

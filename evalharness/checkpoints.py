@@ -106,7 +106,7 @@ def _check_card(folder: Path, cell: Cell, plan: RunPlan) -> None:
     if card is None:
         return
     asked = card_for(cell, plan, {})
-    for key in ("method", "w_bits", "a_bits", "model", "model_fingerprint"):
+    for key in ("method", "w_bits", "a_bits", "model", "model_fingerprint", "skip_layers"):
         if card.get(key) != asked[key]:
             raise UserError(
                 f"{cell.id}: checkpoint {display_path(folder)} was made for {key} {str(card.get(key))[:12]}, "

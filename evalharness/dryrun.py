@@ -11,6 +11,7 @@ from evalharness.cells import Cell, build_method
 from evalharness.checkpoints import display_path, find_checkpoints
 from evalharness.hashing import jsonable
 from evalharness.plan import RunPlan
+from evalharness.planfile import check_identity, read_plan_file
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
 from evalharness.stages.samples import latest_samples, valid_samples
@@ -23,9 +24,15 @@ _DEFAULT_STEP_SECONDS = 1.0
 
 
 def describe(plan: RunPlan, registry: Registry) -> str:
-    """The plan as text. Reads the run folder if there is one; writes nothing."""
+    """The plan as text. Reads the run folder if there is one; writes nothing.
+
+    Raises:
+        UserError: the folder belongs to a different run, or ``--load`` lacks a checkpoint.
+    """
     published = find_checkpoints(plan, registry)
     folder = RunFolder(plan.output)
+    if folder.plan.exists():
+        check_identity(folder, read_plan_file(folder).identity, plan.identity())
     model: Model = registry.get("models", plan.model)()
     lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]
     videos = scores = steps = 0

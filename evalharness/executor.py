@@ -95,10 +95,10 @@ class Executor(Protocol):
 
 
 def local_executor(spec: WorkerSpec, workers: int) -> Executor:
-    """In this process for ``workers == 0``, else in that many processes (one on cuda)."""
+    """In this process for ``workers == 0``, else in that many processes."""
     if workers == 0:
         return InlineExecutor(spec)
-    return SubprocessExecutor(spec, 1 if spec.device == "cuda" else workers)
+    return SubprocessExecutor(spec, workers)
 
 
 class InlineExecutor:
@@ -187,6 +187,7 @@ class _Worker:
             env=environment,
             text=True,
             encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
         )
         self._write({"spec": asdict(spec)})
         threading.Thread(target=self._read, args=(replies,), daemon=True).start()

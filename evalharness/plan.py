@@ -135,7 +135,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         device=device,
         batch_size=config.batch_size,
         skip_layers=config.skip_layers,
-        workers=default_workers() if config.workers is None else config.workers,
+        workers=_workers(config.workers, device),
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
@@ -177,6 +177,13 @@ def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:
             _check_name(cell.method, "method")
             build_method(registry, cell)
     return tuple(cells)
+
+
+def _workers(asked: int | None, device: str) -> int:
+    """One process serves a GPU; 0 stands for this process."""
+    if device == "cuda":
+        return 0 if asked == 0 else 1
+    return default_workers() if asked is None else asked
 
 
 def _check_prompts(prompts: Sequence[Prompt], protocol: EvalProtocol, name: str) -> None:

@@ -11,7 +11,7 @@ from evalharness.errors import UserError
 from evalharness.runfolder import RunFolder
 from evalharness.store import atomic_write_json, read_json
 
-__all__ = ["PlanFile", "read_plan_file", "record_cells"]
+__all__ = ["PlanFile", "check_identity", "read_plan_file", "record_cells"]
 
 SCHEMA_VERSION = 1
 
@@ -53,7 +53,7 @@ def record_cells(folder: RunFolder, identity: Mapping[str, Any], cells: Sequence
     known: dict[str, Cell] = {}
     if folder.plan.exists():
         old = read_plan_file(folder)
-        _refuse_other_run(folder, old.identity, identity)
+        check_identity(folder, old.identity, identity)
         known = dict(old.cells)
     merged = known | {cell.id: cell for cell in cells}
     if merged != known:
@@ -65,7 +65,12 @@ def record_cells(folder: RunFolder, identity: Mapping[str, Any], cells: Sequence
         atomic_write_json(folder.plan, record)
 
 
-def _refuse_other_run(folder: RunFolder, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_identity(folder: RunFolder, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        UserError: the folder belongs to a different run; names the keys that differ.
+    """
     differences = [
         f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} asked"
         for key in sorted(set(old) | set(new))

@@ -83,7 +83,7 @@ class RunFolder:
 
     @property
     def report_state(self) -> Path:
-        return self.root / "report.json"
+        return self.root / ".aggregate.json"
 
     @property
     def events(self) -> JsonLines:

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import traceback
@@ -58,7 +57,6 @@ def main() -> None:
     """Serve until the input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent decides
     inbox: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
     spec = json.loads(inbox.get())["spec"]

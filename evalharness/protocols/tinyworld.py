@@ -46,7 +46,7 @@ class TinyWorldProtocol:
     metrics: ClassVar[Mapping[str, str]] = {name: f"tinyworld.{name}" for name in DIMENSIONS}
 
     def prompts(self) -> Sequence[Prompt]:
-        rng = random.Random(SUITE_SEED)  # noqa: S311 - a fixed suite, not a secret
+        rng = random.Random(SUITE_SEED)
         singles = [_balanced_single(rng, index) for index in range(SINGLES)]
         related = [_balanced_pair(rng, index) for index in range(RELATED_PAIRS)]
         plain = [_balanced_pair(rng, index) for index in range(PLAIN_PAIRS)]

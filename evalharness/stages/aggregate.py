@@ -47,17 +47,18 @@ def run(state: RunState) -> StageCount:
     from evalharness.results import build_results, write_results
 
     builder = _RecordBuilder(state, protocol)
-    results = build_results(
-        [builder.cell_record(cell) for cell in cells],
-        protocol=state.plan.protocol,
-        dimensions=list(protocol.metrics),
-        percent=protocol.percent,
-        label=getattr(protocol, "label", f"{state.plan.protocol} scores"),
-        manifest=state.finish_work(),
-        prompts={prompt.id: prompt.text for prompt in state.plan.protocol_prompts},
-    )
-    write_results(results, state.folder.results)
-    written, failed = write_reports(state.registry, state.console, state.folder, results)
+    with state.console.progress("aggregate", len(cells), "cell"):
+        results = build_results(
+            [builder.cell_record(cell) for cell in cells],
+            protocol=state.plan.protocol,
+            dimensions=list(protocol.metrics),
+            percent=protocol.percent,
+            label=getattr(protocol, "label", f"{state.plan.protocol} scores"),
+            manifest=state.finish_work(),
+            prompts={prompt.id: prompt.text for prompt in state.plan.protocol_prompts},
+        )
+        write_results(results, state.folder.results)
+        written, failed = write_reports(state.registry, state.console, state.folder, results)
     paths = [state.folder.results, *written]
     hashes = {path.relative_to(state.folder.root).as_posix(): file_sha256(path) for path in paths}
     if not failed:

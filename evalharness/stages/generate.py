@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ def run(state: RunState) -> StageCount:
     if not tasks:
         return StageCount(kept=kept)
     done = failed = 0
+    errors: Counter[str] = Counter()
     for outcome in state.run_tasks("generate", "video", tasks):
         records = _records(outcome)
         state.folder.cell(outcome.task.payload["cell_id"]).samples.append(records)
@@ -44,7 +46,12 @@ def run(state: RunState) -> StageCount:
             done += len(records)
         else:
             failed += len(records)
-            state.console.warn(f"{outcome.task.key}: {outcome.error}")
+            errors[outcome.error] += len(records)
+            if errors[outcome.error] == len(records):
+                state.console.warn(f"{outcome.task.key}: {outcome.error}")
+    for error, count in errors.items():
+        if count > state.plan.batch_size:
+            state.console.warn(f"{count} videos in all: {error}")
     return StageCount(done=done, kept=kept, failed=failed)
 
 

@@ -36,6 +36,7 @@ def build_tokenizer() -> Any:
 
 
 def build_text_encoder(vocabulary: int) -> T5EncoderModel:
+    """Two T5 layers for a vocabulary of that many pieces."""
     return T5EncoderModel(
         T5Config(
             vocab_size=vocabulary,
@@ -53,6 +54,7 @@ def build_text_encoder(vocabulary: int) -> T5EncoderModel:
 
 
 def build_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLCogVideoX:
+    """A CogVideoX autoencoder: 4 x 4 in space, 4 in time."""
     return AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
@@ -68,6 +70,7 @@ def build_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLCogVideoX:
 
 
 def build_transformer(latent_channels: int = LATENT_CHANNELS) -> CogVideoXTransformer3DModel:
+    """Five CogVideoX blocks of width 240."""
     return CogVideoXTransformer3DModel(
         num_attention_heads=6,
         attention_head_dim=40,

@@ -174,11 +174,18 @@ class MotionJudge(nn.Module):
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the logits and the pooled feature [B, 2 * width] before the last layer."""
+        return self.decide(self.look(clips))
+
+    def look(self, clips: Tensor) -> Tensor:
+        """Summaries [B, T - 1, 2 * 64] of what each frame and the change to the next show."""
         x = 2.0 * clips - 1.0
         pairs = torch.cat([x[:, :-1], x[:, 1:] - x[:, :-1]], dim=2)
         maps = self.spatial(pairs.flatten(0, 1))
-        steps = self.project(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
-        y = by_video(steps, len(clips)).transpose(1, 2)  # [B, width, T - 1]
+        return by_video(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1), len(clips))
+
+    def decide(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` from the summaries on."""
+        y = self.project(steps).transpose(1, 2)  # [B, width, T - 1]
         for layer in self.temporal:
             y = y + F.relu(layer(y))
         feature = torch.cat([y.mean(dim=-1), y.amax(dim=-1)], dim=1)

@@ -76,15 +76,19 @@ def _dots(c: Canvas, *, fall: float, drift: float, radius: float, twinkle: float
 
 
 def snowy_field(c: Canvas) -> Tensor:
+    """White ground under a pale sky, flakes falling."""
     sky = _paint(c.y + _field(c), _rgb(0.62, 0.7, 0.8), _rgb(0.84, 0.88, 0.93))
     horizon = 0.58 + 0.03 * torch.sin(TAU * (1.2 * c.x + c.shift(0)))
-    ground = _paint((c.y - horizon).clamp(0, 0.5) * 2.0 + _field(c), _rgb(0.97, 0.98, 1.0), _rgb(0.82, 0.87, 0.95))
+    ground = _paint(
+        (c.y - horizon).clamp(0, 0.5) * 2.0 + _field(c), _rgb(0.97, 0.98, 1.0), _rgb(0.82, 0.87, 0.95)
+    )
     scene = _over(sky, _soft(horizon - c.y + _field(c)), ground)
     flakes = _dots(c, fall=0.3, drift=0.06, radius=0.014, twinkle=0.0)
     return _over(scene, flakes, torch.ones_like(scene))
 
 
 def ocean(c: Canvas) -> Tensor:
+    """Blue waves that drift."""
     sky = _paint(c.y + _field(c), _rgb(0.55, 0.8, 0.95), _rgb(0.78, 0.92, 0.98))
     wave = torch.sin(TAU * (7.0 * c.y + 0.35 * torch.sin(TAU * (2.0 * c.x + c.shift(0) + 0.35 * c.t))))
     water = _paint(0.5 + 0.5 * wave + _field(c), _rgb(0.05, 0.25, 0.55), _rgb(0.18, 0.5, 0.75))
@@ -92,6 +96,7 @@ def ocean(c: Canvas) -> Tensor:
 
 
 def desert(c: Canvas) -> Tensor:
+    """Dunes with creeping ripples."""
     sky = _paint(c.y + _field(c), _rgb(0.98, 0.8, 0.55), _rgb(1.0, 0.92, 0.75))
     crest = 0.4 + 0.07 * torch.sin(TAU * (0.9 * c.x + c.shift(0)))
     ripple = torch.sin(TAU * (6.0 * (c.y - crest) + 0.8 * c.x + 0.2 * c.t + c.shift(1)))
@@ -100,6 +105,7 @@ def desert(c: Canvas) -> Tensor:
 
 
 def forest(c: Canvas) -> Tensor:
+    """Dark leaves that sway, trunks."""
     leaves = 0.5 + 0.25 * torch.sin(TAU * (5.0 * c.x + 0.15 * torch.sin(TAU * c.t) + c.shift(0)))
     leaves = leaves + 0.25 * torch.sin(TAU * (6.0 * c.y + c.shift(1) + 0.1 * torch.sin(TAU * c.t)))
     scene = _paint(leaves + _field(c), _rgb(0.03, 0.2, 0.08), _rgb(0.16, 0.42, 0.16))
@@ -109,16 +115,20 @@ def forest(c: Canvas) -> Tensor:
 
 
 def night_sky(c: Canvas) -> Tensor:
+    """Twinkling points on dark blue."""
     scene = _paint(c.y + _field(c), _rgb(0.02, 0.02, 0.1), _rgb(0.1, 0.08, 0.28))
     stars = _dots(c, fall=0.0, drift=0.05, radius=0.016, twinkle=0.7)
     return _over(scene, stars, torch.ones_like(scene) * 0.98)
 
 
 def city(c: Canvas) -> Tensor:
+    """A skyline whose windows brighten and dim."""
     sky = _paint(c.y + _field(c), _rgb(0.45, 0.4, 0.55), _rgb(0.85, 0.6, 0.55))
     column = torch.floor(5.0 * c.x + 5.0 * c.shift(0))
     height = 0.3 + 0.22 * (0.5 + 0.5 * torch.sin(12.9898 * column))
-    walls = _paint(_field(c) + 0.3 * torch.sin(4.1 * column) + 0.5, _rgb(0.22, 0.23, 0.28), _rgb(0.36, 0.37, 0.43))
+    walls = _paint(
+        _field(c) + 0.3 * torch.sin(4.1 * column) + 0.5, _rgb(0.22, 0.23, 0.28), _rgb(0.36, 0.37, 0.43)
+    )
     wx = torch.remainder(15.0 * c.x + 15.0 * c.shift(0), 1.0) - 0.5
     wy = torch.remainder(12.0 * c.y, 1.0) - 0.5
     lit = 0.5 + 0.5 * torch.sin(3.7 * column + 5.3 * torch.floor(12.0 * c.y) + TAU * 0.5 * c.t)
@@ -128,6 +138,7 @@ def city(c: Canvas) -> Tensor:
 
 
 def meadow(c: Canvas) -> Tensor:
+    """Grass in the wind, flowers."""
     sky = _paint(c.y + _field(c), _rgb(0.6, 0.85, 0.98), _rgb(0.8, 0.95, 1.0))
     blades = torch.sin(TAU * (9.0 * c.x + 0.8 * c.y + 0.12 * torch.sin(TAU * (c.t + c.shift(1)))))
     grass = _paint(0.5 + 0.5 * blades + _field(c), _rgb(0.35, 0.66, 0.22), _rgb(0.47, 0.77, 0.3))
@@ -137,6 +148,7 @@ def meadow(c: Canvas) -> Tensor:
 
 
 def volcano(c: Canvas) -> Tensor:
+    """Dark rock, glowing veins, rising embers."""
     rock = _paint(c.y + _field(c), _rgb(0.2, 0.1, 0.1), _rgb(0.12, 0.07, 0.07))
     bend = 0.18 * torch.sin(TAU * (1.5 * c.y + c.shift(0))) + 0.06 * torch.sin(TAU * (4.0 * c.y + c.shift(1)))
     vein = torch.remainder(2.0 * c.x + bend + c.shift(2), 1.0) - 0.5

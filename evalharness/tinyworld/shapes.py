@@ -15,10 +15,12 @@ from torch import Tensor
 
 
 def ball(u: Tensor, v: Tensor) -> Tensor:
+    """A disc."""
     return torch.hypot(u, v) - 0.88
 
 
 def box(u: Tensor, v: Tensor) -> Tensor:
+    """A square."""
     return torch.maximum(u.abs(), v.abs()) - 0.78
 
 
@@ -49,10 +51,12 @@ def heart(u: Tensor, v: Tensor) -> Tensor:
 
 
 def ring(u: Tensor, v: Tensor) -> Tensor:
+    """An annulus."""
     return (torch.hypot(u, v) - 0.68).abs() - 0.27
 
 
 def cross(u: Tensor, v: Tensor) -> Tensor:
+    """Two equal bars."""
     long, short = torch.maximum(u.abs(), v.abs()), torch.minimum(u.abs(), v.abs())
     return torch.maximum(long - 0.95, short - 0.32)
 

@@ -50,13 +50,14 @@ class WorldBatch(NamedTuple):
     relation: Tensor
     shape: Tensor
     color: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment] # hides tuple.count, which nobody calls on a batch
 
     def to(self, device: torch.device | str) -> WorldBatch:
         return WorldBatch(*(field.to(device) for field in self))
 
-    def __getitem__(self, index: Tensor | slice) -> WorldBatch:  # type: ignore[override]
-        return WorldBatch(*(field[index] for field in (*self,)))
+    def take(self, rows: Tensor | slice) -> WorldBatch:
+        """The clips at ``rows``, a long or bool index or a slice."""
+        return WorldBatch(*(field[rows] for field in self))
 
 
 class Layout(NamedTuple):
@@ -89,7 +90,7 @@ def encode_clips(clips: Sequence[spec.Clip]) -> WorldBatch:
 def decode_clips(batch: WorldBatch) -> list[spec.Clip]:
     """The inverse of ``encode_clips``."""
     clips = []
-    for scene, motion, relation, shape, color, count in zip(*(f.tolist() for f in (*batch,)), strict=True):
+    for scene, motion, relation, shape, color, count in zip(*(f.tolist() for f in batch), strict=True):
         things = tuple(spec.Thing(spec.COLORS[color[k]], spec.SHAPES[shape[k]]) for k in range(count))
         clips.append(
             spec.Clip(
@@ -108,11 +109,11 @@ def random_batch(count: int, generator: torch.Generator, *, pair_fraction: float
     total = 0
     while total < count:
         drawn = _draw(2 * count + 16, generator, pair_fraction)
-        drawn = drawn[~held_out_mask(drawn)]
+        drawn = drawn.take(~held_out_mask(drawn))
         kept.append(drawn)
         total += len(drawn.scene)
-    merged = WorldBatch(*(torch.cat(fields) for fields in zip(*((*b,) for b in kept), strict=True)))
-    return merged[slice(0, count)]
+    merged = WorldBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
+    return merged.take(slice(0, count))
 
 
 def held_out_mask(batch: WorldBatch) -> Tensor:
@@ -176,23 +177,24 @@ def layout(batch: WorldBatch, generator: torch.Generator, frames: int = spec.FRA
     moves_y = (motion["moving up"] + motion["moving down"] + motion["bouncing"] + motion["circling"])[:, 0]
     near = uniform(0.46, 0.54, size, 2)
     home = torch.stack(
-        [torch.where(moves_x > 0, near[:, 0], home[:, 0]), torch.where(moves_y > 0, near[:, 1], home[:, 1])], 1
+        [torch.where(moves_x > 0, near[:, 0], home[:, 0]), torch.where(moves_y > 0, near[:, 1], home[:, 1])],
+        1,
     )
 
-    home_K2 = home[:, None].repeat(1, SLOTS, 1)
+    homes = home[:, None].repeat(1, SLOTS, 1)
     gap = uniform(0.2, 0.225, size)
     for relation, (axis, sign) in enumerate([(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)]):
         chosen = batch.relation == relation
         middle = uniform(0.48, 0.52, size)
         for slot in range(SLOTS):
             side = sign if slot == 0 else -sign
-            home_K2[chosen, slot, axis] = (middle + side * gap)[chosen]
-    home_K2 = home_K2 + uniform(-0.03, 0.03, size, SLOTS, 2) * pair[:, None].float()
+            homes[chosen, slot, axis] = (middle + side * gap)[chosen]
+    homes = homes + uniform(-0.03, 0.03, size, SLOTS, 2) * pair[:, None].float()
 
     path = torch.stack([dx, dy], dim=-1)[:, None]
     spin = turn * motion["spinning"]
     tilt = uniform(-0.2, 0.2, size, SLOTS, 1)
-    return Layout(home_K2[:, :, None] + path, spin[:, None] + tilt, radius)
+    return Layout(homes[:, :, None] + path, spin[:, None] + tilt, radius)
 
 
 def render(
@@ -233,7 +235,7 @@ def render(
                 video[chosen] = _stamp(video[chosen], name, color, places, chosen, slot, x, y)
     video = video.clamp(0.0, 1.0).flatten(0, 1)
     video = torch.nn.functional.avg_pool2d(video, SUPERSAMPLE)
-    return video.unflatten(0, (len(batch.scene), frames))
+    return video.reshape(-1, frames, *video.shape[1:])
 
 
 def _palette(color: Tensor) -> Tensor:

@@ -58,13 +58,13 @@ def train_(
         set_learning_rate(optimizer, recipe.lr_factor(step))
         batch = next(batches)
         if recipe.compile != "off":
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            torch.compiler.cudagraph_mark_step_begin()
 
         with _precision(device, recipe):
             target = _target(teacher_call, batch, ctx)
             prediction = ctx.predict(student_call, batch)
         loss = functional.mse_loss(prediction.float(), target.float())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -78,8 +78,8 @@ def test_tracking_yields_every_step_and_tells_the_end(session: Session, tmp_path
 
 
 def test_activating_the_reference_restores_the_full_precision_module(session: Session, tmp_path: Path) -> None:
-    from evalharness.cells import Cell
     from evalharness.api import Bits
+    from evalharness.cells import Cell
 
     cell = Cell(model="toy", method="toy-round", bits=Bits(2, 2), seed=0)
     reference = session.activate(Cell.reference("toy", 0), None, "r").transformer

@@ -16,7 +16,6 @@ from evalharness.executor import (
     SubprocessExecutor,
     Task,
     WorkerSpec,
-    local_executor,
 )
 
 Events = list[tuple[str, Mapping[str, Any]]]
@@ -96,10 +95,3 @@ def test_no_task_starts_no_worker(toy: Path) -> None:
     executor = SubprocessExecutor(SPEC, 4)
     assert list(executor.run([], lambda task, event: None)) == []
     assert executor._pool == []
-
-
-def test_one_process_serves_a_gpu() -> None:
-    cuda = WorkerSpec(model="toy", protocol="toy", device="cuda", skip_layers="std")
-    executor = local_executor(cuda, 8)
-    assert isinstance(executor, SubprocessExecutor)
-    assert executor._workers == 1

@@ -1,7 +1,7 @@
 """Train one quantized tinyworld checkpoint by the harness's own prepare stage, for publishing.
 
     python -m evalharness.tinyworld.training.checkpoints \
-        --config configs/tinyworld-published.yaml --method qvgen --bits 3 --device cuda --out build/checkpoints
+        --config configs/tinyworld-published.yaml --method qvgen --bits 3 --out build/checkpoints
 
 The config is one for ``evalharness run``; its ``method_options`` hold the recipe. What is written is
 what ``run --train`` would have written into the cell's ``checkpoint/``, and beside it ``train.jsonl``.
@@ -27,6 +27,7 @@ from evalharness.store import atomic_write_json
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--method", required=True)
@@ -41,7 +42,9 @@ def main() -> None:
     skip = config.get("skip_layers", "std")
     options = config["method_options"].get(args.method, {})
     cell = Cell(model="tinyworld", method=args.method, bits=args.bits, seed=args.seed, options=options)
-    session = Session(WorkerSpec(model="tinyworld", protocol="tinyworld", device=args.device, skip_layers=skip))
+    session = Session(
+        WorkerSpec(model="tinyworld", protocol="tinyworld", device=args.device, skip_layers=skip)
+    )
     if args.pipeline:
         session.model = TinyWorld(args.pipeline)
     if args.clips:
@@ -58,7 +61,9 @@ def main() -> None:
         skip_layers=skip,
         device=args.device,
     )
-    atomic_write_json(target / CARD_NAME, {**card, "train_minutes": round((time.monotonic() - start) / 60, 2)})
+    atomic_write_json(
+        target / CARD_NAME, {**card, "train_minutes": round((time.monotonic() - start) / 60, 2)}
+    )
 
 
 if __name__ == "__main__":

@@ -63,11 +63,12 @@ def learning_rate(peak: float, fraction: float, *, step: int, warmup: int = 200)
 
 
 def rank() -> int:
+    """Number of this process; 0 when it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def start_processes(device: str) -> torch.device:
-    """This process's device; joins the others when started by torchrun. Logs from process 0 only."""
+    """The device of this process; joins the others when started by torchrun. Logs from process 0 only."""
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     level = logging.INFO if rank() == 0 else logging.WARNING
@@ -112,6 +113,7 @@ class Average:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write ``value``, indented; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n")
 

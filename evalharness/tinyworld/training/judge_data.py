@@ -42,7 +42,7 @@ def training_scenes(count: int, generator: torch.Generator, device: torch.device
 
 def held_out_scenes(count: int, seed: int, device: torch.device, *, pair: bool) -> Scenes:
     """``count`` clips of combinations that training never sees."""
-    rng = random.Random(seed)  # noqa: S311 - sampling, not cryptography
+    rng = random.Random(seed)
     clips = [spec.random_clip(rng, held_out=True, pair=pair) for _ in range(count)]
     return render_scenes(world.encode_clips(clips), torch.Generator().manual_seed(seed), device)
 
@@ -108,6 +108,28 @@ def damaged_clips(
         video.flatten(0, 1), generator, damage.QUALITY_DAMAGES, chance=chance, limit=limit
     )
     return by_video(damage.codec(frames, generator), len(video))
+
+
+def smeared_clips(video: Tensor, generator: torch.Generator) -> Tensor:
+    """``damaged_clips``, with what a video model's temporal decoder does to fast things.
+
+    Half of the clips: neighbouring frames shine through, up to ghosts as strong as the thing, and
+    each frame is bent by a field of its own. ``video`` [B, T, 3, H, W].
+    """
+    count, frames = video.shape[:2]
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=video.device)
+
+    chosen = uniform(count, 1) < 0.5
+    before = torch.cat([video[:, :1], video[:, :-1]], dim=1)
+    after = torch.cat([video[:, 1:], video[:, -1:]], dim=1)
+    share = uniform(count, frames)[:, :, None, None, None]
+    ghost = (0.6 * uniform(count, 1) * uniform(count, frames) * chosen)[:, :, None, None, None]
+    smeared = (1.0 - ghost) * video + ghost * (share * before + (1.0 - share) * after)
+    severity = (0.5 * uniform(count, 1) * uniform(count, frames) * chosen).flatten()
+    bent = damage.warp(smeared.flatten(0, 1), severity, generator)
+    return damaged_clips(by_video(bent, count), generator)
 
 
 def wrong_captions(clip: spec.Clip, rng: random.Random) -> list[str]:

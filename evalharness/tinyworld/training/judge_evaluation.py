@@ -33,7 +33,7 @@ def evaluate(judges: Judges, device: torch.device, *, clips: int, seed: int = 90
         module.to(device)
     right: dict[str, list[Tensor]] = defaultdict(list)
     generator = torch.Generator(device).manual_seed(seed)
-    rng = random.Random(seed)  # noqa: S311 - sampling, not cryptography
+    rng = random.Random(seed)
     for start in range(0, clips, 2 * BATCH):
         size = min(BATCH, (clips - start + 1) // 2)
         for pair in (False, True):

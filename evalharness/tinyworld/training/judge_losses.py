@@ -27,7 +27,7 @@ class Randomness:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.cpu = torch.Generator().manual_seed(seed)
         self.device = torch.Generator(device).manual_seed(seed)
-        self.python = random.Random(seed)  # noqa: S311 - sampling, not cryptography
+        self.python = random.Random(seed)
 
     def integers(self, high: int, count: int) -> Tensor:
         return torch.randint(high, (count,), generator=self.cpu)
@@ -88,7 +88,6 @@ def _consistency(judge: judge_nets.FrameJudge, scenes: Scenes, rng: Randomness) 
     frames, severity = damage.random_damage(
         scenes.video[rows, times], rng.device, damage.APPEARANCE_DAMAGES, chance=0.3
     )
-    worse = torch.maximum(severity[:count], severity[count:])
     with _autocast(device):
         texture = judge(damage.codec(frames, rng.device)).texture
     slot = (rng.integers(world.SLOTS, count).to(device) * (scenes.batch.count > 1)).repeat(2)
@@ -98,11 +97,23 @@ def _consistency(judge: judge_nets.FrameJudge, scenes: Scenes, rng: Randomness) 
     present = scenes.present[rows].float()
     background = judge.background(texture, present, judge_data.shape_centers(scenes, rows, times))
 
-    first = torch.arange(count, device=device)
-    shape, color = scenes.batch.shape[first, slot[:count]], scenes.batch.color[first, slot[:count]]
+    return likeness_loss(subject, background, severity, scenes.batch, slot[:count])
+
+
+def likeness_loss(
+    subject: Tensor, background: Tensor, severity: Tensor, batch: world.WorldBatch, slot: Tensor
+) -> Tensor:
+    """The loss of ``_consistency`` for features [2n, D] of two frames of each of n clips.
+
+    ``subject`` is of the thing in ``slot`` [n], ``background`` of the rest; ``severity`` [2n] is
+    that of the damage done to the frames; ``batch`` holds the clips' ids.
+    """
+    first = torch.arange(len(slot), device=slot.device)
+    worse = torch.maximum(*severity.chunk(2))
+    shape, color = batch.shape[first, slot], batch.color[first, slot]
     kin = 0.1 + 0.4 * (shape == shape.roll(1)).float() + 0.4 * (color == color.roll(1)).float()
-    place = 0.1 + 0.5 * (scenes.batch.scene == scenes.batch.scene.roll(1)).float()
-    there = (scenes.batch.count > 0).float()
+    place = 0.1 + 0.5 * (batch.scene == batch.scene.roll(1)).float()
+    there = (batch.count > 0).float()
     loss = _cosine_loss(subject, worse, kin, weight=there * there.roll(1), own=there)
     return 4.0 * (loss + _cosine_loss(background, worse, place))
 
@@ -160,13 +171,19 @@ def agreement_loss(
     rows = (scenes.batch.count > 0).nonzero()[:, 0][:AGREEMENT_CLIPS]
     device = rows.device
     video = judge_data.damaged_clips(scenes.video[rows], rng.device)
-    clips = world.decode_clips(world.WorldBatch(*(ids[rows] for ids in (*scenes.batch,))))
+    clips = world.decode_clips(scenes.batch.take(rows))
     named = [rng.python.random() < 0.7 for _ in clips]
     true = [spec.caption(clip, name_relation=name) for clip, name in zip(clips, named, strict=True)]
     wrong = [w for clip in clips for w in rng.python.sample(judge_data.wrong_captions(clip, rng.python), 3)]
     with torch.no_grad(), _autocast(device):
         features = judge_nets.video_features(frame(video.flatten(0, 1)), *motion(video))
     videos = judge.video(features)
+    return contrast(judge, videos, true, wrong)
+
+
+def contrast(judge: judge_nets.AgreementJudge, videos: Tensor, true: list[str], wrong: list[str]) -> Tensor:
+    """Cross entropies of vectors ``videos`` [b, D] against their captions, the batch's and ``wrong``."""
+    device = videos.device
     texts = judge.text(judge_nets.word_ids(true + wrong).to(device))
     scale = judge.log_scale.clamp(max=4.0).exp()
     logits = scale * videos @ texts.T

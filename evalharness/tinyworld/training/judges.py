@@ -79,7 +79,7 @@ def train(
                 group["lr"] = learning_rate(PEAKS[name], budget.fraction, step=budget.step, warmup=50)
             loss = every_loss[name](scenes, rng)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(modules[name].parameters(), 1.0)
             optimizer.step()
             values[name] = loss.detach()

@@ -46,22 +46,30 @@ def stages(build: Path, device: str, config: Path, scale: float) -> list[Stage]:
     plan = [
         Stage(
             "vae",
-            ["--out", str(vae), *batch(64), *steps(3000), *clips(16384, "--pool")],
+            ["--out", str(vae)] + batch(64) + steps(3000) + clips(16384, "--pool"),
             vae / "training.json",
         ),
         Stage(
             "vae",
-            ["--init", str(vae), "--decoder-only", "--out", str(decoder), *batch(32)]
-            + ["--lr", "1e-3", *steps(4500), *clips(8192, "--pool")],
+            ["--init", str(vae), "--decoder-only", "--out", str(decoder), "--lr", "1e-3"]
+            + batch(32)
+            + steps(4500)
+            + clips(8192, "--pool"),
             decoder / "training.json",
         ),
         Stage(
             "text2video",
-            ["--vae", str(vae), "--out", str(model), *batch(384), "--lr", "1.2e-3"]
-            + [*steps(22000), *clips(65536)],
+            ["--vae", str(vae), "--out", str(model), "--lr", "1.2e-3"]
+            + batch(384)
+            + steps(22000)
+            + clips(65536),
             model / "training.json",
         ),
-        Stage("judges", ["--out", str(build / "judges"), *batch(256), *steps(1050)], build / "judges" / "judges.json"),
+        Stage(
+            "judges",
+            ["--out", str(build / "judges")] + batch(256) + steps(1050) + clips(2000, "--eval-clips"),
+            build / "judges" / "judges.json",
+        ),
     ]
     for method, bits in PUBLISHED:
         out = build / "checkpoints"
@@ -84,6 +92,7 @@ def install(build: Path) -> None:
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
@@ -97,7 +106,7 @@ def main() -> None:
         if stage.name == "checkpoints":
             _better_decoder(args.build)
         command = [sys.executable, "-m", f"{MODULES}.{stage.name}", *stage.arguments]
-        print("+", *command[1:], flush=True)
+        sys.stderr.write(" ".join(["+", *command[1:]]) + "\n")
         # The judges' training reports accuracies below its bar by exit code 1; the files are there.
         code = subprocess.run(command, check=False).returncode
         if code and not stage.done.exists():

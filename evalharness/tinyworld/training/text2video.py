@@ -139,9 +139,7 @@ def v_prediction_batch(
     drop = torch.rand(size, device=device, generator=generator) < CAPTION_DROPOUT
     ids = torch.where(drop[:, None], empty, clips.ids[rows])
     weight = clips.weight[rows].float() if clips.weight.dim() else clips.weight
-    return NoisyBatch(
-        signal * clean + sigma * noise, ids, timestep, signal * noise - sigma * clean, weight
-    )
+    return NoisyBatch(signal * clean + sigma * noise, ids, timestep, signal * noise - sigma * clean, weight)
 
 
 def train(
@@ -194,6 +192,7 @@ def save(model: TextToVideo, vae: nn.Module, tokenizer: Any, folder: Path) -> No
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -231,7 +230,11 @@ def main() -> None:
         save(model, vae, tokenizer, args.out)
         record = {k: v for k, v in vars(args).items() if k not in {"out", "vae", "init", "device"}}
         record["continued"] = args.init is not None
-        facts = {"steps_done": budget.step, "seconds": round(budget.seconds), "processes": dist.get_world_size() if dist.is_initialized() else 1}
+        facts = {
+            "steps_done": budget.step,
+            "seconds": round(budget.seconds),
+            "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        }
         write_json(args.out / "training.json", {**record, **facts, **environment(device), "curve": curve})
     if dist.is_initialized():
         dist.barrier()

@@ -51,6 +51,7 @@ def to_bytes(video: Tensor) -> Tensor:
 
 
 def from_bytes(video: Tensor) -> Tensor:
+    """The inverse of ``to_bytes``, in [-1, 1]."""
     return video.float() / 127.5 - 1.0
 
 
@@ -82,7 +83,13 @@ def use_channels_last(vae: AutoencoderKLCogVideoX) -> None:
 
 
 def train(
-    vae: AutoencoderKLCogVideoX, pool: Tensor, budget: Budget, *, batch: int, peak: float, layout: torch.memory_format
+    vae: AutoencoderKLCogVideoX,
+    pool: Tensor,
+    budget: Budget,
+    *,
+    batch: int,
+    peak: float,
+    layout: torch.memory_format,
 ) -> list[list[float]]:
     """Train in place; returns the loss curve as [step, loss, kl] rows. The average is left in ``vae``."""
     device = pool.device
@@ -99,7 +106,12 @@ def train(
         with torch.autocast(device.type, dtype=torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample()).sample
-        kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float()).mean()
+        kl = (
+            0.5
+            * (
+                posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float()
+            ).mean()
+        )
         loss = reconstruction_loss(output.float(), target) + KL_WEIGHT * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -138,6 +150,7 @@ def measure(vae: AutoencoderKLCogVideoX, device: torch.device) -> dict[str, floa
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float)

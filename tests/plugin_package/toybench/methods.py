@@ -66,7 +66,7 @@ class ToyTrain:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            ctx.log({"step": step, "loss": float(loss)})
+            ctx.log({"step": step, "loss": loss.item()})
         return _round(model, self.w_bits, 1.0, ctx.skip_layers).eval()
 
     def save(self, model: nn.Module, folder: Path) -> None:
