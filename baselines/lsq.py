@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,8 +38,11 @@ class LSQ(TrainedMethod):
 
     def __post_init__(self) -> None:
         check_choice("kd", self.kd, (True, False))
+        given = self.recipe
         TrainedMethod.__post_init__(self)
         loss: Loss = "distill" if self.kd else "task"
+        if isinstance(given, Mapping) and given.get("loss", loss) != loss:
+            raise ValueError(f"recipe.loss is {given['loss']!r}, but kd is {self.kd}: the loss follows kd, set that")
         object.__setattr__(self, "recipe", dataclasses.replace(self.recipe, loss=loss))
 
     def quant_config(self) -> QuantConfig:

@@ -265,13 +265,15 @@ class EvalProtocol(Protocol):
     Attributes:
         metrics: dimension -> name of a metric plugin, in the order of the table.
         percent: whether tables show the scores times 100 (as VBench papers do).
+        label: what the scores are, printed above every table.
     """
 
-    name: str
-    summary: str
-    samples_per_prompt: int
-    metrics: Mapping[str, str]
-    percent: bool
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    samples_per_prompt: ClassVar[int]
+    metrics: ClassVar[Mapping[str, str]]
+    percent: ClassVar[bool]
+    label: ClassVar[str]
 
     def prompts(self) -> Sequence[Prompt]: ...
 

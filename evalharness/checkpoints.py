@@ -91,9 +91,16 @@ def _published(plan: RunPlan, cells: list[Cell], registry: Registry) -> dict[str
     found = {}
     for cell in cells:
         folder = model.checkpoint(cell.method, cell.bits)
-        if folder is not None and (not cell.options or _made_as_asked(folder, cell, registry)):
+        if folder is None or not _skips_the_same(folder, plan):
+            continue
+        if not cell.options or _made_as_asked(folder, cell, registry):
             found[cell.id] = folder
     return found
+
+
+def _skips_the_same(folder: Path, plan: RunPlan) -> bool:
+    card = read_card(folder)
+    return card is None or card.get("skip_layers") == plan.skip_layers
 
 
 def _made_as_asked(folder: Path, cell: Cell, registry: Registry) -> bool:

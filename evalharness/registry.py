@@ -142,8 +142,8 @@ class Registry:
     def code_hash(self, kind: str, name: str) -> str:
         """Hash of the code behind a plugin, so that an edited plugin makes its old output stale.
 
-        A plugin file: its bytes. The harness's own plugins: their module file (what lies deeper is
-        covered by the stage and metric versions). Any other: all Python sources of the packages
+        A plugin file: its bytes. The harness's own plugins: all sources in the folder of their
+        module (what lies deeper is covered by the stage and metric versions). Any other: all Python sources of the packages
         with which its distribution enters this registry, and the distribution's version.
         """
         plugin = self.plugin(kind, name)
@@ -151,7 +151,7 @@ class Registry:
             return plugin.sha256
         module = plugin.value.partition(":")[0]
         if module.partition(".")[0] == OWN_PACKAGE:
-            return digest([plugin.version, _module_sha256(module)])
+            return digest([plugin.version, _module_sha256(module.rpartition(".")[0])])
         packages = {
             other.value.partition(":")[0].partition(".")[0]
             for group in KINDS
@@ -184,6 +184,11 @@ class Registry:
         for kind, classes in declared.items():
             if kind not in KINDS:
                 raise unknown(f"group in PLUGINS of {path}", str(kind), KINDS)
+            if not isinstance(classes, Mapping):
+                raise UserError(
+                    f"--plugin {path}: PLUGINS[{kind!r}] is a {type(classes).__name__}; "
+                    'expected names and classes, such as {"my-method": MyMethod}'
+                )
             for name, cls in classes.items():
                 _check_contract(kind, name, cls, str(path))
                 self._from_files.append(
@@ -238,7 +243,7 @@ def _module_sha256(module: str) -> str | None:
     if spec is None:
         return None
     if spec.submodule_search_locations:
-        return digest([tree_sha256(Path(folder), "*.py") for folder in spec.submodule_search_locations])
+        return digest([tree_sha256(Path(folder)) for folder in spec.submodule_search_locations])
     return file_sha256(Path(spec.origin)) if spec.origin and Path(spec.origin).is_file() else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from evalharness.api import MetricInfo, Sample, Skip, Video
-from evalharness.metrics.flow import flow_magnitudes
+from evalharness.metrics.flow import visible_motion
 
 __all__ = ["DynamicDegree", "is_dynamic"]
 
@@ -19,9 +19,10 @@ class DynamicDegree:
     """VBench's yes or no, with DIS optical flow in place of RAFT.
 
     Every ``max(1, round(fps / 8))``-th frame is kept. A pair of neighbours counts when the mean of
-    its largest 5 % of flow magnitudes exceeds ``6 * min(H, W) / 256`` pixels; the video is dynamic
-    (1, else 0) when at least ``round(4 * n / 16)`` pairs count, n frames being kept. Noise moves
-    too: read it beside ``imaging_quality``.
+    its largest 5 % of flow magnitudes (``flow.visible_motion``) exceeds ``6 * min(H, W) / 256``
+    pixels; the video is dynamic (1, else 0) when at least ``round(4 * n / 16)`` pairs count, n
+    frames being kept. Noise moves too: read it beside ``imaging_quality``. A spinning ball or ring
+    hardly moves: its score is 0.
     """
 
     name = "tinyworld.dynamic_degree"
@@ -29,7 +30,9 @@ class DynamicDegree:
     summary = "1 if the largest motions exceed VBench's threshold often enough, else 0"
 
     def __init__(self) -> None:
-        self.info = MetricInfo(cost_ms=60.0, faithful_to="VBench's formula; DIS flow in place of RAFT")
+        self.info = MetricInfo(
+            cost_ms=60.0, faithful_to="VBench's formula; DIS flow, without that along edges, in place of RAFT"
+        )
 
     def score(self, video: Video, sample: Sample) -> float:
         """0 or 1.
@@ -43,7 +46,7 @@ class DynamicDegree:
             raise Skip(f"dynamic degree needs at least 2 frames at 8 fps, the video has {len(frames)}")
         strengths = []
         for first, second in itertools.pairwise(frames):
-            lengths = flow_magnitudes(first, second).reshape(-1)
+            lengths = visible_motion(first, second).reshape(-1)
             lengths.sort()
             strengths.append(float(lengths[-max(1, int(TOP_FRACTION * lengths.size)) :].mean()))
         return float(is_dynamic(strengths, frames=len(frames), side=min(frames.shape[1:3])))

@@ -43,6 +43,7 @@ class TinyWorldProtocol:
     summary: ClassVar[str] = "80 held-out captions, 12 dimensions with VBench's names and own judges"
     samples_per_prompt: ClassVar[int] = 1
     percent: ClassVar[bool] = True
+    label: ClassVar[str] = "tinyworld scores: VBench's dimension names, own judges, not VBench scores"
     metrics: ClassVar[Mapping[str, str]] = {name: f"tinyworld.{name}" for name in DIMENSIONS}
 
     def prompts(self) -> Sequence[Prompt]:

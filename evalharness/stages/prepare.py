@@ -133,7 +133,7 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
             cell, source, wanted = by_id[outcome.task.key]
             if outcome.failure is None:
                 _finish(state, cell, source, wanted, outcome)
-            elif outcome.failure is Failure.USER:
+            elif outcome.failure is Failure.USER and source is not None:
                 raise _refusal(cell, source, outcome)
             else:
                 state.console.warn(f"{cell.id}: could not be prepared: {outcome.error}")

@@ -4,6 +4,7 @@ The step is one call of the transformer on ``LoadedModel.step_inputs()``. On cpu
 thread, alone, and ``peak_mem_mb`` is the highest resident size of the whole worker process (Python,
 libraries and pipeline included) during the steps; on cuda it is the allocator's peak. Latency of a
 ``fake``-quantized cell is that of its float emulation and says nothing about low-bit kernels.
+``weights_mb`` is what the weights take as stored, ``executed_mb`` what they take while running.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "work"]
 
-VERSION = 1
+VERSION = 2
 WARM_UP_STEPS = 2
 MAX_STEPS = 15
 MAX_SECONDS = 1.5
@@ -73,7 +74,8 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         "step_ms": round(statistics.median(times) * 1000, 3),
         "steps_timed": len(times),
         "peak_mem_mb": None if peak is None else round(peak / _MEGABYTE, 1),
-        "weights_mb": round(_tensor_bytes(loaded.transformer) / _MEGABYTE, 3),
+        "weights_mb": round(_stored_bytes(loaded.transformer, folder) / _MEGABYTE, 3),
+        "executed_mb": round(_tensor_bytes(loaded.transformer) / _MEGABYTE, 3),
         "checkpoint_mb": None if folder is None else round(_folder_bytes(folder) / _MEGABYTE, 3),
         "device": _device_name(session.spec.device),
     }
@@ -137,6 +139,13 @@ def _peak(device: str) -> int | None:
 def _tensor_bytes(module: nn.Module) -> int:
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _stored_bytes(module: nn.Module, folder: Path | None) -> int:
+    """Weights on disk: the checkpoint's safetensors; at full precision two bytes a number."""
+    if folder is None:
+        return 2 * sum(tensor.numel() for tensor in module.parameters())
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
 def _folder_bytes(folder: Path) -> int:

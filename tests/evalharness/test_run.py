@@ -217,9 +217,14 @@ def test_a_plugin_file_adds_a_method(toy_run: Call, tmp_path: Path) -> None:
 def test_the_profile_counts_bytes(toy_run: Call, tmp_path: Path) -> None:
     toy_run("--methods", "toy-round")
     record = json.loads((tmp_path / "out" / "cells" / "toy-round-w3a3-s0" / "profile.json").read_text())
-    # Two linears, 16 -> 32 -> 16, with biases, in float32.
-    assert record["weights_mb"] == pytest.approx((16 * 32 + 32 + 32 * 16 + 16) * 4 / 1e6, abs=1e-3)
-    files = (tmp_path / "out" / "cells" / "toy-round-w3a3-s0" / "checkpoint").iterdir()
+    # Two linears, 16 -> 32 -> 16, with biases: float32 in memory, two bytes each where nothing is quantized.
+    numbers = 16 * 32 + 32 + 32 * 16 + 16
+    assert record["executed_mb"] == pytest.approx(numbers * 4 / 1e6, abs=1e-3)
+    reference = json.loads((tmp_path / "out" / "cells" / "bf16-s0" / "profile.json").read_text())
+    assert reference["weights_mb"] == pytest.approx(numbers * 2 / 1e6, abs=1e-3)
+    files = list((tmp_path / "out" / "cells" / "toy-round-w3a3-s0" / "checkpoint").iterdir())
+    weights = [file.stat().st_size for file in files if file.suffix == ".safetensors"]
+    assert record["weights_mb"] == pytest.approx(sum(weights) / 1e6, abs=1e-3)
     assert record["checkpoint_mb"] == pytest.approx(sum(f.stat().st_size for f in files) / 1e6, abs=1e-3)
     assert record["step_ms"] > 0
     assert record["steps_timed"] > 1

@@ -157,7 +157,7 @@ def test_spinning_turns_on_the_spot_and_still_does_nothing() -> None:
     mask = silhouettes(clips)
     changed = (mask[:, 1:] ^ mask[:, :-1]).sum(axis=(1, 2, 3))
     assert changed[0] > 200
-    assert changed[1] == 0
+    assert changed[1] < 10
 
 
 @pytest.mark.parametrize("relation", spec.RELATIONS)
