@@ -23,7 +23,7 @@ PIPELINE = ASSETS / "pipeline"
 CHECKPOINTS = ASSETS / "checkpoints"
 
 SETTINGS = GenerationSettings(
-    steps=20, guidance=2.0, frames=17, height=48, width=48, fps=8, scheduler="CogVideoXDDIMScheduler"
+    steps=20, guidance=3.0, frames=17, height=48, width=48, fps=8, scheduler="CogVideoXDDIMScheduler"
 )
 
 # Linears around the blocks: small, and fragile at few bits.

@@ -273,7 +273,7 @@ class AgreementJudge(nn.Module):
     def text(self, ids: Tensor) -> Tensor:
         """Unit vectors [B, EMBEDDING] of captions given as ids [B, L]."""
         keep = ids != PAD
-        x = self.words(ids) + self.places
+        x = self.words(ids) + self.places[: ids.shape[1]]
         for i in range(2):
             q, k, v = (
                 part.unflatten(-1, (self.heads, -1)).transpose(1, 2)

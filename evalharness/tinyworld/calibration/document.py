@@ -108,6 +108,8 @@ def _conditions(names: Sequence[str]) -> str:
 
 def _by_dimension(table: Mapping[str, Mapping[str, Interval]]) -> str:
     names = list(table)
+    if not names:
+        return ""
     counts = {d: table[names[0]][d].n for d in table[names[0]]}
     rows = [
         [f"`{dimension}`", str(n), *(_cell(table[name][dimension]) for name in names)]

@@ -184,7 +184,9 @@ def agreement_loss(
 def contrast(judge: judge_nets.AgreementJudge, videos: Tensor, true: list[str], wrong: list[str]) -> Tensor:
     """Cross entropies of vectors ``videos`` [b, D] against their captions, the batch's and ``wrong``."""
     device = videos.device
-    texts = judge.text(judge_nets.word_ids(true + wrong).to(device))
+    ids = judge_nets.word_ids(true + wrong)
+    used = int((ids != judge_nets.PAD).any(0).sum())
+    texts = judge.text(ids[:, :used].to(device))
     scale = judge.log_scale.clamp(max=4.0).exp()
     logits = scale * videos @ texts.T
     twins = _twins(true, true + wrong).to(device)
