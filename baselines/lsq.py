@@ -42,7 +42,9 @@ class LSQ(TrainedMethod):
         TrainedMethod.__post_init__(self)
         loss: Loss = "distill" if self.kd else "task"
         if isinstance(given, Mapping) and given.get("loss", loss) != loss:
-            raise ValueError(f"recipe.loss is {given['loss']!r}, but kd is {self.kd}: the loss follows kd, set that")
+            raise ValueError(
+                f"recipe.loss is {given['loss']!r} but kd is {self.kd}; set kd alone, the loss follows"
+            )
         object.__setattr__(self, "recipe", dataclasses.replace(self.recipe, loss=loss))
 
     def quant_config(self) -> QuantConfig:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RTN(QuantMethod):
-    """Weights rounded per output channel, activations per token at run time, nothing clipped.
+    """Weights rounded per output channel, activations per token at run time with their full range.
 
     Attributes:
         range: of a weight row: ``search`` keeps the best of 80 shrunken ranges, ``minmax`` the
@@ -44,3 +44,13 @@ class RTN(QuantMethod):
         from qvgen.api import convert_, quantize_
 
         return convert_(quantize_(model, self.quant_config(), ctx.skip_layers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RTNMinMax(RTN):
+    """Round-to-nearest without the range search: what the search is worth, as a row of its own."""
+
+    name: ClassVar[str] = "rtn-minmax"
+    summary: ClassVar[str] = "round to nearest over the full range of each row"
+
+    range: RangeInit = "minmax"

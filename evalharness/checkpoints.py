@@ -15,9 +15,19 @@ from evalharness.registry import Registry
 from evalharness.store import read_json
 from evalharness.versions import package_version
 
-__all__ = ["CARD_NAME", "card_for", "checkpoint_card", "display_path", "find_checkpoints", "read_card"]
+__all__ = [
+    "CARD_NAME",
+    "card_for",
+    "checkpoint_card",
+    "display_path",
+    "displayed_folder",
+    "find_checkpoints",
+    "read_card",
+    "training_clips",
+]
 
 CARD_NAME = "evalharness.json"
+_CONFIG_NAME = "quantization_config.json"
 
 
 def find_checkpoints(plan: RunPlan, registry: Registry) -> dict[str, Path]:
@@ -43,7 +53,9 @@ def find_checkpoints(plan: RunPlan, registry: Registry) -> dict[str, Path]:
     return found
 
 
-def card_for(cell: Cell, plan: RunPlan, config: Mapping[str, Any]) -> dict[str, Any]:
+def card_for(
+    cell: Cell, plan: RunPlan, config: Mapping[str, Any], clips: int | None = None
+) -> dict[str, Any]:
     """The card of a checkpoint that ``plan`` asked for."""
     return checkpoint_card(
         cell,
@@ -51,13 +63,24 @@ def card_for(cell: Cell, plan: RunPlan, config: Mapping[str, Any]) -> dict[str, 
         model_fingerprint=plan.model_fingerprint,
         skip_layers=plan.skip_layers,
         device=plan.device,
+        training_clips=clips,
     )
 
 
 def checkpoint_card(
-    cell: Cell, config: Mapping[str, Any], *, model_fingerprint: str, skip_layers: str, device: str
+    cell: Cell,
+    config: Mapping[str, Any],
+    *,
+    model_fingerprint: str,
+    skip_layers: str,
+    device: str,
+    training_clips: int | None = None,
 ) -> dict[str, Any]:
-    """What is written beside a checkpoint that this harness made. Holds no time and no path."""
+    """What is written beside a checkpoint that this harness made. Holds no time and no path.
+
+    ``training_clips`` is how many clips it was trained on, where that is known.
+    """
+    clips = {} if training_clips is None else {"training_clips": training_clips}
     return {
         "schema_version": 1,
         "method": cell.method,
@@ -69,8 +92,19 @@ def checkpoint_card(
         "model_fingerprint": model_fingerprint,
         "skip_layers": skip_layers,
         "device": device,
+        **clips,
         "torch": package_version("torch"),
     }
+
+
+def training_clips(registry: Registry, model: str, device: str) -> int | None:
+    """How many clips a model trains on; None where it does not say.
+
+    That is its optional attribute ``training_clips``, a number or a function of the device.
+    """
+    clips = getattr(registry.get("models", model)(), "training_clips", None)
+    value = clips(device) if callable(clips) else clips
+    return None if value is None else int(value)
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
@@ -80,10 +114,20 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 
 def display_path(folder: Path) -> str:
     """A path for the record that does not give away this machine's folders."""
-    for base in (Path.cwd(), Path(__file__).resolve().parents[1]):
+    for base in _bases():
         if folder.resolve().is_relative_to(base):
             return folder.resolve().relative_to(base).as_posix()
     return folder.name
+
+
+def displayed_folder(text: str) -> Path | None:
+    """The folder that ``display_path`` showed as ``text``, if it is still there."""
+    found = (base / text for base in _bases())
+    return next((folder for folder in found if folder.is_dir()), None)
+
+
+def _bases() -> tuple[Path, Path]:
+    return Path.cwd(), Path(__file__).resolve().parents[1]
 
 
 def _published(plan: RunPlan, cells: list[Cell], registry: Registry) -> dict[str, Path]:
@@ -126,13 +170,14 @@ def _in_folder(path: Path, cells: list[Cell], registry: Registry) -> dict[str, P
         raise UserError(f"--load {path}: no such folder; give auto, never, or a folder with checkpoints")
     found = {cell.id: path / cell.checkpoint_name for cell in cells if (path / cell.checkpoint_name).is_dir()}
     names = {cell.checkpoint_name for cell in cells}
-    if not found and len(names) == 1:
+    if not found and len(names) == 1 and any((path / name).is_file() for name in (CARD_NAME, _CONFIG_NAME)):
         return {cell.id: path for cell in cells}
     missing = sorted(
         {
             cell.checkpoint_name
             for cell in cells
-            if cell.id not in found and registry.get("methods", cell.method).needs == Needs.TRAINING
+            if cell.id not in found
+            and (not found or registry.get("methods", cell.method).needs == Needs.TRAINING)
         }
     )
     if missing:

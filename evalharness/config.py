@@ -15,6 +15,7 @@ from evalharness.errors import UserError
 
 __all__ = ["RunConfig", "comma_list", "default_workers", "merge_method_options", "parse_bits", "parse_seeds"]
 
+MAX_SEED = 2**63 - 1  # what torch and NumPy take
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -79,6 +80,8 @@ class RunConfig:
             raise UserError(f"--workers {self.workers}: expected a whole number from 0 (0: in this process)")
         if self.train and self.load not in ("auto", "never"):
             raise UserError(f"--train and --load {self.load} contradict each other; give one of them")
+        if not self.load.strip():
+            raise UserError("--load is empty; give auto, never, or a folder with checkpoints")
         if self.skip_layers not in ("std", "none"):
             raise UserError(f"--skip-layers {self.skip_layers}: expected std or none")
 
@@ -108,12 +111,15 @@ def parse_seeds(value: str | int | Sequence[int]) -> list[int]:
     """Base seeds from ``0``, ``"0,1,2"`` or ``[0, 1]``.
 
     Raises:
-        UserError: an entry that is no whole number from 0, or none at all.
+        UserError: an entry that is no whole number from 0 to ``MAX_SEED``, or none at all.
     """
     texts = comma_list([value] if isinstance(value, int) else value)
     bad = [text for text in texts if not (text.isascii() and text.isdigit())]
     if bad or not texts:
         raise UserError(f"--seeds {','.join(texts)!r}: expected whole numbers from 0, e.g. 0,1,2")
+    large = [text for text in texts if len(text) > 19 or int(text) > MAX_SEED]
+    if large:
+        raise UserError(f"--seeds {large[0]}: too large; expected whole numbers from 0 to {MAX_SEED}")
     return list(dict.fromkeys(int(text) for text in texts))
 
 

@@ -27,10 +27,12 @@ def describe(plan: RunPlan, registry: Registry) -> str:
     """The plan as text. Reads the run folder if there is one; writes nothing.
 
     Raises:
-        UserError: the folder belongs to a different run, or ``--load`` lacks a checkpoint.
+        UserError: the folder belongs to a different run or holds other things, or ``--load`` lacks a
+            checkpoint.
     """
     published = find_checkpoints(plan, registry)
     folder = RunFolder(plan.output)
+    folder.refuse_foreign()
     if folder.plan.exists():
         check_identity(folder, read_plan_file(folder).identity, plan.identity())
     model: Model = registry.get("models", plan.model)()

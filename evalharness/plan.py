@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalharness.api import EvalProtocol, GenerationSettings, Model, Prompt, Sample
+from evalharness.api import EvalProtocol, GenerationSettings, MetricInfo, Model, Prompt, Sample
 from evalharness.cells import REFERENCE, Cell, build_method
 from evalharness.config import (
     RunConfig,
@@ -27,7 +27,7 @@ from evalharness.subset import spread_prompts
 from evalharness.versions import package_version
 from evalharness.video import CODEC
 
-__all__ = ["RunPlan", "build_plan", "select_dimensions"]
+__all__ = ["RunPlan", "build_plan", "check_name", "select_dimensions"]
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -100,6 +100,8 @@ class RunPlan:
             "skip_layers": self.skip_layers,
             "torch": package_version("torch"),
             "diffusers": package_version("diffusers"),
+            "transformers": package_version("transformers"),
+            "av": package_version("av"),
         }
 
 
@@ -116,7 +118,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
     _check_prompts(prompts, protocol, protocol_name)
     metrics = select_dimensions(protocol, comma_list(config.dimensions))
     for metric in metrics.values():
-        registry.get("metrics", metric)
+        _check_scale(metric, registry.get("metrics", metric)().info)
     device = resolve_device(config.device)
     if config.batch_size > 1 and device != "cuda":
         raise UserError(
@@ -174,9 +176,22 @@ def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:
     ]
     for cell in cells:
         if not cell.is_reference:
-            _check_name(cell.method, "method")
+            check_name(cell.method, "method")
             build_method(registry, cell)
     return tuple(cells)
+
+
+def _check_scale(name: str, info: MetricInfo) -> None:
+    """The mean over dimensions takes raw values, so that all must be on one scale."""
+    if (info.low, info.high) != (0, 1):
+        problem = f"range {info.low:g}..{info.high:g}"
+    elif not info.higher_is_better:
+        problem = "lower is better"
+    else:
+        return
+    raise UserError(
+        f"metric {name}: {problem}; the mean needs 0..1, higher is better: scale it in the metric"
+    )
 
 
 def _workers(asked: int | None, device: str) -> int:
@@ -191,13 +206,18 @@ def _check_prompts(prompts: Sequence[Prompt], protocol: EvalProtocol, name: str)
     if len({text.lower() for text in ids}) != len(ids):
         raise UserError(f"protocol {name}: prompt ids repeat (letter case does not tell them apart)")
     for prompt in prompts:
-        _check_name(prompt.id, f"prompt id of protocol {name}")
+        check_name(prompt.id, f"prompt id of protocol {name}")
         for dimension in prompt.dimensions:
             if dimension not in protocol.metrics:
                 raise unknown(f"dimension in prompt {prompt.id} of {name}", dimension, protocol.metrics)
 
 
-def _check_name(name: str, what: str) -> None:
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that cannot be a file's: no separators, no leading dot.
+
+    Raises:
+        UserError: names it.
+    """
     if not _SAFE_NAME.fullmatch(name):
         raise UserError(f"{what} {name!r}: only letters, digits, '_', '.' and '-' can name a file")
 

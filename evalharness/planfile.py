@@ -6,14 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evalharness.cells import Cell
+from evalharness.api import Bits
+from evalharness.cells import REFERENCE, Cell
 from evalharness.errors import UserError
+from evalharness.plan import check_name
+from evalharness.records import Shape, misfit
 from evalharness.runfolder import RunFolder
 from evalharness.store import atomic_write_json, read_json
 
 __all__ = ["PlanFile", "check_identity", "read_plan_file", "record_cells"]
 
 SCHEMA_VERSION = 1
+_RESTORE = "restore it from a copy, or use another --output"
+
+_FILE: Shape = {"identity": (dict,), "cells": (list,)}
+_IDENTITY: Shape = dict.fromkeys(
+    ("model", "model_fingerprint", "protocol", "prompts_sha256", "skip_layers", "device"), (str,)
+)
+_CELL: Shape = {
+    "model": (str,),
+    "method": (str,),
+    "w_bits": (int,),
+    "a_bits": (int,),
+    "seed": (int,),
+    "options": (dict,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +45,9 @@ def read_plan_file(folder: RunFolder) -> PlanFile:
     """Read it.
 
     Raises:
-        UserError: the folder is no run folder, or of another version.
+        UserError: the folder is no run folder, or of another version, or the file is damaged.
     """
-    record = read_json(folder.plan)
+    record = _read(folder)
     if record is None:
         raise UserError(
             f"{folder.root} is not a run folder (it has no plan.json); make one with: evalharness run"
@@ -40,7 +57,10 @@ def read_plan_file(folder: RunFolder) -> PlanFile:
             f"{folder.plan}: schema version {record.get('schema_version')!r}, this evalharness writes "
             f"{SCHEMA_VERSION}; use another --output"
         )
-    cells = [Cell.from_json(cell) for cell in record["cells"]]
+    problem = misfit(record, _FILE) or misfit(record["identity"], _IDENTITY)
+    if problem:
+        raise UserError(f"{folder.plan}: {problem}; {_RESTORE}")
+    cells = [_cell(folder, cell) for cell in record["cells"]]
     return PlanFile(identity=record["identity"], cells={cell.id: cell for cell in cells})
 
 
@@ -80,6 +100,32 @@ def check_identity(folder: RunFolder, old: Mapping[str, Any], new: Mapping[str, 
         raise UserError(
             f"{folder.root} belongs to a different run ({'; '.join(differences)}); choose another --output"
         )
+
+
+def _read(folder: RunFolder) -> dict[str, Any] | None:
+    try:
+        return read_json(folder.plan)
+    except NotADirectoryError as error:
+        raise UserError(f"{folder.root} is a file, not a run folder") from error
+    except UserError as error:
+        raise UserError(f"{folder.plan}: not valid JSON; {_RESTORE}") from error
+
+
+def _cell(folder: RunFolder, record: Any) -> Cell:
+    """Checked, since its id becomes the name of a folder."""
+    problem = misfit(record, _CELL) if isinstance(record, dict) else f"{record!r} is no cell"
+    if problem is None:
+        try:
+            check_name(record["method"], "method")
+            if record["method"] != REFERENCE:
+                Bits.parse(f"w{record['w_bits']}a{record['a_bits']}")
+        except ValueError as error:
+            problem = str(error)
+    if problem is None and record["seed"] < 0:
+        problem = f"'seed' is {record['seed']}"
+    if problem:
+        raise UserError(f"{folder.plan}: cells: {problem}; {_RESTORE}")
+    return Cell.from_json(record)
 
 
 def _short(value: Any) -> str:

@@ -25,6 +25,12 @@ __all__ = ["KINDS", "Plugin", "Registry"]
 KINDS = ("methods", "models", "protocols", "metrics", "reporters")
 OWN_PACKAGE = "evalharness"
 
+# What the harness's own plugins of a kind are built on, beyond the folder of their module.
+_BUILT_ON: Mapping[str, tuple[str, ...]] = {
+    "models": ("evalharness.tinyworld",),
+    "metrics": ("evalharness.tinyworld", "evalharness.video"),
+}
+
 _CALLABLES: Mapping[str, tuple[str, ...]] = {
     "methods": ("apply", "save", "load"),
     "models": ("load", "fingerprint", "checkpoint"),
@@ -80,6 +86,7 @@ class Registry:
         self._found: dict[str, dict[str, list[Plugin]]] = {}
         self._classes: dict[tuple[str, str], type[Any]] = {}
         self._from_files: list[Plugin] = []
+        self._hashes: dict[str, str | None] = {}
         for file in plugin_files:
             self._load_file(Path(file))
 
@@ -117,7 +124,7 @@ class Registry:
             assert plugin.entry_point is not None, "classes of files are loaded with the file"
             try:
                 cls = plugin.entry_point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise UserError(
                     f"{_singular(kind)} {name!r} ({plugin}) cannot be loaded: {one_line(error)}"
                 ) from error
@@ -142,16 +149,18 @@ class Registry:
     def code_hash(self, kind: str, name: str) -> str:
         """Hash of the code behind a plugin, so that an edited plugin makes its old output stale.
 
-        A plugin file: its bytes. The harness's own plugins: all sources in the folder of their
-        module (what lies deeper is covered by the stage and metric versions). Any other: all Python sources of the packages
-        with which its distribution enters this registry, and the distribution's version.
+        A plugin file: its bytes. The harness's own plugins: all sources in the folder of their module,
+        and for models and metrics what they are built on (``_BUILT_ON``). Any other: all files of the
+        packages with which its distribution enters this registry, and the distribution's version.
+        Each is hashed once for a registry.
         """
         plugin = self.plugin(kind, name)
         if plugin.sha256 is not None:
             return plugin.sha256
         module = plugin.value.partition(":")[0]
         if module.partition(".")[0] == OWN_PACKAGE:
-            return digest([plugin.version, _module_sha256(module.rpartition(".")[0])])
+            modules = [module.rpartition(".")[0], *_BUILT_ON.get(kind, ())]
+            return digest([plugin.version, [self._module_hash(name) for name in modules]])
         packages = {
             other.value.partition(":")[0].partition(".")[0]
             for group in KINDS
@@ -159,7 +168,14 @@ class Registry:
             for other in others
             if other.source == plugin.source
         } - {OWN_PACKAGE}
-        return digest([plugin.version, [[package, _module_sha256(package)] for package in sorted(packages)]])
+        return digest(
+            [plugin.version, [[package, self._module_hash(package)] for package in sorted(packages)]]
+        )
+
+    def _module_hash(self, module: str) -> str | None:
+        if module not in self._hashes:
+            self._hashes[module] = _module_sha256(module)
+        return self._hashes[module]
 
     def _group(self, kind: str) -> dict[str, list[Plugin]]:
         assert kind in KINDS, kind
@@ -222,7 +238,7 @@ def _run_file(path: Path) -> tuple[ModuleType, str]:
     sys.modules[name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"--plugin {path}: raised while loading: {one_line(error)}") from error
     return module, sha256
@@ -238,12 +254,16 @@ def _check_contract(kind: str, name: str, cls: object, source: str) -> None:
 
 
 def _module_sha256(module: str) -> str | None:
-    """Hash of a module's file, or of a package's whole tree; None when it has no source."""
+    """Hash of a module's file, or of a package's whole tree; None when it has no source.
+
+    Of the harness's own packages only the sources: the weights beside them have hashes of their own.
+    """
     spec = importlib.util.find_spec(module)
     if spec is None:
         return None
     if spec.submodule_search_locations:
-        return digest([tree_sha256(Path(folder)) for folder in spec.submodule_search_locations])
+        pattern = "*.py" if module.partition(".")[0] == OWN_PACKAGE else "*"
+        return digest([tree_sha256(Path(folder), pattern) for folder in spec.submodule_search_locations])
     return file_sha256(Path(spec.origin)) if spec.origin and Path(spec.origin).is_file() else None
 
 

@@ -100,7 +100,7 @@ class RunFolder:
             StorageError: another process holds it, it is no run folder and not empty, or it cannot
                 be written.
         """
-        self._refuse_foreign()
+        self.refuse_foreign()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
@@ -115,8 +115,12 @@ class RunFolder:
         finally:
             os.close(handle)
 
-    def _refuse_foreign(self) -> None:
-        """Nothing is touched in a folder that holds other things."""
+    def refuse_foreign(self) -> None:
+        """Nothing is touched in a folder that holds other things.
+
+        Raises:
+            StorageError: it is a file, or it is no run folder and not empty.
+        """
         if self.root.exists() and not self.root.is_dir():
             raise StorageError(f"{self.root} is a file; choose a folder with --output")
         if not self.root.is_dir() or self.plan.exists():

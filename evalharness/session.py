@@ -32,6 +32,7 @@ class Session:
         self.emit: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._metrics: dict[str, Metric] = {}
         self._active = ""
+        self._limited = False
 
     @cached_property
     def model(self) -> Model:
@@ -47,10 +48,7 @@ class Session:
     @cached_property
     def loaded(self) -> LoadedModel:
         """The pipeline in memory; its transformer is changed by ``activate`` alone."""
-        import torch
-
-        if self.spec.device == "cpu":
-            torch.set_num_threads(1)
+        self._limit_threads()
         return self.model.load(self.spec.device)
 
     @cached_property
@@ -90,6 +88,15 @@ class Session:
 
     def metric(self, name: str) -> Metric:
         """The metric plugin of that name, built once."""
+        self._limit_threads()
         if name not in self._metrics:
             self._metrics[name] = self.registry.get("metrics", name)()
         return self._metrics[name]
+
+    def _limit_threads(self) -> None:
+        """One torch thread on cpu, before anything runs: sums must not depend on the number of cores."""
+        if self.spec.device == "cpu" and not self._limited:
+            import torch
+
+            torch.set_num_threads(1)
+        self._limited = True

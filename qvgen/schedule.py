@@ -62,7 +62,8 @@ class RankSchedule:
         """Ranks at the stage boundaries, e.g. (32, 16, 8, 4, 2, 1, 0)."""
         ranks = [self.rank]
         while ranks[-1] > 0:
-            ranks.append(int(ranks[-1] * (1 - self.decay_ratio)))
+            # The small number keeps 10 * (1 - 0.9) = 0.999... from losing its last column.
+            ranks.append(math.floor(ranks[-1] * (1 - self.decay_ratio) + 1e-9))
         return tuple(ranks)
 
     @property

@@ -14,8 +14,8 @@ __all__ = ["Parser", "helpful_error"]
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (-[-\w.]+)")
 _UNEXPECTED = re.compile(r"unrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"Option '([^']+)' is not accepted")
-_BAD_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":.*?(?:Given|Got) value: (?P<value>.*)$", re.DOTALL)
-_NOT_IN_FILES = ("help", "config", "dry_run", "print_config", "print_shtab", "no_profile")
+_BAD_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":.*(?:Given|Got) value: (?P<value>.*)$", re.DOTALL)
+_NOT_IN_FILES = ("help", "config", "dry_run", "print_config", "print_shtab")
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +43,7 @@ def helpful_error(
     text = " ".join(message.split())
     longs = sorted(f for f in flags if f.startswith("--") and not f.endswith("+") and f != "--print_shtab")
     keys = [key for flag in longs if (key := flag[2:].replace("-", "_")) not in _NOT_IN_FILES]
+    keys = [key for key in keys if key.removeprefix("no_") == key or key.removeprefix("no_") not in keys]
     if match := _UNKNOWN_FLAG.search(text):
         return unknown("flag", match[1], longs)
     if match := _UNEXPECTED.search(text):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evalharness.cli.parsing import Parser
 from evalharness.config import comma_list
 from evalharness.errors import UserError
+
+if TYPE_CHECKING:
+    from evalharness.results import Results
+    from evalharness.runfolder import RunFolder
 
 __all__ = ["execute"]
 
@@ -24,7 +29,7 @@ def execute(arguments: list[str]) -> int:
     from evalharness.console import Console
     from evalharness.registry import Registry
     from evalharness.runfolder import RunFolder
-    from evalharness.stages.aggregate import write_reports
+    from evalharness.stages.aggregate import harness_sha256, write_reports
 
     registry = Registry(options.plugin)
     folder = RunFolder(Path(options.run))
@@ -40,7 +45,22 @@ def execute(arguments: list[str]) -> int:
             results = read_results(folder.results)
         except ValueError as error:
             raise UserError(str(error)) from error
-        written, failed = write_reports(registry, Console(), folder, results, names)
+        _check_names(folder, results)
+        console = Console()
+        if results.manifest.get("code_sha256") != harness_sha256():
+            console.warn(
+                f"{folder.results} was made by other code of evalharness; its numbers are shown as they are, "
+                f"to work them out again: evalharness score {folder.root}"
+            )
+        written, failed = write_reports(registry, console, folder, results, names)
     for path in written:
         print(path)
     return 1 if failed else 0
+
+
+def _check_names(folder: RunFolder, results: Results) -> None:
+    """Reporters build paths of videos from these."""
+    from evalharness.plan import check_name
+
+    for name in [*(cell.id for cell in results.cells), *results.prompts]:
+        check_name(name, f"{folder.results}: id")

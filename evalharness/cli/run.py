@@ -8,7 +8,7 @@ from typing import Any, NoReturn, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from evalharness.cli.parsing import helpful_error
-from evalharness.config import RunConfig
+from evalharness.config import RunConfig, comma_list
 from evalharness.console import Console
 from evalharness.plan import build_plan
 from evalharness.registry import Registry
@@ -35,6 +35,11 @@ def execute(arguments: list[str]) -> int:
     config, dry_run = parse_config(arguments)
     registry = Registry(config.plugin)
     plan = build_plan(config, registry)
+    console = Console()
+    if not comma_list(config.methods):
+        console.warn(
+            "no --methods given: only full precision is planned; to see them: evalharness ls methods"
+        )
     if dry_run:
         from evalharness.dryrun import describe
 
@@ -42,7 +47,6 @@ def execute(arguments: list[str]) -> int:
         return 0
     from evalharness.runner import run_plan
 
-    console = Console()
     summary = run_plan(plan, registry, console)
     console.say(summary.line())
     table = plan.output / "leaderboard.md"

@@ -48,6 +48,10 @@ class TinyWorld:
     def __init__(self, folder: Path = PIPELINE) -> None:
         self.folder = folder
 
+    def training_clips(self, device: str) -> int:
+        """How many rendered clips ``batches`` draws from; part of a trained cell's identity."""
+        return CLIPS_ON_GPU if device == "cuda" else CLIPS_ON_CPU
+
     def fingerprint(self) -> str:
         """SHA-256 over names and bytes of the pipeline's files.
 
@@ -71,7 +75,7 @@ class TinyWorld:
         return folder if folder.is_dir() else None
 
     def load(self, device: str) -> LoadedTinyWorld:
-        return LoadedTinyWorld(device, self.folder)
+        return LoadedTinyWorld(device, self.folder, self.training_clips(device))
 
 
 class LoadedTinyWorld:
@@ -81,7 +85,7 @@ class LoadedTinyWorld:
         training_clips: how many clips ``batches`` renders and encodes for each seed.
     """
 
-    def __init__(self, device: str, folder: Path = PIPELINE) -> None:
+    def __init__(self, device: str, folder: Path, training_clips: int) -> None:
         import torch
         from diffusers import CogVideoXPipeline
         from diffusers.utils import logging as diffusers_logging
@@ -97,7 +101,7 @@ class LoadedTinyWorld:
         self.pipeline.set_progress_bar_config(disable=True)
         for part in (self.pipeline.transformer, self.pipeline.vae, self.pipeline.text_encoder):
             part.eval()
-        self.training_clips = CLIPS_ON_GPU if self.device.type == "cuda" else CLIPS_ON_CPU
+        self.training_clips = training_clips
         self._clips: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property

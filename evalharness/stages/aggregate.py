@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from evalharness.api import EvalProtocol, Prompt, Reporter, Sample
 from evalharness.cells import Cell
+from evalharness.checkpoints import displayed_folder
 from evalharness.console import Console
-from evalharness.errors import StorageError, is_storage_error, one_line
-from evalharness.hashing import digest, file_sha256
+from evalharness.errors import StorageError, UserError, is_storage_error, one_line
+from evalharness.hashing import digest, file_sha256, tree_sha256
 from evalharness.planfile import read_plan_file
+from evalharness.records import read_prepare
 from evalharness.registry import Registry
-from evalharness.runfolder import RunFolder
+from evalharness.runfolder import CellFolder, RunFolder
 from evalharness.runstate import RunState, StageCount
 from evalharness.seeds import video_seed
+from evalharness.stages.prepare import inputs_hash
+from evalharness.stages.profile import profile_hash
 from evalharness.stages.samples import latest_samples, valid_samples
 from evalharness.stages.score import MetricHashes, latest_scores, valid_row
 from evalharness.store import JsonLines, atomic_write_json, read_json
@@ -27,7 +31,7 @@ from evalharness.store import JsonLines, atomic_write_json, read_json
 if TYPE_CHECKING:
     from evalharness.results import CellRecord, Results, ScoreRow
 
-__all__ = ["run", "write_reports"]
+__all__ = ["harness_sha256", "run", "write_reports"]
 
 VERSION = 1
 _INPUT_FILES = ("prepare.json", "samples.jsonl", "scores.jsonl", "profile.json", "train.jsonl")
@@ -37,7 +41,8 @@ def run(state: RunState) -> StageCount:
     """Write results and reports unless those there were made from the very same records."""
     cells = list(read_plan_file(state.folder).cells.values())
     protocol: EvalProtocol = state.registry.get("protocols", state.plan.protocol)()
-    wanted = _inputs_hash(state, cells, protocol)
+    stale = {cell.id: reason for cell in cells if (reason := _why_stale(state, cell)) is not None}
+    wanted = _inputs_hash(state, cells, stale, protocol)
     record = read_json(state.folder.report_state) or {}
     files = record.get("files", {})
     if record.get("inputs") == wanted and _all_whole(state.folder.root, files):
@@ -46,7 +51,9 @@ def run(state: RunState) -> StageCount:
     state.registry.load_all("reporters")  # so that the manifest names them too
     from evalharness.results import build_results, write_results
 
-    builder = _RecordBuilder(state, protocol)
+    for cell_id, reason in stale.items():
+        state.console.warn(f"{cell_id}: left out of the table, {reason}; run it again to have it made again")
+    builder = _RecordBuilder(state, protocol, stale)
     with state.console.progress("aggregate", len(cells), "cell"):
         results = build_results(
             [builder.cell_record(cell) for cell in cells],
@@ -64,6 +71,11 @@ def run(state: RunState) -> StageCount:
     if not failed:
         atomic_write_json(state.folder.report_state, {"inputs": wanted, "files": hashes})
     return StageCount(done=len(paths), failed=failed)
+
+
+def harness_sha256() -> str:
+    """Hash of the harness's sources, as the manifest records it."""
+    return tree_sha256(Path(__file__).parents[1], "*.py")
 
 
 def write_reports(
@@ -93,8 +105,9 @@ def write_reports(
 class _RecordBuilder:
     """Collects a cell's records, leaving out all that is stale."""
 
-    def __init__(self, state: RunState, protocol: EvalProtocol) -> None:
+    def __init__(self, state: RunState, protocol: EvalProtocol, stale: Mapping[str, str]) -> None:
         self._state = state
+        self._stale = stale
         self._protocol = protocol
         self._hashes = MetricHashes(state.registry)
         per_prompt = protocol.samples_per_prompt
@@ -111,11 +124,12 @@ class _RecordBuilder:
         from evalharness.results import CellRecord
 
         files = self._state.folder.cell(cell.id)
-        prepare = read_json(files.prepare) or self._unprepared(cell)
         samples = self._samples(cell)
-        valid = valid_samples(self._state.identity, files, samples)
-        latest = latest_samples(files)
-        failed = sum(record["status"] == "failed" for record in latest.values())
+        record = None if cell.id in self._stale else read_prepare(files)
+        current = record is not None
+        valid = valid_samples(self._state.identity, files, samples) if current else {}
+        latest = latest_samples(files).values() if current else ()
+        prepare = record or self._unprepared(cell)
         return CellRecord(
             cell_id=cell.id,
             model=cell.model,
@@ -130,21 +144,27 @@ class _RecordBuilder:
             scores=self._scores(cell, valid),
             n_videos_expected=len(samples),
             n_videos_ok=len(valid),
-            n_failed=failed,
-            profile=_without_hash(read_json(files.profile)),
+            n_failed=sum(attempt["status"] == "failed" for attempt in latest),
+            profile=self._profile(files) if current else None,
             train_minutes=prepare["train_minutes"],
-            train_log=JsonLines(files.train_log).read(),
+            train_log=JsonLines(files.train_log).read() if current else [],
             method_config=prepare["config"],
         )
 
     def _unprepared(self, cell: Cell) -> dict[str, Any]:
-        """A cell whose preparation failed still has its row, with nothing in it."""
+        """A cell whose preparation failed or is stale still has its row, with nothing in it."""
         return {
-            "source": "computed",
-            "execution": "fake",
+            "source": "reference" if cell.is_reference else "computed",
+            "execution": "real" if cell.is_reference else "fake",
             "train_minutes": None,
             "config": dict(cell.options),
         }
+
+    def _profile(self, files: CellFolder) -> dict[str, Any] | None:
+        record = read_json(files.profile)
+        if record is None or record.get("hash") != profile_hash(self._state.identity, files):
+            return None
+        return {key: value for key, value in record.items() if key != "hash"}
 
     def _samples(self, cell: Cell) -> list[Sample]:
         return [
@@ -179,7 +199,37 @@ class _RecordBuilder:
         return scores
 
 
-def _inputs_hash(state: RunState, cells: Sequence[Cell], protocol: EvalProtocol) -> str:
+def _why_stale(state: RunState, cell: Cell) -> str | None:
+    """Why a cell's weights are not those that its plan gives now; None when they are, or none are there.
+
+    Cells of other commands are checked too, or old rows would stand beside new ones. A method that
+    is not installed here cannot be asked: its row stands as recorded.
+    """
+    record = read_prepare(state.folder.cell(cell.id))
+    if record is None:
+        return None
+    if not cell.is_reference and cell.method not in state.registry.names("methods"):
+        return None
+    try:
+        wanted = inputs_hash(state.registry, state.identity, cell, _published_sha256(state, cell, record))
+    except UserError as error:
+        return str(error)
+    return None if record["hash"] == wanted else "made with other options, weights or code"
+
+
+def _published_sha256(state: RunState, cell: Cell, record: Mapping[str, Any]) -> str | None:
+    """Of the checkpoint that the cell was loaded from: as it is now, or as it was if it is gone."""
+    if record["source"] != "loaded":
+        return None
+    prepared = state.prepared.get(cell.id)
+    folder = prepared.checkpoint if prepared else None
+    folder = folder or displayed_folder(record["checkpoint"])
+    return record["checkpoint_sha256"] if folder is None else tree_sha256(folder)
+
+
+def _inputs_hash(
+    state: RunState, cells: Sequence[Cell], stale: Mapping[str, str], protocol: EvalProtocol
+) -> str:
     contents = {}
     for cell in cells:
         root = state.folder.cell(cell.id).root
@@ -192,14 +242,11 @@ def _inputs_hash(state: RunState, cells: Sequence[Cell], protocol: EvalProtocol)
         dimension: [metric, registry.get("metrics", metric)().info, registry.code_hash("metrics", metric)]
         for dimension, metric in protocol.metrics.items()
     }
-    return digest(["aggregate", VERSION, contents, reporters, metrics, dict(state.identity)])
+    code = harness_sha256()
+    return digest(["aggregate", VERSION, code, contents, stale, reporters, metrics, dict(state.identity)])
 
 
 def _all_whole(root: Path, files: Mapping[str, str]) -> bool:
     return all(
         (root / name).is_file() and file_sha256(root / name) == sha256 for name, sha256 in files.items()
     )
-
-
-def _without_hash(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if record is None else {key: value for key, value in record.items() if key != "hash"}

@@ -15,17 +15,26 @@ from typing import Any
 
 from evalharness.api import Method, Needs
 from evalharness.cells import Cell, build_method
-from evalharness.checkpoints import CARD_NAME, card_for, display_path, find_checkpoints, read_card
+from evalharness.checkpoints import (
+    CARD_NAME,
+    card_for,
+    display_path,
+    find_checkpoints,
+    read_card,
+    training_clips,
+)
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
 from evalharness.hashing import digest, jsonable, tree_sha256
+from evalharness.records import read_prepare
+from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, utc_now
 from evalharness.runstate import Prepared, RunState, StageCount
 from evalharness.session import Session
 from evalharness.stages.context import StageContext
-from evalharness.store import TEMP_PREFIX, atomic_write_json, read_json, replace_folder
+from evalharness.store import TEMP_PREFIX, atomic_write_json, replace_folder
 
-__all__ = ["VERSION", "run", "work"]
+__all__ = ["VERSION", "inputs_hash", "run", "work"]
 
 VERSION = 1
 
@@ -36,12 +45,14 @@ def run(state: RunState) -> StageCount:
     Raises:
         UserError: a checkpoint that was to be loaded is corrupt or foreign.
     """
-    published = find_checkpoints(state.plan, state.registry)
+    sources = find_checkpoints(state.plan, state.registry)
     due = []
     for cell in state.plan.cells:
-        source = published.get(cell.id)
-        wanted = _inputs_hash(state, cell, source)
+        source = sources.get(cell.id)
+        published = None if source is None else tree_sha256(source)
+        wanted = inputs_hash(state.registry, state.identity, cell, published)
         if not _is_current(state, cell, source, wanted):
+            _discard(state.folder.cell(cell.id))
             due.append((cell, source, wanted))
     kept = len(state.prepared)
     _write_references(state, [(cell, wanted) for cell, _, wanted in due if cell.is_reference])
@@ -68,32 +79,48 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-def _inputs_hash(state: RunState, cell: Cell, source: Path | None) -> str:
+def inputs_hash(
+    registry: Registry, identity: Mapping[str, Any], cell: Cell, published_sha256: str | None
+) -> str:
+    """Hash of all that a cell's weights depend on.
+
+    Args:
+        registry: the plugins as they are now.
+        identity: of the run folder.
+        cell: what is prepared.
+        published_sha256: tree hash of the checkpoint that is loaded; None when none is.
+
+    Raises:
+        UserError: the method is not installed, or refuses the cell's options.
+    """
     inputs: dict[str, Any] = {
         "stage": ["prepare", VERSION],
-        "model_fingerprint": state.plan.model_fingerprint,
-        "model_code": state.registry.code_hash("models", cell.model),
+        "model_fingerprint": identity["model_fingerprint"],
+        "model_code": registry.code_hash("models", cell.model),
         "method": cell.method,
     }
     if not cell.is_reference:
+        method = build_method(registry, cell)
         inputs |= {
-            "config": jsonable(build_method(state.registry, cell)),
-            "method_code": state.registry.code_hash("methods", cell.method),
+            "config": jsonable(method),
+            "method_code": registry.code_hash("methods", cell.method),
             "seed": cell.seed,
-            "skip_layers": state.plan.skip_layers,
-            "device": state.plan.device,
-            "published": None if source is None else tree_sha256(source),
+            "skip_layers": identity["skip_layers"],
+            "device": identity["device"],
+            "published": published_sha256,
         }
+        if published_sha256 is None and method.needs == Needs.TRAINING:
+            inputs["training_clips"] = training_clips(registry, cell.model, identity["device"])
     return digest(inputs)
 
 
 def _is_current(state: RunState, cell: Cell, source: Path | None, wanted: str) -> bool:
     """Whether ``prepare.json`` and the checkpoint fit; if so the cell counts as prepared."""
     files = state.folder.cell(cell.id)
-    record = read_json(files.prepare)
+    record = read_prepare(files)
     if record is None:
         return False
-    if record.get("hash") != wanted:
+    if record["hash"] != wanted:
         state.console.warn(f"{cell.id}: made with other options, weights or code before; making it again")
         return False
     folder = _folder(record, files, source)
@@ -102,6 +129,12 @@ def _is_current(state: RunState, cell: Cell, source: Path | None, wanted: str) -
         return False
     state.prepared[cell.id] = Prepared(checkpoint=folder, key=_module_key(record))
     return True
+
+
+def _discard(files: CellFolder) -> None:
+    """Before the work, not after: were it to fail or be killed, the old numbers would pass for new ones."""
+    files.prepare.unlink(missing_ok=True)
+    files.profile.unlink(missing_ok=True)
 
 
 def _module_key(record: Mapping[str, Any]) -> str:
@@ -164,7 +197,9 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         target = Path(outcome.task.payload["target"])
         if not any(target.iterdir()):
             raise UserError(f"method {cell.method}: save() wrote nothing into its folder")
-        atomic_write_json(target / CARD_NAME, card_for(cell, state.plan, _own_config(method)))
+        atomic_write_json(
+            target / CARD_NAME, card_for(cell, state.plan, _own_config(method), _clips(state, method))
+        )
         target.chmod(0o755)
         replace_folder(target, files.checkpoint)
     else:
@@ -182,6 +217,12 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
     )
     atomic_write_json(files.prepare, record)
     state.prepared[cell.id] = Prepared(checkpoint=folder, key=_module_key(record))
+
+
+def _clips(state: RunState, method: Method) -> int | None:
+    if method.needs != Needs.TRAINING:
+        return None
+    return training_clips(state.registry, state.plan.model, state.plan.device)
 
 
 def _refusal(cell: Cell, source: Path | None, outcome: Outcome) -> UserError:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from evalharness.cells import Cell
 from evalharness.executor import Task
 from evalharness.hashing import digest
+from evalharness.records import read_prepare
+from evalharness.runfolder import CellFolder
 from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
 from evalharness.store import atomic_write_json, read_json
@@ -26,7 +28,7 @@ from evalharness.store import atomic_write_json, read_json
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["run", "work"]
+__all__ = ["profile_hash", "run", "work"]
 
 VERSION = 2
 WARM_UP_STEPS = 2
@@ -42,7 +44,7 @@ def run(state: RunState) -> StageCount:
     tasks, kept = [], 0
     for cell in state.cells:
         files = state.folder.cell(cell.id)
-        wanted = digest(["profile", VERSION, dict(state.identity), (read_json(files.prepare) or {})["hash"]])
+        wanted = profile_hash(state.identity, files)
         if (read_json(files.profile) or {}).get("hash") == wanted:
             kept += 1
         else:
@@ -58,6 +60,12 @@ def run(state: RunState) -> StageCount:
                 state.console.warn(f"{outcome.task.key}: could not be profiled: {outcome.error}")
                 failed += 1
     return StageCount(done=done, kept=kept, failed=failed)
+
+
+def profile_hash(identity: Mapping[str, Any], files: CellFolder) -> str | None:
+    """Hash of all that a profile depends on; None when the cell is not prepared."""
+    record = read_prepare(files)
+    return None if record is None else digest(["profile", VERSION, dict(identity), record["hash"]])
 
 
 def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _task(state: RunState, cell: Cell, wanted: str) -> Task:
+def _task(state: RunState, cell: Cell, wanted: str | None) -> Task:
     prepared = state.prepared[cell.id]
     payload = {
         "cell": cell.to_json(),

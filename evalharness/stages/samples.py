@@ -7,8 +7,8 @@ from typing import Any
 
 from evalharness.api import Sample
 from evalharness.hashing import digest
+from evalharness.records import read_prepare, read_samples
 from evalharness.runfolder import CellFolder
-from evalharness.store import read_json
 
 __all__ = ["cell_hash", "latest_samples", "sample_hash", "valid_samples"]
 
@@ -17,12 +17,12 @@ GENERATE_VERSION = 1
 
 def latest_samples(files: CellFolder) -> dict[str, dict[str, Any]]:
     """Sample id -> its last record; a retried sample has several."""
-    return {record["sample"]: record for record in files.samples.read()}
+    return {record["sample"]: record for record in read_samples(files)}
 
 
 def cell_hash(identity: Mapping[str, Any], files: CellFolder) -> str | None:
     """Hash of all that a cell's videos share; None when the cell is not prepared."""
-    record = read_json(files.prepare)
+    record = read_prepare(files)
     if record is None:
         return None
     return digest(["generate", GENERATE_VERSION, dict(identity), record["hash"], record["checkpoint_sha256"]])

@@ -18,6 +18,7 @@ from evalharness.cells import Cell
 from evalharness.errors import one_line
 from evalharness.executor import Outcome, Task
 from evalharness.hashing import digest, jsonable
+from evalharness.records import read_scores
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder
 from evalharness.runstate import RunState, StageCount
@@ -50,7 +51,7 @@ class MetricHashes:
 
 def latest_scores(files: CellFolder) -> dict[tuple[str, str], dict[str, Any]]:
     """(sample id, dimension) -> its last row."""
-    return {(row["sample"], row["dimension"]): row for row in files.scores.read()}
+    return {(row["sample"], row["dimension"]): row for row in read_scores(files)}
 
 
 def valid_row(row: Mapping[str, Any] | None, metric_hash: str, video_sha256: str) -> bool:
@@ -193,7 +194,7 @@ def _keep(state: RunState, outcome: Outcome) -> list[dict[str, Any]]:
 
 def _tidy(files: CellFolder) -> None:
     """Keep the latest row of each video and dimension, in name order."""
-    rows = files.scores.read()
+    rows = read_scores(files)
     latest = {(row["sample"], row["dimension"]): row for row in rows}
     ordered = [latest[key] for key in sorted(latest)]
     if ordered != rows:

@@ -237,8 +237,18 @@ def word_ids(captions: list[str]) -> Tensor:
     return torch.tensor(rows, dtype=torch.long)
 
 
-AGREEMENT_INPUTS = len(spec.SHAPES) * (1 + len(spec.COLORS) + 2) + 3 + len(spec.SCENES) + DEEP
-AGREEMENT_INPUTS += MOTION_CLASSES + 2 * MotionJudge.width
+FEATURES = {
+    "presence": len(spec.SHAPES),
+    "color": len(spec.SHAPES) * len(spec.COLORS),
+    "place": len(spec.SHAPES) * 2,
+    "number": 3,
+    "scene": len(spec.SCENES),
+    "pooled": DEEP,
+    "motion": MOTION_CLASSES,
+    "motion_feature": 2 * MotionJudge.width,
+}
+FEATURE_PARTS, FEATURE_SIZES = tuple(FEATURES), list(FEATURES.values())
+AGREEMENT_INPUTS = sum(FEATURE_SIZES)
 
 
 class AgreementJudge(nn.Module):
@@ -291,7 +301,9 @@ class AgreementJudge(nn.Module):
 
 
 def video_features(seen: FrameOutput, motion: Tensor, motion_feature: Tensor) -> Tensor:
-    """Join what was seen in the B * T frames and in the B clips to [B, AGREEMENT_INPUTS].
+    """Join what was seen in the B * T frames and in the B clips, in the order of ``FEATURE_PARTS``.
+
+    Returns [B, AGREEMENT_INPUTS].
 
     Args:
         seen: the frame judge's output on all frames, videos one after the other.

@@ -77,7 +77,9 @@ def test_tracking_yields_every_step_and_tells_the_end(session: Session, tmp_path
     assert len(events) < 50, "the parent is not flooded"
 
 
-def test_activating_the_reference_restores_the_full_precision_module(session: Session, tmp_path: Path) -> None:
+def test_activating_the_reference_restores_the_full_precision_module(
+    session: Session, tmp_path: Path
+) -> None:
     from evalharness.api import Bits
     from evalharness.cells import Cell
 
@@ -88,7 +90,9 @@ def test_activating_the_reference_restores_the_full_precision_module(session: Se
     from toybench.methods import ToyRound
 
     method = ToyRound(w_bits=2, a_bits=2)
-    method.save(method.apply(session.fresh_transformer(), StageContext(session, 0, tmp_path / "log")), tmp_path)
+    method.save(
+        method.apply(session.fresh_transformer(), StageContext(session, 0, tmp_path / "log")), tmp_path
+    )
     rounded = session.activate(cell, tmp_path, "q").generate(prompts, seeds)
     assert (rounded != full).any()
     assert session.activate(Cell.reference("toy", 0), None, "r").transformer is reference

@@ -76,7 +76,16 @@ def test_deleted_reports_come_back(made: tuple[Path, bytes], toy_run: Call) -> N
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("plan.json", "{", "plan.json: not valid JSON"),
+        ("plan.json", "{", "plan.json: not valid JSON; restore it from a copy, or use another --output"),
+        ("plan.json", '{"schema_version": 1}', "plan.json: 'identity' is missing; restore it"),
+        ("plan.json", '{"schema_version": 1, "identity": {}, "cells": []}', "plan.json: 'model' is missing"),
+        ("cells/bf16-s0/prepare.json", "{}", "prepare.json: 'hash' is missing; delete it"),
+        (
+            "cells/bf16-s0/samples.jsonl",
+            "{}\n",
+            "samples.jsonl: line 1: 'sample' is missing; remove that line",
+        ),
+        ("cells/bf16-s0/scores.jsonl", '{"sample": 3}\n', "scores.jsonl: line 1: 'sample' is 3; remove"),
         ("plan.json", '{"schema_version": 99}', "plan.json: schema version 99"),
         ("cells/bf16-s0/prepare.json", "nonsense", "prepare.json: not valid JSON"),
         ("cells/bf16-s0/samples.jsonl", "nonsense\n{}\n", "samples.jsonl: line 1 is not a JSON record"),
@@ -123,7 +132,7 @@ def test_no_write_permission(toy_run: Call, tmp_path: Path, monkeypatch: pytest.
         raise PermissionError(errno.EACCES, "Permission denied", "out")
 
     monkeypatch.setattr(os, "mkdir", refuse)
-    result = toy_run()
+    result = toy_run("--methods", "toy-round")
     assert result.code == 2
     [line] = result.errors
     assert line == "error: cannot write the run folder out: Permission denied; choose another with --output"
@@ -133,7 +142,7 @@ def test_no_write_permission(toy_run: Call, tmp_path: Path, monkeypatch: pytest.
 def test_a_read_only_parent(toy_run: Call, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        result = toy_run()
+        result = toy_run("--methods", "toy-round")
     finally:
         tmp_path.chmod(0o700)
     assert result.code == 2
@@ -146,6 +155,65 @@ def test_an_output_that_is_not_ours(toy_run: Call, tmp_path: Path) -> None:
     assert "out is not empty and no run folder" in toy_run().err
     (tmp_path / "file").write_text("")
     assert "file is a file; choose a folder" in toy_run("--output", "file").err
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(toy_run: Call, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    result = toy_run("--dry-run")
+    assert result.code == 2
+    assert "out is not empty and no run folder" in result.err
+    (tmp_path / "file").write_text("")
+    assert "file is a file; choose a folder" in toy_run("--dry-run", "--output", "file").err
+
+
+def test_a_file_in_place_of_a_run_folder(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = call("score", "file")
+    assert result.code == 2
+    assert result.errors == ["error: file is a file, not a run folder"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("method", "../../elsewhere", "'../../elsewhere': only letters, digits"),
+        ("seed", "../1", "'seed' is '../1'"),
+        ("seed", -1, "'seed' is -1"),
+        ("w_bits", 99, "99"),
+    ],
+)
+def test_a_plan_that_would_lead_out_of_the_folder_is_refused(
+    made: tuple[Path, bytes], call: Call, key: str, value: object, words: str
+) -> None:
+    plan = json.loads((made[0] / "plan.json").read_text())
+    plan["cells"][1][key] = value
+    (made[0] / "plan.json").write_text(json.dumps(plan))
+    result = call("score", "out", "--workers", "0")
+    assert result.code == 2
+    [line] = result.errors
+    assert "plan.json: cells: " in line
+    assert words in line
+
+
+def test_results_that_would_lead_out_of_the_folder_are_refused(made: tuple[Path, bytes], call: Call) -> None:
+    results = json.loads((made[0] / "results.json").read_text())
+    results["cells"][1]["id"] = "../../elsewhere"
+    (made[0] / "results.json").write_text(json.dumps(results))
+    result = call("report", "out")
+    assert result.code == 2
+    assert "results.json: id '../../elsewhere': only letters, digits" in result.err
+
+
+def test_a_report_of_numbers_by_other_code_says_so(made: tuple[Path, bytes], call: Call) -> None:
+    assert call("report", "out").errors == []
+    results = json.loads((made[0] / "results.json").read_text())
+    results["manifest"]["code_sha256"] = "ab" * 32
+    (made[0] / "results.json").write_text(json.dumps(results))
+    result = call("report", "out")
+    assert result.code == 0
+    assert "made by other code of evalharness" in result.err
+    assert "evalharness score out" in result.err
 
 
 class TestPublishedCheckpoints:
@@ -207,6 +275,41 @@ class TestPublishedCheckpoints:
         result = toy_run("--methods", "toy-train,toy-round", "--bits", "3,2", "--load", str(published))
         assert result.code == 2
         assert "has no toy-train-w2a2" in result.err
+
+    def test_load_path_refuses_folders_that_hold_no_checkpoint(
+        self, published: Path, toy_run: Call, tmp_path: Path
+    ) -> None:
+        result = toy_run("--methods", "toy-train", "--load", "")
+        assert result.code == 2
+        assert "--load is empty" in result.err
+        (tmp_path / "photos").mkdir()
+        for method in ("toy-train", "toy-round"):
+            result = toy_run("--methods", method, "--load", "photos")
+            assert result.code == 2
+            assert f"--load photos: has no {method}-w3a3; expected one folder for each" in result.err
+        (published / "toy-train-w3a3" / "evalharness.json").rename(tmp_path / "card")
+        single = str(published / "toy-train-w3a3")
+        assert "has no toy-train-w3a3" in toy_run("--methods", "toy-train", "--load", single).err
+        (published / "toy-train-w3a3" / "quantization_config.json").write_text("{}")
+        assert toy_run("--methods", "toy-train", "--load", single).code == 0
+
+    def test_a_replaced_one_leaves_no_old_row(self, published: Path, toy_run: Call, tmp_path: Path) -> None:
+        """The cell was loaded by an earlier command; the present one does not ask for it."""
+
+        def coverage() -> dict[str, float]:
+            results = json.loads((tmp_path / "out" / "results.json").read_text())
+            return {cell["id"]: cell["coverage"] for cell in results["cells"]}
+
+        toy_run("--methods", "toy-train")
+        toy_run("--methods", "toy-train", "--set", "toy-train.steps=1", "--output", "other")
+        made = tmp_path / "other" / "cells" / "toy-train-w3a3-s0" / "checkpoint" / "w.safetensors"
+        shutil.copy(made, published / "toy-train-w3a3" / "w.safetensors")
+        result = toy_run("--methods", "toy-round")
+        words = "toy-train-w3a3-s0: left out of the table, made with other options, weights or code"
+        assert words in result.err
+        assert coverage() == {"bf16-s0": 1, "toy-train-w3a3-s0": 0, "toy-round-w3a3-s0": 1}
+        assert toy_run("--methods", "toy-train").code == 0
+        assert coverage()["toy-train-w3a3-s0"] == 1
 
     @pytest.mark.parametrize("damage", ["truncate", "other method", "empty"])
     def test_corrupt_or_foreign_is_one_line(

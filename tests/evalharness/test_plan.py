@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalharness.api import Bits, Prompt
+from evalharness.api import Bits, MetricInfo, Prompt
 from evalharness.cli.run import parse_config
 from evalharness.config import RunConfig, comma_list, merge_method_options, parse_bits, parse_seeds
 from evalharness.errors import UserError
@@ -41,7 +44,12 @@ def test_bits_that_are_none(bad: str) -> None:
 def test_seeds() -> None:
     assert parse_seeds("0,1, 2,1") == [0, 1, 2]
     assert parse_seeds(7) == [7]
-    for bad in ("a", "1,-2", "", "1.5", "²"):
+    assert parse_seeds(str(2**63 - 1)) == [2**63 - 1]
+    with pytest.raises(
+        UserError, match=r"--seeds 9223372036854775808: too large; .* 0 to 9223372036854775807"
+    ):
+        parse_seeds(str(2**63))
+    for bad in ("a", "1,-2", "", "1.5", "²", "9" * 5000):
         with pytest.raises(UserError, match="--seeds"):
             parse_seeds(bad)
 
@@ -95,6 +103,9 @@ def test_flags_beat_the_file_and_the_file_beats_defaults(tmp_path: Path) -> None
     [
         ("metods: a", "unknown key 'metods'; did you mean 'methods'"),
         ("limit: many", "--limit many: expected int"),
+        ("no_train: true", "unknown key 'no_train'; did you mean 'train'"),
+        ("no_profile: true", "unknown key 'no_profile'; did you mean 'profile'"),
+        ("seeds: [a]", r"^--seeds \['a'\]: expected str \| int \| list\[int\]$"),
         ("train: 3", "not boolean: 3"),
         ("model: [a]", r"--model \['a'\]: expected str"),
         ("- a", "config"),
@@ -203,6 +214,33 @@ def test_the_same_seeds_whatever_the_limit(toy: Path) -> None:
 def test_mistakes_say_what_is_allowed(toy: Path, options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_plan(RunConfig(**{"model": "toy", "device": "cpu", **options}), Registry())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"high": 100.0}, "metric toy.motion: range 0..100; the mean needs 0..1, higher is better: scale it"),
+        ({"low": -1.0}, "metric toy.motion: range -1..1; the mean needs"),
+        ({"higher_is_better": False}, "metric toy.motion: lower is better; the mean needs"),
+    ],
+)
+def test_metrics_on_another_scale_are_refused(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], words: str
+) -> None:
+    motion = importlib.import_module("toybench.metrics").Motion
+
+    monkeypatch.setattr(motion, "info", MetricInfo(**facts))
+    with pytest.raises(UserError, match=re.escape(words)):
+        plan()
+    assert plan(dimensions="brightness").metrics == {"brightness": "toy.brightness"}
+
+
+def test_identity_names_the_libraries_that_make_a_video(toy: Path) -> None:
+    import av
+    import transformers
+
+    identity = plan().identity()
+    assert (identity["av"], identity["transformers"]) == (av.__version__, transformers.__version__)
 
 
 def test_every_option_is_a_flag_and_a_key() -> None:

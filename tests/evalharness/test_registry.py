@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from evalharness import hashing
 from evalharness.errors import UserError
 from evalharness.registry import Registry
 
@@ -57,6 +58,13 @@ def test_a_broken_plugin_is_left_out_with_a_warning_that_names_it(site: Path) ->
         Registry().get("reporters", "burst")
 
 
+def test_a_plugin_that_exits_on_import_is_left_out_too(site: Path) -> None:
+    entry = "[evalharness.reporters]\nquitter = quitter_mod:Bad\n"
+    install(site, "quitter", "quitter_mod", "import sys; sys.exit('needs a display')", entry)
+    with pytest.warns(UserWarning, match=r"quitter.*SystemExit: needs a display"):
+        assert "quitter" not in Registry().load_all("reporters")
+
+
 def test_a_plugin_without_the_contract_is_broken(site: Path) -> None:
     code = "class Half:\n    name = 'half'\n"
     install(site, "half", "half_mod", code, "[evalharness.metrics]\nhalf = half_mod:Half\n")
@@ -103,6 +111,7 @@ def test_a_plugin_file_is_loaded_and_its_hash_recorded(tmp_path: Path) -> None:
     [
         ("x = 1", "must define PLUGINS"),
         ("1 / 0", r"raised while loading: ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(3)", r"raised while loading: SystemExit: 3"),
         ("this is no python", "raised while loading: SyntaxError"),
         ('PLUGINS = {"metods": {}}', r"unknown group in PLUGINS .*did you mean 'methods'"),
         ('PLUGINS = {"metrics": {"m": int}}', r"lacks score\(\)"),
@@ -138,3 +147,38 @@ def test_editing_any_module_of_a_distribution_changes_its_code_hash(site: Path) 
     assert Registry().code_hash("reporters", "one") == before
     (site / "pack_b.py").write_text(REPORTER + "# edited\n")
     assert Registry().code_hash("reporters", "one") != before
+
+
+@pytest.mark.parametrize(
+    ("file", "stale"),
+    [
+        ("tinyworld/world.py", {"models", "metrics"}),
+        ("tinyworld/training/text2video.py", {"models", "metrics"}),
+        ("video.py", {"metrics"}),
+        ("models/tinyworld.py", {"models"}),
+        ("console.py", set()),
+    ],
+)
+def test_the_harness_s_own_plugins_depend_on_what_they_are_built_on(
+    monkeypatch: pytest.MonkeyPatch, file: str, stale: set[str]
+) -> None:
+    plugins = {"models": "tinyworld", "metrics": "tinyworld.color", "protocols": "tinyworld"}
+    before = {kind: Registry().code_hash(kind, name) for kind, name in plugins.items()}
+    edited = Path(hashing.__file__).parent / file
+    assert edited.is_file()
+
+    def as_if_edited(path: Path) -> str:
+        return "ab" * 32 if path == edited else real(path)
+
+    real = hashing.file_sha256
+    monkeypatch.setattr(hashing, "file_sha256", as_if_edited)
+    monkeypatch.setattr("evalharness.registry.file_sha256", as_if_edited)
+    after = {kind: Registry().code_hash(kind, name) for kind, name in plugins.items()}
+    assert {kind for kind in plugins if before[kind] != after[kind]} == stale
+
+
+def test_code_is_hashed_once_for_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry()
+    first = registry.code_hash("metrics", "tinyworld.color")
+    monkeypatch.setattr("evalharness.registry.tree_sha256", lambda *_: pytest.fail("read again"))
+    assert registry.code_hash("metrics", "tinyworld.color") == first

@@ -60,7 +60,7 @@ def undisturbed(toy_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Out
     return outcome(folder / "out")
 
 
-@pytest.mark.parametrize("place", ["prepare:3", "generate:10", "score:5"])
+@pytest.mark.parametrize("place", ["prepare:3", "generate:10", "score:5", "profile:2", "aggregate:1"])
 def test_killed_and_run_again(start: Start, tmp_path: Path, undisturbed: Outcome, place: str) -> None:
     """SIGKILL while a worker is inside a stage: workers die too, and the next run completes it."""
     log = tmp_path / "log"
@@ -79,8 +79,36 @@ def test_killed_and_run_again(start: Start, tmp_path: Path, undisturbed: Outcome
     assert code == 0, err
     assert outcome(tmp_path / "out") == undisturbed
     assert not list((tmp_path / "out").rglob(".tmp-*"))
-    if stage == "score":
+    if stage in ("score", "profile", "aggregate"):
         assert "generate:" not in err, "finished videos are not made again"
+
+
+def test_killed_while_making_a_cell_again(start: Start, tmp_path: Path) -> None:
+    """Its old numbers are gone at once, whatever runs next; the same command then completes it."""
+    redo = (*RUN, "--workers", "0", "--set", "toy-train.steps=4")
+    assert finish(start(*RUN, "--workers", "0"))[0] == 0
+    log = tmp_path / "log"
+    log.mkdir()
+    visits = log / "prepare"
+    process = start(*redo, TOY_LOG=str(log), TOY_PAUSE="prepare:3")
+    wait_for(lambda: visits.exists() and len(visits.read_text().splitlines()) >= 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cell = tmp_path / "out" / "cells" / "toy-train-w3a3-s0"
+    assert not (cell / "prepare.json").exists()
+    assert not (cell / "profile.json").exists()
+
+    only_the_other = [word if word != "toy-train,toy-round" else "toy-round" for word in RUN]
+    assert finish(start(*only_the_other, "--workers", "0"))[0] == 0
+    results = read_json(tmp_path / "out" / "results.json")
+    assert results is not None
+    coverage = {cell["id"]: cell["coverage"] for cell in results["cells"]}
+    assert coverage == {"bf16-s0": 1, "toy-train-w3a3-s0": 0, "toy-round-w3a3-s0": 1}
+
+    assert finish(start(*redo))[0] == 0
+    quiet = [word if word != "out" else "quiet" for word in redo]
+    assert finish(start(*quiet))[0] == 0
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "quiet")
 
 
 def test_other_workers_and_another_order(start: Start, tmp_path: Path, undisturbed: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,11 @@ def test_a_run_makes_every_file_and_a_full_table(toy_run: Call, tmp_path: Path) 
     assert result.code == 0, result.err
     for name in ("manifest", "plan", "results"):
         assert json.loads((out / f"{name}.json").read_text())
-    assert {p.name for p in (out / "cells").iterdir()} == {"bf16-s0", "toy-round-w4a4-s0", "toy-train-w4a4-s0"}
+    assert {p.name for p in (out / "cells").iterdir()} == {
+        "bf16-s0",
+        "toy-round-w4a4-s0",
+        "toy-train-w4a4-s0",
+    }
     rows = table(out)
     assert [row["source"] for row in rows.values()] == ["reference", "computed", "trained"]
     assert [row["execution"] for row in rows.values()] == ["real", "fake", "fake"]
@@ -127,7 +132,9 @@ def test_a_failed_sample_is_recorded_and_retried(
     row = table(out)["bf16-16-0"]
     assert row["mean"] == ""
     assert float(row["coverage"].rstrip("%")) < 100
-    tracebacks = [json.loads(line).get("traceback", "") for line in (out / "events.jsonl").read_text().splitlines()]
+    tracebacks = [
+        json.loads(line).get("traceback", "") for line in (out / "events.jsonl").read_text().splitlines()
+    ]
     assert any("in reach" in text for text in tracebacks)
 
     monkeypatch.delenv("TOY_FAIL")
@@ -162,10 +169,138 @@ def test_changed_options_redo_the_cell_aloud(toy_run: Call, tmp_path: Path) -> N
     assert stamps(out / "cells" / "bf16-s0") == reference
 
 
+def cells_of(folder: Path) -> dict[str, dict[str, Any]]:
+    return {cell["id"]: cell for cell in json.loads((folder / "results.json").read_text())["cells"]}
+
+
+def test_a_redo_that_fails_leaves_no_old_numbers(
+    toy_run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    toy_run("--methods", "toy-train")
+    assert cells_of(out)["toy-train-w3a3-s0"]["coverage"] == 1
+    monkeypatch.setenv("TOY_FAIL", "prepare/toy-train")
+    assert toy_run("--methods", "toy-train", "--set", "toy-train.steps=3").code == 1
+    cell = cells_of(out)["toy-train-w3a3-s0"]
+    assert cell["coverage"] == 0
+    assert cell["mean"] is None
+    assert cell["profile"] is None
+    assert cell["train_log"] == []
+    assert not any(cell["scores"].values())
+    assert cell["n_videos_ok"] == 0
+    monkeypatch.delenv("TOY_FAIL")
+    assert toy_run("--methods", "toy-train", "--set", "toy-train.steps=3").code == 0
+    assert cells_of(out)["toy-train-w3a3-s0"]["coverage"] == 1
+    assert len(cells_of(out)["toy-train-w3a3-s0"]["train_log"]) == 3
+
+
+MINE = """
+from toybench.methods import ToyRound
+class Mine(ToyRound):
+    name = 'mine'
+    summary = 'mine'
+PLUGINS = {'methods': {'mine': Mine}}
+"""
+
+
+def test_edited_code_leaves_no_old_row_of_an_earlier_command(toy_run: Call, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "mine.py"
+    file.write_text(MINE)
+    toy_run("--methods", "mine", "--plugin", "mine.py")
+    result = toy_run("--methods", "toy-round", "--plugin", "mine.py")
+    assert "left out" not in result.err
+    assert cells_of(out)["mine-w3a3-s0"]["coverage"] == 1
+    file.write_text(MINE + "# edited")
+    result = toy_run("--methods", "toy-round", "--plugin", "mine.py")
+    assert (
+        result.err.count("mine-w3a3-s0: left out of the table, made with other options, weights or code") == 1
+    )
+    cells = cells_of(out)
+    assert cells["mine-w3a3-s0"]["coverage"] == 0
+    assert cells["mine-w3a3-s0"]["profile"] is None
+    assert cells["toy-round-w3a3-s0"]["coverage"] == cells["bf16-s0"]["coverage"] == 1
+    assert "nothing to do" in toy_run("--methods", "toy-round", "--plugin", "mine.py").err
+    assert toy_run("--methods", "mine", "--plugin", "mine.py").code == 0
+    assert cells_of(out)["mine-w3a3-s0"]["coverage"] == 1
+
+
+def test_a_profile_of_other_weights_is_not_shown(toy_run: Call, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    toy_run("--methods", "toy-round")
+    assert cells_of(out)["toy-round-w3a3-s0"]["profile"]["step_ms"] > 0
+    path = out / "cells" / "toy-round-w3a3-s0" / "profile.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hash": "ab" * 32}))
+    toy_run("--methods", "toy-round", "--no-profile")
+    assert cells_of(out)["toy-round-w3a3-s0"]["profile"] is None
+    assert cells_of(out)["bf16-s0"]["profile"]["step_ms"] > 0
+
+
+def test_other_code_of_the_harness_renews_the_reports(
+    toy_run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalharness.stages import aggregate
+
+    toy_run("--methods", "toy-round", "--no-profile")
+    before = stamps(tmp_path / "out")
+    monkeypatch.setattr(aggregate, "harness_sha256", lambda: "ab" * 32)
+    toy_run("--methods", "toy-round", "--no-profile")
+    after = stamps(tmp_path / "out")
+    changed = {name for name in before if before[name] != after[name]}
+    assert {"results.json", "leaderboard.csv"} <= changed
+    assert not any(name.startswith("cells/") for name in changed)
+
+
+def test_a_run_without_methods_says_what_it_plans(toy_run: Call) -> None:
+    words = "warning: no --methods given: only full precision is planned"
+    assert words in toy_run("--dry-run").err
+    assert words in toy_run("--no-profile").err
+    assert words not in toy_run("--methods", "toy-round", "--dry-run").err
+
+
+def test_the_number_of_training_clips_is_recorded_and_counts(
+    toy_run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_model = importlib.import_module("toybench.model").ToyModel
+
+    def card(method: str) -> dict[str, Any]:
+        path = tmp_path / "out" / "cells" / f"{method}-w3a3-s0" / "checkpoint" / "evalharness.json"
+        record: dict[str, Any] = json.loads(path.read_text())
+        return record
+
+    both = ("--methods", "toy-train,toy-round", "--limit", "1", "--no-profile")
+    toy_run(*both)
+    assert "training_clips" not in card("toy-train")
+    monkeypatch.setattr(
+        toy_model, "training_clips", lambda self, device: {"cpu": 192, "cuda": 16384}[device], raising=False
+    )
+    result = toy_run(*both)
+    assert "toy-train-w3a3-s0: made with other options, weights or code before" in result.err
+    assert "toy-round-w3a3-s0" not in result.err
+    assert card("toy-train")["training_clips"] == 192
+    assert "training_clips" not in card("toy-round")
+    monkeypatch.setattr(toy_model, "training_clips", 7)
+    toy_run(*both)
+    assert card("toy-train")["training_clips"] == 7
+
+
+def test_score_without_workers_uses_one_thread(call: Call, toy_run: Call, tmp_path: Path) -> None:
+    import torch
+
+    toy_run("--no-profile")
+    (tmp_path / "out" / "cells" / "bf16-s0" / "scores.jsonl").unlink()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        call("score", "out", "--workers", "0", "--device", "cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_folder_of_a_different_run_is_refused_untouched(toy_run: Call, tmp_path: Path) -> None:
     toy_run("--no-profile")
     before = stamps(tmp_path / "out")
-    result = toy_run("--skip-layers", "none")
+    result = toy_run("--methods", "toy-round", "--skip-layers", "none")
     assert result.code == 2
     [line] = result.errors
     assert "different run (skip_layers: std there, none asked); choose another --output" in line

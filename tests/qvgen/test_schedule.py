@@ -14,6 +14,7 @@ def test_ranks_halve_to_zero() -> None:
     assert RankSchedule(rank=5, steps=60).ranks == (5, 2, 1, 0)
     assert RankSchedule(rank=32, steps=60, decay_ratio=1.0).ranks == (32, 0)
     assert RankSchedule(rank=32, steps=60, decay_ratio=0.75).ranks == (32, 8, 2, 0)
+    assert RankSchedule(rank=10, steps=60, decay_ratio=0.9).ranks == (10, 1, 0)
 
 
 def test_table_of_a_short_run() -> None:

@@ -60,6 +60,7 @@ def main() -> None:
         model_fingerprint=session.model.fingerprint(),
         skip_layers=skip,
         device=args.device,
+        training_clips=session.loaded.training_clips,  # type: ignore[attr-defined]
     )
     atomic_write_json(
         target / CARD_NAME, {**card, "train_minutes": round((time.monotonic() - start) / 60, 2)}

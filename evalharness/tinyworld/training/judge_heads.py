@@ -1,6 +1,6 @@
 """Train the judges' last layers again, on what their frozen trunks see: short even without a GPU.
 
-    python -m evalharness.tinyworld.training.judge_heads --judges build/judges --clips 2000 --steps 1500
+    python -m evalharness.tinyworld.training.judge_heads --judges build/judges --clips 3000
 
 The joint training (``judges.py``) leaves three parts short. The consistency features meet two
 undamaged frames in one pair of sixteen only, so they charge clean movement for what damage should
@@ -35,11 +35,11 @@ VIEWS = 6
 MOTION_VIEWS = 4
 DAMAGE_CHANCE = 0.12
 CHUNK = 25
-PEAK = 1e-3
+PEAKS = {"frame heads": 2e-3, "motion heads": 1e-3, "agreement": 2e-3}
 PAIRS = 256
 CAPTIONED = 64
 MOTIONS = 512
-LOG_EVERY = 100
+LOG_EVERY = 250
 
 log = logging.getLogger(__name__)
 
@@ -141,28 +141,65 @@ def motion_loss(judge: judge_nets.MotionJudge, seen: Seen, rng: judge_losses.Ran
 
 
 def agreement_loss(judge: judge_nets.AgreementJudge, seen: Seen, rng: judge_losses.Randomness) -> Tensor:
-    """Contrast each clip's caption with the batch's and with all its false ones."""
+    """Contrast each clip's caption with the batch's and with all its false ones.
+
+    The clips are renamed first, so that a few thousand show all combinations.
+    """
     rows = (seen.batch.count > 0).nonzero()[:, 0]
     rows = rows[torch.randperm(len(rows), generator=rng.cpu)[:CAPTIONED].to(rows.device)]
-    clips = world.decode_clips(world.WorldBatch(*(ids[rows] for ids in (*seen.batch,))))
+    batch = world.WorldBatch(*(ids[rows] for ids in (*seen.batch,)))
+    batch, features = renamed(batch, seen.features[rows], rng.cpu)
+    clips = world.decode_clips(batch)
     true = [spec.caption(clip, name_relation=rng.python.random() < 0.8) for clip in clips]
     wrong = [text for clip in clips for text in judge_data.wrong_captions(clip, rng.python)]
-    return judge_losses.contrast(judge, judge.video(seen.features[rows]), true, wrong)
+    return judge_losses.contrast(judge, judge.video(features), true, wrong)
+
+
+def renamed(
+    batch: world.WorldBatch, features: Tensor, generator: torch.Generator
+) -> tuple[world.WorldBatch, Tensor]:
+    """The same clips in a world in which shapes, colours and scenes have changed their names.
+
+    What the judges found is renamed alike. The parts of ``features`` [b, AGREEMENT_INPUTS] that
+    have no name are dealt to other clips, so that nothing can be learned by heart from them.
+    """
+    device = features.device
+    shape, color, scene = (
+        torch.randperm(len(names), generator=generator).to(device)
+        for names in (spec.SHAPES, spec.COLORS, spec.SCENES)
+    )
+    parts = dict(zip(judge_nets.FEATURE_PARTS, features.split(judge_nets.FEATURE_SIZES, dim=1), strict=True))
+    back_shape, back_color, back_scene = shape.argsort(), color.argsort(), scene.argsort()
+    colors = parts["color"].unflatten(1, (len(spec.SHAPES), -1))
+    places = parts["place"].unflatten(1, (len(spec.SHAPES), -1))
+    parts["presence"] = parts["presence"][:, back_shape]
+    parts["color"] = colors[:, back_shape][:, :, back_color].flatten(1)
+    parts["place"] = places[:, back_shape].flatten(1)
+    parts["scene"] = parts["scene"][:, back_scene]
+    for nameless in ("pooled", "motion_feature"):
+        parts[nameless] = parts[nameless].roll(1, 0)
+    batch = batch._replace(shape=shape[batch.shape], color=color[batch.color], scene=scene[batch.scene])
+    return batch, torch.cat([parts[name] for name in judge_nets.FEATURE_PARTS], dim=1)
 
 
 def train(
-    judges: Judges, seen: Seen, steps: int, rng: judge_losses.Randomness
+    judges: Judges, seen: Seen, rng: judge_losses.Randomness, *, steps: int, agreement_steps: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Train ``steps`` steps each, the agreement judge last: it reads the motion judge's feature."""
+    """Train all parts, the agreement judge last: it reads the motion judge's output."""
     frame, motion = judges.frame, judges.motion
     heads = nn.ModuleList([frame.texture, frame.subject_head, frame.background_head])
     deciding = nn.ModuleList([motion.project, motion.temporal, motion.head])
     curves = {
-        "frame heads": fit(heads, lambda: consistency_loss(frame, seen, rng), steps),
-        "motion heads": fit(deciding, lambda: motion_loss(motion, seen, rng), steps),
+        "frame heads": fit("frame heads", heads, lambda: consistency_loss(frame, seen, rng), steps),
+        "motion heads": fit("motion heads", deciding, lambda: motion_loss(motion, seen, rng), steps),
     }
     now = seen._replace(features=_with_motion(seen.features, *motion.decide(seen.whole)))
-    curves["agreement"] = fit(judges.agreement, lambda: agreement_loss(judges.agreement, now, rng), steps)
+    curves["agreement"] = fit(
+        "agreement",
+        judges.agreement,
+        lambda: agreement_loss(judges.agreement, now, rng),
+        agreement_steps,
+    )
     return curves
 
 
@@ -172,22 +209,22 @@ def _with_motion(features: Tensor, logits: Tensor, feature: Tensor) -> Tensor:
     return torch.cat([features[:, : -judged.shape[1]], judged], dim=1)
 
 
-def fit(module: nn.Module, loss_of: Callable[[], Tensor], steps: int) -> list[dict[str, float]]:
+def fit(name: str, module: nn.Module, loss_of: Callable[[], Tensor], steps: int) -> list[dict[str, float]]:
     """``steps`` steps of AdamW on ``module``; returns samples of the loss curve."""
     module.requires_grad_(True)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=PEAK, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=PEAKS[name], weight_decay=0.01)
     curve: list[dict[str, float]] = []
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(PEAK, step / steps, step=step, warmup=50)
+            group["lr"] = learning_rate(PEAKS[name], step / steps, step=step, warmup=50)
         loss = loss_of()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         if step % LOG_EVERY == 0 or step == steps - 1:
             curve.append({"step": step, "loss": round(loss.item(), 4)})
-            log.info("%s", curve[-1])
+            log.info("%s %s", name, curve[-1])
     module.requires_grad_(False)
     return curve
 
@@ -196,8 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, write, measure. Returns 1 when a classifier stays below 97 %."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--judges", type=Path, required=True, help="trained judges; changed in place")
-    parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=1500, help="for each part")
+    parser.add_argument("--clips", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500, help="for each part of frame and motion judge")
+    parser.add_argument("--agreement-steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--eval-clips", type=int, default=2000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -210,12 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.to(device)
     rng = judge_losses.Randomness(args.seed, device)
     seen = look(judges, args.clips, rng, device)
-    curves = train(judges, seen, args.steps, rng)
+    curves = train(judges, seen, rng, steps=args.steps, agreement_steps=args.agreement_steps)
     command = shlex.join(sys.argv[1:] if arguments is None else arguments)
     record = {
         "command": f"python -m evalharness.tinyworld.training.judge_heads {command}",
         "parts": list(curves),
-        "steps": args.steps,
+        "steps": [args.steps, args.steps, args.agreement_steps],
         "clips": args.clips,
         "seconds": round(time.monotonic() - started),
         "seed": args.seed,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ASSETS = Path(__file__).parent.parent / "assets"
-PUBLISHED = [(method, bits) for bits in ("4", "3", "2") for method in ("qvgen", "lsq")]
+PUBLISHED = [("qvgen", "3"), ("lsq", "3")]
 MODULES = "evalharness.tinyworld.training"
 
 

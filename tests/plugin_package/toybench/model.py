@@ -76,6 +76,7 @@ class LoadedToy:
     def step_inputs(self) -> dict[str, Any]:
         import torch
 
+        reach("profile/step_inputs")
         return {"input": torch.zeros(64, WIDTH, device=self.device)}
 
     def _one(self, text: str, seed: int) -> np.ndarray:

@@ -1,0 +1,55 @@
+"""What a wheel holds: the three packages with their data, and nothing of the tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    [wheel] = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+@pytest.mark.slow
+def test_every_tracked_asset_and_source_is_in_the_wheel(names: set[str]) -> None:
+    listing = subprocess.run(
+        ["git", "ls-files", "qvgen", "baselines", "evalharness"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    tracked = set(listing.stdout.split())
+    assert any(name.endswith(".safetensors") for name in tracked)
+    assert any(name.endswith(".j2") for name in tracked)
+    assert tracked - names == set()
+
+
+@pytest.mark.slow
+def test_generic_folders_stay_out(names: set[str]) -> None:
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"qvgen", "baselines", "evalharness"}
