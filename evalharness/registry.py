@@ -7,6 +7,7 @@ came from is kept for the manifest; what its code hashes to is part of the hash 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import sys
@@ -24,12 +25,6 @@ __all__ = ["KINDS", "Plugin", "Registry"]
 
 KINDS = ("methods", "models", "protocols", "metrics", "reporters")
 OWN_PACKAGE = "evalharness"
-
-# What the harness's own plugins of a kind are built on, beyond the folder of their module.
-_BUILT_ON: Mapping[str, tuple[str, ...]] = {
-    "models": ("evalharness.tinyworld",),
-    "metrics": ("evalharness.tinyworld", "evalharness.video"),
-}
 
 _CALLABLES: Mapping[str, tuple[str, ...]] = {
     "methods": ("apply", "save", "load"),
@@ -150,7 +145,7 @@ class Registry:
         """Hash of the code behind a plugin, so that an edited plugin makes its old output stale.
 
         A plugin file: its bytes. The harness's own plugins: all sources in the folder of their module,
-        and for models and metrics what they are built on (``_BUILT_ON``). Any other: all files of the
+        and the modules that this folder's package names in ``BUILT_ON``. Any other: all files of the
         packages with which its distribution enters this registry, and the distribution's version.
         Each is hashed once for a registry.
         """
@@ -159,8 +154,9 @@ class Registry:
             return plugin.sha256
         module = plugin.value.partition(":")[0]
         if module.partition(".")[0] == OWN_PACKAGE:
-            modules = [module.rpartition(".")[0], *_BUILT_ON.get(kind, ())]
-            return digest([plugin.version, [self._module_hash(name) for name in modules]])
+            package = module.rpartition(".")[0]
+            built_on = getattr(importlib.import_module(package), "BUILT_ON", ())
+            return digest([plugin.version, [self._module_hash(name) for name in (package, *built_on)]])
         packages = {
             other.value.partition(":")[0].partition(".")[0]
             for group in KINDS

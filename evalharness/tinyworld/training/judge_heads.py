@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -232,7 +233,8 @@ def fit(name: str, module: nn.Module, loss_of: Callable[[], Tensor], steps: int)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, write, measure. Returns 1 when a classifier stays below 97 %."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--judges", type=Path, required=True, help="trained judges; changed in place")
+    parser.add_argument("--judges", type=Path, required=True, help="trained judges")
+    parser.add_argument("--out", type=Path, help="where the result goes (in place)")
     parser.add_argument("--clips", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=2500, help="for each part of frame and motion judge")
     parser.add_argument("--agreement-steps", type=int, default=8000)
@@ -243,7 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = torch.device(args.device)
     started = time.monotonic()
-    judges = Judges(args.judges)
+    out: Path = args.out or args.judges
+    if args.out:
+        shutil.copytree(args.judges, out, dirs_exist_ok=True)
+    judges = Judges(out)
     for module in judges.parts().values():
         module.to(device)
     rng = judge_losses.Randomness(args.seed, device)
@@ -261,8 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "curve": curves,
     }
     changed = {name: judges.parts()[name] for name in ("frame", "motion", "agreement")}
-    judge_files.save_weights(changed, args.judges)
-    return finish(args.judges, record, device, clips=args.eval_clips)
+    judge_files.save_weights(changed, out)
+    return finish(out, record, device, clips=args.eval_clips)
 
 
 if __name__ == "__main__":
