@@ -261,7 +261,7 @@ class AgreementJudge(nn.Module):
         super().__init__()
         width, heads = 64, 4
         self.words = nn.Embedding(len(vocabulary()) + 2, width)
-        self.places = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
+        self.places = nn.Parameter(0.5 * torch.randn(MAX_WORDS, width))
         self.queries = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
         self.mixers = nn.ModuleList(
