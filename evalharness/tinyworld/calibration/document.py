@@ -90,7 +90,8 @@ def as_markdown(
         _conditions(other) + _by_dimension({name: table[name] for name in other}),
         "## Growing noise\n\nStandard deviation as a share of the range.\n",
         _by_dimension(steps),
-        f"## Rules\n\nWritten before the scores were seen; {held} of {len(verdicts)} hold.\n",
+        "## Rules\n\nMargins were fixed before this table was made, after a look at a few raw means; "
+        f"{held} of {len(verdicts)} hold.\n",
         _rules(verdicts),
         KNOWN,
     ]

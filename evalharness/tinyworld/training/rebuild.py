@@ -42,7 +42,7 @@ def stages(build: Path, device: str, config: Path, scale: float) -> list[Stage]:
         return ["--batch", str(size if scale == 1.0 else min(size, 4))]
 
     vae, decoder, model = build / "vae", build / "vae-decoder", build / "text2video"
-    pipeline = model / "pipeline"
+    pipeline, joint = model / "pipeline", build / "judges-joint"
     plan = [
         Stage(
             "vae",
@@ -67,7 +67,12 @@ def stages(build: Path, device: str, config: Path, scale: float) -> list[Stage]:
         ),
         Stage(
             "judges",
-            ["--out", str(build / "judges")] + batch(256) + steps(1050) + clips(2000, "--eval-clips"),
+            ["--out", str(joint)] + batch(256) + steps(1050) + clips(2000, "--eval-clips"),
+            joint / "judges.json",
+        ),
+        Stage(
+            "judge_heads",
+            ["--judges", str(joint), "--out", str(build / "judges"), "--device", device] + clips(3000),
             build / "judges" / "judges.json",
         ),
     ]
