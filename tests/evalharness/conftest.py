@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,8 @@ def start(toy_site: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A suite started in the background inherits an ignored Ctrl-C; a person's run does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return popen
