@@ -179,8 +179,10 @@ def train(
     return curve
 
 
-def save(model: TextToVideo, vae: nn.Module, tokenizer: Any, folder: Path) -> None:
+def save(model: TextToVideo, vae: AutoencoderKLCogVideoX, tokenizer: Any, folder: Path) -> None:
     """The pipeline in bf16, under ``folder/pipeline``."""
+    for part in (vae, model.transformer):
+        part.register_to_config(_name_or_path="")  # else the config names the folder it was read from
     pipeline = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model.text_encoder.to(torch.bfloat16),
