@@ -25,6 +25,7 @@ class StageState:
         u: factor of the other ``rank - kept`` columns, in [0, 1].
         refactor: whether columns are sorted by singular value anew before this step: at the first
             step of every stage but one that starts at step 0 (``phi_init`` has just sorted them).
+        begins: whether this step is the first of a stage, or of all.
     """
 
     stage: int
@@ -32,6 +33,7 @@ class StageState:
     kept: int
     u: float
     refactor: bool
+    begins: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +96,9 @@ class RankSchedule:
     def at(self, step: int) -> StageState:
         """State before the optimiser step number ``step`` (from 0)."""
         assert step >= 0
-        if self.phi_end != "decay":
-            return StageState(stage=0, rank=self.rank, kept=self.rank, u=1.0, refactor=False)
-        if step < self.hold_steps:
-            return StageState(stage=0, rank=self.rank, kept=self.ranks[1], u=1.0, refactor=False)
+        if self.phi_end != "decay" or step < self.hold_steps:
+            kept = self.ranks[1] if self.phi_end == "decay" else self.rank
+            return StageState(stage=0, rank=self.rank, kept=kept, u=1.0, refactor=False, begins=step == 0)
         stage, inside = divmod(step - self.hold_steps, self.stage_steps)
         stages = len(self.ranks) - 1
         if stage >= stages:
@@ -108,6 +109,7 @@ class RankSchedule:
             kept=self.ranks[stage + 1],
             u=annealed(inside / self.stage_steps, self.annealing),
             refactor=self.refactor and inside == 0 and step > 0,
+            begins=inside == 0,
         )
 
     def gamma(self, step: int) -> tuple[float, ...]:

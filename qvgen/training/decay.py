@@ -68,9 +68,7 @@ class RankDecay:
         for phi in self.phis:
             count = min(state.rank, phi.rank)
             descending = self.schedule.direction == "large"
-            order = (
-                torch.arange(count).flip(0) if descending else torch.randperm(count, generator=generator)
-            )
+            order = torch.arange(count).flip(0) if descending else torch.randperm(count, generator=generator)
             reorder_(phi, order.to(phi.L.device))
 
     def _set_gamma(self, step: int) -> None:
