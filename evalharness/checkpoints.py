@@ -149,7 +149,18 @@ def _skips_the_same(folder: Path, plan: RunPlan) -> bool:
 
 def _made_as_asked(folder: Path, cell: Cell, registry: Registry) -> bool:
     card = read_card(folder)
-    return card is not None and card.get("config") == jsonable(build_method(registry, cell))
+    return card is not None and _with_defaults(card["config"], cell, registry) == jsonable(
+        build_method(registry, cell)
+    )
+
+
+def _with_defaults(config: Mapping[str, Any], cell: Cell, registry: Registry) -> Any:
+    """A card's config, completed by the defaults of options that the method has gained since."""
+    cls = registry.get("methods", cell.method)
+    try:
+        return jsonable(cls(**config))
+    except (TypeError, ValueError):
+        return config
 
 
 def _check_card(folder: Path, cell: Cell, plan: RunPlan) -> None:
