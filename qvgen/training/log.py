@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qvgen.api import phis
 from qvgen.schedule import StageState
 from qvgen.training.context import TrainContext
 from qvgen.training.measures import clip_ratios, layer_gradient_norms, layer_spectra, spectrum
 from qvgen.training.recipe import TrainRecipe
+from qvgen.training.step import Losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,6 @@ class TrainLog:
         if state.rank:
             self._pending |= spectrum(phis(self._student))
 
-    def gradients(self, step: int) -> None:
-        """Before gradients are clipped: take their norm layer by layer if this step's line wants it."""
-        every = self._recipe.log_layers_every
-        if every and self._is_due(step) and self._lines % every == 0:
-            self._pending |= {**layer_gradient_norms(self._student), **layer_spectra(self._student)}
-
     def validation(self, name: str, loss: float) -> None:
         """Keep a validation loss for the next line."""
         self._pending[name] = loss
@@ -60,8 +55,7 @@ class TrainLog:
     def add(
         self,
         step: int,
-        loss: Tensor,
-        grad_norm: Tensor,
+        losses: Losses,
         optimizer: torch.optim.Optimizer,
         stage: StageState | None,
     ) -> None:
@@ -70,7 +64,7 @@ class TrainLog:
         Raises:
             ValueError: the loss or the gradient norm is not finite.
         """
-        self.sums += torch.stack([loss, grad_norm])
+        self.sums += torch.stack(losses)
         self._count += 1
         if not self._is_due(step):
             return
@@ -80,10 +74,15 @@ class TrainLog:
                 f"training diverged: loss {mean_loss} and gradient norm {mean_norm} in the steps up to "
                 f"{step + 1}; lower lr_scales or lr_weights, or train with precision fp32"
             )
-        rates = {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+        rates = {f"lr_{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
         decay = {} if stage is None else {"rank": stage.rank, "gamma": stage.u}
         record = {"step": step + 1, "loss": mean_loss, "grad_norm": mean_norm, **rates, **decay}
         record |= clip_ratios(self._student) | self._pending
+        if self._recipe.log_layers_every and self._lines % self._recipe.log_layers_every == 0:
+            clipped_by = max(1.0, float(losses.grad_norm) / self._recipe.grad_clip)
+            norms = layer_gradient_norms(self._student)
+            record |= {name: norm * clipped_by for name, norm in norms.items()}
+            record |= layer_spectra(self._student)
         self._ctx.log({**record, "seconds": round(time.perf_counter() - self._start, 3)})
         self._lines += 1
         self._losses.append(mean_loss)

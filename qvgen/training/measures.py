@@ -16,7 +16,7 @@ NEGLIGIBLE = 14.0
 
 @torch.no_grad()
 def layer_gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Norm of the gradient of all parameters of each quantized layer: ``grad_norm/<layer>``."""
+    """``grad_norm/<layer>``: norm of the gradients, as they stand, of each quantized layer."""
     norms = {
         f"grad_norm/{name}": torch.stack(
             [p.grad.norm() for p in layer.parameters() if p.grad is not None] or [torch.zeros(())]

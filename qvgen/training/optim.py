@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qvgen.auxiliary import Phi
 from qvgen.quantizers import ActivationQuantizer, WeightQuantizer
@@ -45,13 +45,21 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.AdamW:
         }
         for name, members in parameter_groups(model).items()
     ]
-    return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=True)
+    graph = recipe.compile == "graph"
+    if graph:  # a recorded step reads the rate from where it lay
+        for group in groups:
+            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+    return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=True, capturable=graph)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every group ``factor`` times its peak learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        rate = group["base_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from qvgen.config import check_choice, check_float, check_int
 
 Loss = Literal["distill", "task", "distill+task"]
 Precision = Literal["fp32", "bf16"]
-Compile = Literal["off", "default", "reduce-overhead"]
+Compile = Literal["off", "default", "reduce-overhead", "graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,8 @@ class TrainRecipe:
             none.
         save_every: steps between saved training states, where ``ctx.state_folder`` says; 0 for none.
         save_every_s: seconds between them; 0 for none. The earlier of both counts.
-        compile: mode of ``torch.compile`` for student and teacher, or ``off``.
+        compile: mode of ``torch.compile`` for student and teacher; or ``graph``: the uncompiled step
+            recorded as one CUDA graph, which suits small models on large GPUs; or ``off``.
     """
 
     steps: int = 60
@@ -93,7 +94,9 @@ class TrainRecipe:
         check_float("grad_clip", self.grad_clip, 0.0, math.inf, open_low=True)
         check_choice("loss", self.loss, ("distill", "task", "distill+task"))
         check_choice("precision", self.precision, ("fp32", "bf16"))
-        check_choice("compile", self.compile, ("off", "default", "reduce-overhead"))
+        check_choice("compile", self.compile, ("off", "default", "reduce-overhead", "graph"))
+        if self.compile == "graph" and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing does not go with compile: graph; use compile: default")
 
     def lr_factor(self, step: int) -> float:
         """Factor of every learning rate at ``step``: linear warm-up, then cosine to zero."""

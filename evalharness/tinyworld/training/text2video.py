@@ -181,7 +181,8 @@ def train(
 
 def save(model: TextToVideo, vae: AutoencoderKLCogVideoX, tokenizer: Any, folder: Path) -> None:
     """The pipeline in bf16, under ``folder/pipeline``."""
-    for part in (vae, model.transformer):
+    parts: list[Any] = [vae, model.transformer]
+    for part in parts:
         part.register_to_config(_name_or_path="")  # else the config names the folder it was read from
     pipeline = CogVideoXPipeline(
         tokenizer=tokenizer,

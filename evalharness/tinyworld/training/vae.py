@@ -6,19 +6,21 @@
 transformer was trained on, stays as it is. Works under torchrun.
 
 Loss: L1 + squared error on pixels, both weighted up where the video changes in space (outlines and
-textures are what a blurred reconstruction loses), plus a small KL term that keeps the latents
-centred and diffusable.
+textures are what a blurred reconstruction loses) and under the objects, plus a small KL term that
+keeps the latents centred and diffusable.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from torch import Tensor
+from torch import Tensor, nn
 
 from evalharness.tinyworld import world
 from evalharness.tinyworld.components import LATENT_CHANNELS, build_vae
@@ -26,6 +28,7 @@ from evalharness.tinyworld.training.common import (
     Average,
     Budget,
     average_gradients,
+    capture,
     environment,
     learning_rate,
     rank,
@@ -35,14 +38,35 @@ from evalharness.tinyworld.training.common import (
 
 KL_WEIGHT = 1e-4
 EVAL_CLIPS = 128
+OBJECT_WEIGHT = 4.0
+OBJECT_MARGIN = 2  # pixels around an object that count as the object
 
 log = logging.getLogger(__name__)
 
 
-def videos(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Rendered training clips in the autoencoder's layout and range: [B, 3, T, H, W] in [-1, 1]."""
+class Pool(NamedTuple):
+    """Clips rendered once; rendering in each step would dominate it.
+
+    Attributes:
+        video: uint8 [N, 3, T, H, W].
+        objects: bool [N, 1, T, H, W], where the objects and their surroundings are.
+        moments: the frozen encoder's posterior mean and deviation, half [N, 2 C, T', H', W'], or None.
+    """
+
+    video: Tensor
+    objects: Tensor
+    moments: Tensor | None
+
+
+def videos(count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rendered training clips [B, 3, T, H, W] in [-1, 1], and where their objects are [B, 1, T, H, W]."""
     batch = world.random_batch(count, generator)
-    return from_bytes(to_bytes(world.render(batch, generator, device=device)))
+    again = torch.Generator()
+    again.set_state(generator.get_state())
+    video = world.render(batch, generator, device=device)
+    differs = (video - world.render(batch, again, device=device, objects=False)).abs().amax(2) > 0.02
+    near = nn.functional.max_pool2d(differs.float(), 2 * OBJECT_MARGIN + 1, 1, OBJECT_MARGIN) > 0
+    return from_bytes(to_bytes(video)), near[:, None]
 
 
 def to_bytes(video: Tensor) -> Tensor:
@@ -55,22 +79,37 @@ def from_bytes(video: Tensor) -> Tensor:
     return video.float() / 127.5 - 1.0
 
 
-def render_pool(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """``count`` clips rendered once, uint8 [N, 3, T, H, W]: rendering in each step would dominate it."""
+@torch.no_grad()
+def render_pool(
+    count: int, generator: torch.Generator, device: torch.device, encoder: AutoencoderKLCogVideoX | None
+) -> Pool:
+    """``count`` clips; with a frozen ``encoder`` also their latents."""
     parts = []
-    for start in range(0, count, 256):
-        batch = world.random_batch(min(256, count - start), generator)
-        parts.append(to_bytes(world.render(batch, generator, device=device)))
-    return torch.cat(parts)
+    for start in range(0, count, 128):
+        video, objects = videos(min(128, count - start), generator, device)
+        moments = torch.empty(0)
+        if encoder is not None:
+            with _autocast(device):
+                posterior = encoder.encode(video).latent_dist
+            moments = torch.cat([posterior.mean, posterior.std], dim=1).half()
+        parts.append((((video + 1.0) * 127.5).round().to(torch.uint8), objects, moments))
+    video, objects, moments = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Pool(video, objects, moments if encoder is not None else None)
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Edge-weighted L1 + squared error; both arguments [B, 3, T, H, W]."""
+def reconstruction_loss(output: Tensor, target: Tensor, objects: Tensor) -> Tensor:
+    """L1 + squared error, weighted by edges and objects; [B, 3, T, H, W] and [B, 1, T, H, W]."""
     edge = torch.zeros_like(target)
     edge[..., :-1] += (target[..., 1:] - target[..., :-1]).abs()
     edge[..., :-1, :] += (target[..., 1:, :] - target[..., :-1, :]).abs()
     error = output - target
-    return ((1.0 + 2.0 * edge) * (error.abs() + error.square())).mean()
+    weight = (1.0 + 2.0 * edge) * (1.0 + (OBJECT_WEIGHT - 1.0) * objects)
+    return (weight * (error.abs() + error.square())).mean()
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    # No cache of cast weights: a captured step would go on reading the first step's.
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def use_channels_last(vae: AutoencoderKLCogVideoX) -> None:
@@ -82,42 +121,70 @@ def use_channels_last(vae: AutoencoderKLCogVideoX) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def train(
-    vae: AutoencoderKLCogVideoX,
-    pool: Tensor,
-    budget: Budget,
-    *,
-    batch: int,
-    peak: float,
-    layout: torch.memory_format,
-) -> list[list[float]]:
-    """Train in place; returns the loss curve as [step, loss, kl] rows. The average is left in ``vae``."""
-    device = pool.device
-    trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Average(vae, 0.998)
+class Step:
+    """One optimiser step on a batch of the pool; callable again and again, also as a CUDA graph.
+
+    What changes from step to step (batch, noise, learning rate) lies in tensors of fixed address.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKLCogVideoX, pool: Pool, *, batch: int, peak: float, layout: torch.memory_format
+    ) -> None:
+        self.vae, self.pool, self.layout = vae, pool, layout
+        self.trained = [p for p in vae.parameters() if p.requires_grad]
+        device = pool.video.device
+        cuda = device.type == "cuda"
+        self.rate = torch.tensor(peak, device=device)
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=cuda, capturable=cuda
+        )
+        self.rows = torch.zeros(batch, dtype=torch.long, device=device)
+        self.noise = torch.zeros(())
+        if pool.moments is not None:
+            self.noise = (
+                torch.zeros_like(pool.moments[:1].chunk(2, dim=1)[0]).float().expand(batch, -1, -1, -1, -1)
+            )
+            self.noise = self.noise.contiguous()
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Choose the next batch and its noise."""
+        self.rows.random_(len(self.pool.video), generator=generator)
+        self.noise.normal_(generator=generator)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Loss and KL term."""
+        self.optimizer.zero_grad(set_to_none=True)
+        target = from_bytes(self.pool.video[self.rows]).contiguous(memory_format=self.layout)
+        kl = torch.zeros((), device=target.device)
+        with _autocast(target.device):
+            if self.pool.moments is not None:
+                mean, std = self.pool.moments[self.rows].float().chunk(2, dim=1)
+                output = self.vae.decode(mean + std * self.noise).sample
+            else:
+                posterior = self.vae.encode(target).latent_dist
+                output = self.vae.decode(posterior.sample()).sample
+                mean, logvar = posterior.mean.float(), posterior.logvar.float()
+                kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+        loss = reconstruction_loss(output.float(), target, self.pool.objects[self.rows]) + KL_WEIGHT * kl
+        loss.backward()
+        average_gradients(self.trained)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        return loss.detach(), kl.detach()
+
+
+def train(step: Step, budget: Budget, *, peak: float, captured: bool) -> list[list[float]]:
+    """Train in place; returns the loss curve as [step, loss, kl] rows. The average is left in the model."""
+    device = step.rate.device
+    average = Average(step.vae, 0.998)
     generator = torch.Generator(device).manual_seed(1 + rank())
+    step.draw(generator)
+    run: Callable[[], tuple[Tensor, Tensor]] = capture(step) if captured else step
     curve: list[list[float]] = []
     while not budget.over(device):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(peak, budget.fraction, step=budget.step)
-        rows = torch.randint(len(pool), (batch,), device=device, generator=generator)
-        target = from_bytes(pool[rows]).contiguous(memory_format=layout)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            posterior = vae.encode(target).latent_dist
-            output = vae.decode(posterior.sample()).sample
-        kl = (
-            0.5
-            * (
-                posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float()
-            ).mean()
-        )
-        loss = reconstruction_loss(output.float(), target) + KL_WEIGHT * kl
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(trained)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        step.rate.fill_(learning_rate(peak, budget.fraction, step=budget.step))
+        step.draw(generator)
+        loss, kl = run()
         average.update()
         if budget.step % 50 == 0:
             curve.append([budget.step, round(loss.item(), 5), round(kl.item(), 4)])
@@ -133,7 +200,7 @@ def measure(vae: AutoencoderKLCogVideoX, device: torch.device) -> dict[str, floa
     generator = torch.Generator().manual_seed(2)
     errors, latents = [], []
     for _ in range(EVAL_CLIPS // 16):
-        target = videos(16, generator, device)
+        target, _ = videos(16, generator, device)
         z = vae.encode(target).latent_dist.mean
         output = vae.decode(z).sample.clamp(-1.0, 1.0)
         errors.append(((output - target) / 2.0).square().mean(dim=(1, 2, 3, 4)))
@@ -159,9 +226,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--latent-channels", type=int, default=LATENT_CHANNELS)
     parser.add_argument("--pool", type=int, default=8192, help="rendered clips per process")
+    parser.add_argument("--seed", type=int, default=100, help="of the clips; another one with --init")
     parser.add_argument("--init", type=Path)
     parser.add_argument("--decoder-only", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--graph", action="store_true", help="replay each step as one CUDA graph")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = start_processes(args.device)
@@ -179,13 +248,16 @@ def main() -> None:
         use_channels_last(vae)
     vae.encoder.requires_grad_(not args.decoder_only)
     torch.manual_seed(rank())
-    pool = render_pool(args.pool, torch.Generator().manual_seed(100 + rank()), device)
+    generator = torch.Generator().manual_seed(args.seed + rank())
+    pool = render_pool(args.pool, generator, device, vae if args.decoder_only else None)
     budget.begin()
-    curve = train(vae, pool, budget, batch=args.batch, peak=args.lr, layout=layout)
+    step = Step(vae, pool, batch=args.batch, peak=args.lr, layout=layout)
+    curve = train(step, budget, peak=args.lr, captured=args.graph)
     if rank() == 0:
         facts = measure(vae, device)
         if not args.decoder_only:
             vae.register_to_config(scaling_factor=1.0 / float(facts["latent_std"]))  # type: ignore[arg-type]
+        vae.register_to_config(_name_or_path="")
         vae.to(torch.bfloat16).save_pretrained(args.out)
         recipe = {k: v for k, v in vars(args).items() if k not in {"out", "init", "device"}}
         record = {**facts, **recipe, "steps_done": budget.step, "seconds": round(budget.seconds)}
