@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from qvgen.api import phis
-from qvgen.auxiliary import refactor_all_, reorder_
+from qvgen import api
+from qvgen.auxiliary import Phi, refactor_all_, reorder_
 from qvgen.schedule import RankSchedule, StageState
 from qvgen.training.optim import reset_state
+from qvgen.training.parallel import assign_phis_, whole_phis
 
 
 class RankDecay:
@@ -32,7 +35,7 @@ class RankDecay:
     def __init__(self, model: nn.Module, schedule: RankSchedule, seed: int = 0) -> None:
         self.schedule = schedule
         self.seed = seed
-        self.phis = phis(model)
+        self.phis = api.phis(model)
         assert self.phis, "rank decay without Phi"
         device = self.phis[0].L.device
         rows = [schedule.gamma(step) for step in range(schedule.steps + 1)]
@@ -43,11 +46,13 @@ class RankDecay:
     def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> StageState:
         """Bring Phi to where the schedule wants it at ``step``; returns that state."""
         state = self.schedule.at(step)
-        if state.refactor:
-            refactor_all_(self.phis, state.rank)
-            reset_state(optimizer, [p for phi in self.phis for p in phi.parameters()])
-        if state.refactor or step == 0:
-            self._arrange(state)
+        if state.refactor or (step == 0 and self.schedule.direction != "small"):
+            phis = whole_phis(self.phis)
+            if state.refactor:
+                refactor_all_(phis, state.rank)
+                reset_state(optimizer, [p for phi in self.phis for p in phi.parameters()])
+            self._arrange(phis, state)
+            assign_phis_(self.phis, phis)
         self._set_gamma(step)
         return state
 
@@ -60,12 +65,12 @@ class RankDecay:
             for tensor in (phi.L, phi.R, phi.gamma):
                 tensor.zero_()
 
-    def _arrange(self, state: StageState) -> None:
+    def _arrange(self, phis: Sequence[Phi], state: StageState) -> None:
         """The columns that go first to the back; they come by descending singular value."""
         if self.schedule.direction == "small" or self.schedule.phi_end != "decay":
             return
         generator = torch.Generator().manual_seed(self.seed * 1009 + state.stage)
-        for phi in self.phis:
+        for phi in phis:
             count = min(state.rank, phi.rank)
             descending = self.schedule.direction == "large"
             order = torch.arange(count).flip(0) if descending else torch.randperm(count, generator=generator)

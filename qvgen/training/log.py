@@ -14,6 +14,7 @@ from qvgen.api import phis
 from qvgen.schedule import StageState
 from qvgen.training.context import TrainContext
 from qvgen.training.measures import clip_ratios, layer_gradient_norms, layer_spectra, spectrum
+from qvgen.training.parallel import rank
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.step import Losses
 
@@ -66,7 +67,7 @@ class TrainLog:
         """
         self.sums += torch.stack(losses)
         self._count += 1
-        if not self._is_due(step):
+        if not self.is_due(step):
             return
         mean_loss, mean_norm = (self.sums / self._count).tolist()
         if not math.isfinite(mean_loss) or not math.isfinite(mean_norm):
@@ -83,7 +84,8 @@ class TrainLog:
             norms = layer_gradient_norms(self._student)
             record |= {name: norm * clipped_by for name, norm in norms.items()}
             record |= layer_spectra(self._student)
-        self._ctx.log({**record, "seconds": round(time.perf_counter() - self._start, 3)})
+        if rank() == 0:
+            self._ctx.log({**record, "seconds": round(time.perf_counter() - self._start, 3)})
         self._lines += 1
         self._losses.append(mean_loss)
         self._pending.clear()
@@ -110,5 +112,6 @@ class TrainLog:
         self._losses, self._pending = list(state["losses"]), dict(state["pending"])
         self._start = time.perf_counter() - state["seconds"]
 
-    def _is_due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
+        """Whether a line follows the step of this number."""
         return (step + 1) % self._recipe.log_every == 0 or step + 1 == self._recipe.steps

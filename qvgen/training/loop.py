@@ -9,8 +9,9 @@ from qvgen.training.context import TrainContext
 from qvgen.training.decay import RankDecay
 from qvgen.training.log import TrainLog, TrainResult
 from qvgen.training.optim import build_optimizer, set_learning_rate
+from qvgen.training.parallel import shard, share, unshard_
 from qvgen.training.recipe import TrainRecipe
-from qvgen.training.state import TrainState
+from qvgen.training.state import TrainState, training_identity
 from qvgen.training.step import build_step
 from qvgen.training.validation import Validation
 
@@ -21,7 +22,8 @@ def train_(
     """Train every parameter of ``student`` in place.
 
     Where ``ctx.state_folder`` holds the state of a killed run of the same training, that run goes
-    on: on one device to the same bits as if it had never stopped.
+    on: on one device to the same bits as if it had never stopped. Where ``torch.distributed`` runs,
+    all processes train one student together, see ``qvgen.training.parallel``.
 
     Args:
         student: a model from ``quantize_``, float32, on ``ctx.device``.
@@ -36,13 +38,15 @@ def train_(
     student.train()
     if recipe.gradient_checkpointing:
         set_gradient_checkpointing(student, True)
-    optimizer = build_optimizer(student, recipe)
-    decay = RankDecay(student, schedule, ctx.seed) if schedule is not None else None
+    identity = training_identity(student, recipe, schedule, ctx.seed)
+    trained = shard(student, recipe)
+    optimizer = build_optimizer(trained, recipe)
+    decay = RankDecay(trained, schedule, ctx.seed) if schedule is not None else None
     teacher = ctx.teacher() if recipe.loss != "task" else None
-    take_step = build_step(student, teacher, optimizer, recipe, ctx)
-    validation = Validation(student, teacher, recipe, ctx)
-    log = TrainLog(ctx, recipe, student)
-    state = TrainState(student, optimizer, log, recipe, schedule, ctx)
+    take_step = build_step(trained, teacher, optimizer, recipe, ctx)
+    validation = Validation(trained, teacher, recipe, ctx)
+    log = TrainLog(ctx, recipe, trained)
+    state = TrainState(trained, optimizer, log, recipe, identity, ctx)
     first = state.restore()
     batches = state.batches(first)
 
@@ -51,7 +55,7 @@ def train_(
         if stage is not None and stage.begins:
             log.stage_begins(stage)
         set_learning_rate(optimizer, recipe.lr_factor(step))
-        losses = take_step([next(batches) for _ in range(recipe.accumulate)])
+        losses = take_step(share([next(batches) for _ in range(recipe.accumulate)]))
 
         if validation.is_due(step):
             log.validation("val_loss", validation.loss())
@@ -62,6 +66,7 @@ def train_(
         log.add(step, losses, optimizer, stage)
         state.save_if_due(step + 1)
 
+    unshard_(trained, student, ctx.device)
     if recipe.gradient_checkpointing:
         set_gradient_checkpointing(student, False)
     student.eval()

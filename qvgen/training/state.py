@@ -29,6 +29,7 @@ from qvgen.schedule import RankSchedule
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.log import TrainLog
 from qvgen.training.optim import parameter_groups
+from qvgen.training.parallel import agreed, assign_, rank, whole, world_size
 from qvgen.training.recipe import TrainRecipe
 
 STATE_NAME = "train_state.safetensors"
@@ -39,8 +40,7 @@ _NO_PART_OF_IDENTITY = ("save_every", "save_every_s")
 class TrainState:
     """Saves and restores one training; does nothing where the context has no ``state_folder``.
 
-    Make it before the first step: the untrained student is part of the identity by which a state
-    of another run is told apart.
+    A state does not depend on the number of processes: any number goes on from it.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TrainState:
         optimizer: torch.optim.Optimizer,
         log: TrainLog,
         recipe: TrainRecipe,
-        schedule: RankSchedule | None,
+        identity: Mapping[str, Any],
         ctx: TrainContext,
     ) -> None:
         self._student, self._optimizer, self._log, self._recipe = student, optimizer, log, recipe
@@ -57,7 +57,7 @@ class TrainState:
         self._rewind = extras(ctx).rewind_log
         folder = extras(ctx).state_folder
         self.path = None if folder is None else folder / STATE_NAME
-        self._identity = None if folder is None else _identity(student, recipe, schedule, ctx.seed)
+        self._identity = identity
         self._names = {id(p): n for n, p in student.named_parameters()}
         self._random: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
@@ -69,20 +69,20 @@ class TrainState:
             ValueError: the file is damaged, or of another model, recipe, schedule or seed.
         """
         if self.path is None or not self.path.is_file():
-            if self.path is not None and self._rewind is not None:
+            if self.path is not None and self._rewind is not None and rank() == 0:
                 self._rewind(0)
             return 0
         header, tensors = _read(self.path)
         self._refuse_foreign(header["identity"])
         with torch.no_grad():
             for name, tensor in _model_tensors(self._student).items():
-                tensor.copy_(tensors[f"model/{name}"])
+                assign_(tensor, tensors[f"model/{name}"])
             for parameter in self._trained():
                 self._optimizer.state[parameter] = self._moments(parameter, tensors)
             self._log.sums.copy_(tensors["log/sums"])
         self._log.restore(header["log"])
         self._random = {kind: tensors[f"random/{kind}"] for kind in header["random"]}
-        if self._rewind is not None:
+        if self._rewind is not None and rank() == 0:
             self._rewind(header["log"]["lines"])
         step: int = header["step"]
         return step
@@ -103,7 +103,10 @@ class TrainState:
         if self.path is None or step == self._recipe.steps:
             return
         every, seconds = self._recipe.save_every, self._recipe.save_every_s
-        if (every and step % every == 0) or (seconds and time.monotonic() - self._saved_at >= seconds):
+        due = bool(every) and step % every == 0
+        if not due and seconds and (world_size() == 1 or self._log.is_due(step - 1)):
+            due = agreed(time.monotonic() - self._saved_at >= seconds, self._ctx.device)
+        if due:
             self.save(step)
             self._saved_at = time.monotonic()
 
@@ -125,7 +128,9 @@ class TrainState:
             "random": sorted(random),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        plain = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+        if rank() > 0:
+            return
         with atomic_path(self.path) as temporary:
             save_file(plain, temporary, {"train_state": json.dumps(header)})
 
@@ -134,11 +139,12 @@ class TrainState:
 
     def _moments(self, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = self._names[id(parameter)]
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        return {key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in keys}
+        moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        for key, moment in moments.items():
+            assign_(moment, tensors[f"{key}/{name}"])
+        return {"step": tensors[f"step/{name}"].to(parameter.device, copy=True), **moments}
 
     def _refuse_foreign(self, found: Mapping[str, Any]) -> None:
-        assert self._identity is not None
         for key in sorted({*self._identity, *found}):
             if self._identity.get(key) != found.get(key):
                 raise ValueError(
@@ -175,10 +181,13 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def _identity(
+def training_identity(
     student: nn.Module, recipe: TrainRecipe, schedule: RankSchedule | None, seed: int
 ) -> dict[str, Any]:
-    """What must agree for a state to be resumed, flat, so that an error can name what differs."""
+    """What must agree for a state to be resumed, flat, so that an error can name what differs.
+
+    ``student`` is the untrained one: its weights tell one model from another.
+    """
     parts: dict[str, Mapping[str, Any]] = {
         "recipe": {k: v for k, v in asdict(recipe).items() if k not in _NO_PART_OF_IDENTITY},
         "schedule": {} if schedule is None else asdict(schedule),

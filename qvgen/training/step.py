@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvgen.training.context import TrainContext
+from qvgen.training.parallel import mean_over_processes, whole
 from qvgen.training.recipe import TrainRecipe
 
 WARMUP_STEPS = 3
@@ -60,7 +61,7 @@ class TrainStep:
             total += loss.detach()
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.grad_clip)
         self.optimizer.step()
-        return Losses(total, grad_norm)
+        return Losses(mean_over_processes(total), whole(grad_norm))
 
 
 def training_loss(
