@@ -19,15 +19,16 @@ class WeightQuantizer(nn.Module):
 
     Codes are ``clamp(round(w/s + z), 0, 2^b - 1)`` with s, z in float32, of ``scale_shape``.
 
-    Parametrisation of the scale. LSQ multiplies the gradient of s by 1/sqrt(N * Q) (N weights
-    share s, Q is its largest positive code: 2^b - 1, or 2^(b-1) - 1 where symmetric) so that a step of SGD changes s and w in proportion. AdamW divides by the gradient's own size
-    and so undoes any constant factor: a learning rate eta moves s by about eta each step however
-    small s is. Scales are about 0.01 to 0.1, so what is gentle for weights is up to one per cent
-    of s a step, and training s directly at 1e-4 was seen to diverge. The logarithm makes eta a
-    *relative* step (s changes by the factor e^eta), the same for every layer, and keeps s
-    positive. So ``log`` is the default, with its own learning rate (5e-4 was stable); ``linear``
-    with 3e-5 is the authors' setting, a relative step of 3e-5 / s. The LSQ factor is kept in
-    both: Adam ignores it, but clipping by the global gradient norm does not.
+    Parametrisation of the scale. LSQ multiplies the gradient of s by 1/sqrt(N * Q) (N weights share
+    s, Q is its largest positive code: 2^b - 1, or 2^(b-1) - 1 where symmetric) so that a step of
+    SGD changes s and w in proportion. AdamW divides by the gradient's own size and so undoes any
+    constant factor: a learning rate eta moves s by about eta each step however small s is. Scales
+    are about 0.01 to 0.1, so what is gentle for weights is up to one per cent of s a step, and
+    training s directly at 1e-4 was seen to diverge. The logarithm makes eta a *relative* step (s
+    changes by the factor e^eta), the same for every layer, and keeps s positive. So ``log`` is the
+    default, with its own learning rate (5e-4 was stable); ``linear`` with 3e-5 is the authors'
+    setting, a relative step of 3e-5 / s. The LSQ factor is kept in both: Adam ignores it, but
+    clipping by the global gradient norm does not.
     """
 
     log_scale: Tensor | None

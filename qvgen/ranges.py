@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qvgen.fake_quant import SCALE_FLOOR, dequantize, positive_levels, token_range, token_scale, weight_codes
+from qvgen.fake_quant import SCALE_FLOOR, dequantize, token_range, token_scale, weight_codes
 
 SHRINK_STEPS = 80
 SHRINK_GRID = 100
