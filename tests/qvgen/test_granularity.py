@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
-from qvgen.api import convert_, quant_layers, quantize_
+from qvgen.api import convert_, frozen_layers, quant_layers, quantize_
 from qvgen.checkpoint import load_quantized, save_quantized
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import dequantize, token_fake_quant, weight_codes, weight_fake_quant
@@ -54,17 +54,18 @@ def reference_weight(
     w: np.ndarray, s: float, z: float, q_max: int, upstream: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Output and gradients to w, s and z of one block, element by element."""
-    out, grad_w, grad_s, grad_z = np.zeros_like(w), np.zeros_like(w), 0.0, 0.0
+    out, grad_w = np.zeros_like(w), np.zeros_like(w)
+    grad_s = grad_z = 0.0
     for index, value in np.ndenumerate(w):
         v = value / s + z
         code = float(np.rint(v))
         if code < 0 or code > q_max:
             code = min(max(code, 0.0), float(q_max))
-            grad_s += (code - z) * upstream[index]
-            grad_z += -s * upstream[index]
+            grad_s += (code - z) * float(upstream[index])
+            grad_z += -s * float(upstream[index])
         else:
             grad_w[index] = upstream[index]
-            grad_s += (code - v) * upstream[index]
+            grad_s += (code - v) * float(upstream[index])
         out[index] = s * (code - z)
     return out, grad_w, grad_s, grad_z
 
@@ -328,7 +329,7 @@ def test_trained_converted_and_loaded_forms_agree(
     exact = {name: layer.effective_weight().detach() for name, layer in quant_layers(model)}
     live = convert_(copy.deepcopy(model))
     for name, weight in exact.items():
-        assert torch.equal(live.get_submodule(name).weight, weight)  # bit for bit
+        assert torch.equal(dict(frozen_layers(live))[name].weight, weight)  # bit for bit
     torch.testing.assert_close(live(**batch.inputs), training, rtol=1e-5, atol=1e-6)
     save_quantized(live, tmp_path, {})
     loaded = load_quantized(make_model(), tmp_path, {})

@@ -29,11 +29,12 @@ def tiny(**options: Any) -> nn.Module:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return CogVideoXTransformer3DModel(
+        model: nn.Module = CogVideoXTransformer3DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=1,
             time_embed_dim=16, text_embed_dim=24, sample_width=6, sample_height=6, sample_frames=5,
             patch_size=2, max_text_seq_length=4, temporal_compression_ratio=4, **options,
-        ).eval()  # fmt: skip
+        )  # fmt: skip
+        return model.eval()
 
 
 def released_tensors(
@@ -117,7 +118,7 @@ def by_hand(tensors: dict[str, Tensor], zero_inside: bool = True) -> nn.Module:
             x = quantize_activation(x, t["aquantizer.lower"][-1], t["aquantizer.upper"][-1], 15, 0.95)
             return nn.functional.linear(x, weight, t.get("b"))
 
-        module.forward = forward  # type: ignore[method-assign, assignment]
+        module.forward = forward
     return model
 
 

@@ -169,10 +169,10 @@ def test_no_gradient_through_the_zero_point_of_activations() -> None:
     out = quantize_activation(x.double(), logit, logit, 7, 0.95)
     out.sum().backward()
     h = 1e-6
-    ends = [
-        quantize_activation(x.double(), *[torch.tensor(-1.0 + d, dtype=torch.float64)] * 2, 7, 0.95).sum()
-        for d in (-h, h)
-    ]
+    ends = []
+    for shift in (-h, h):
+        moved = torch.tensor(-1.0 + shift, dtype=torch.float64)
+        ends.append(quantize_activation(x.double(), moved, moved, 7, 0.95).sum())
     assert logit.grad is not None
     assert logit.grad.item() == pytest.approx(((ends[1] - ends[0]) / (2 * h)).item(), rel=1e-5)
 
