@@ -196,7 +196,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
     if source is None:
         target = Path(outcome.task.payload["target"])
         if not any(target.iterdir()):
-            raise UserError(f"method {cell.method}: save() wrote nothing into its folder")
+            raise UserError(f"{cell.title}: save() wrote nothing into its folder")
         atomic_write_json(
             target / CARD_NAME, card_for(cell, state.plan, _own_config(method), _clips(state, method))
         )
@@ -226,7 +226,7 @@ def _clips(state: RunState, method: Method) -> int | None:
 
 
 def _refusal(cell: Cell, source: Path | None, outcome: Outcome) -> UserError:
-    where = f"checkpoint {display_path(source)}" if source else f"method {cell.method}"
+    where = f"checkpoint {display_path(source)}" if source else cell.title
     advice = "; to make it instead: --load never" if source else ""
     return UserError(f"{cell.id}: {where}: {outcome.error}{advice}")
 
@@ -242,7 +242,7 @@ def _record(cell: Cell, wanted: str, *, source: str, execution: str, **rest: Any
         "train_minutes": None,
         "finished": utc_now(),
     }
-    return {"cell": cell.id, "method": cell.method, **record, **rest}
+    return {"cell": cell.id, "method": cell.method, "label": cell.label, **record, **rest}
 
 
 def _own_config(method: Method) -> dict[str, Any]:

@@ -263,5 +263,6 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "profile",
         "plugin",
         "method_options",
+        "variants",
         "set",
     ]
