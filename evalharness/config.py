@@ -66,7 +66,9 @@ class RunConfig:
         },
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda"})
-    workers: int | None = field(default=None, metadata={"help": "processes on cpu (cores; 0: in this one)"})
+    workers: int | None = field(
+        default=None, metadata={"help": "processes (cores; 0: in this one); one at a time uses a GPU"}
+    )
     batch_size: int = field(default=1, metadata={"help": "videos per call; more than 1 needs cuda"})
     skip_layers: str = field(
         default="std", metadata={"help": "layers kept in full precision for every method: std or none"}

@@ -48,7 +48,7 @@ def describe(plan: RunPlan, registry: Registry) -> str:
         scores += due_scores
         lines.append(f"  {cell.id:<{width}} {source:<40} {due} videos")
     seconds = (
-        videos * _video_seconds(folder, plan, model) / max(1, plan.workers)
+        videos * _video_seconds(folder, plan, model) / plan.model_workers
         + steps * float(getattr(model, "train_step_seconds", _DEFAULT_STEP_SECONDS))
         + _score_seconds(plan, registry, videos) / max(1, plan.workers)
     )

@@ -39,6 +39,7 @@ class RunPlan:
         prompts: those of this command, after ``--limit`` and ``--dimensions``.
         metrics: name of the metric plugin for each dimension of this command, in table order.
         load: ``auto``, ``never`` or the folder given with ``--load``.
+        workers: processes; 0 stands for this one.
     """
 
     model: str
@@ -59,6 +60,11 @@ class RunPlan:
     profile: bool
     output: Path
     plugin_files: tuple[str, ...]
+
+    @property
+    def model_workers(self) -> int:
+        """Processes that hold the model at a time: one serves a GPU. Judges need none of it."""
+        return 1 if self.device == "cuda" else max(1, self.workers)
 
     def samples(self, cell: Cell) -> list[Sample]:
         """The videos of a cell for this command, in protocol order."""
@@ -135,7 +141,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         device=device,
         batch_size=config.batch_size,
         skip_layers=config.skip_layers,
-        workers=_workers(config.workers, device),
+        workers=default_workers() if config.workers is None else config.workers,
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
@@ -186,13 +192,6 @@ def _check_scale(name: str, info: MetricInfo) -> None:
     raise UserError(
         f"metric {name}: {problem}; the mean needs 0..1, higher is better: scale it in the metric"
     )
-
-
-def _workers(asked: int | None, device: str) -> int:
-    """One process serves a GPU; 0 stands for this process."""
-    if device == "cuda":
-        return 0 if asked == 0 else 1
-    return default_workers() if asked is None else asked
 
 
 def _check_prompts(prompts: Sequence[Prompt], protocol: EvalProtocol, name: str) -> None:

@@ -23,6 +23,7 @@ from evalharness.checkpoints import (
     read_card,
     training_clips,
 )
+from evalharness.device import synchronize
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
 from evalharness.hashing import digest, jsonable, tree_sha256
@@ -74,6 +75,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     _seed_libraries(cell.seed)
     start = time.monotonic()
     module = method.apply(session.fresh_transformer(), context)
+    synchronize(session.spec.device)
     seconds = time.monotonic() - start
     method.save(module, target)
     return {"seconds": seconds}
@@ -162,7 +164,7 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
     by_id = {cell.id: (cell, source, wanted) for cell, source, wanted in due}
     tasks = [_task(state, cell, source) for cell, source, _ in due]
     try:
-        for outcome in state.run_tasks("prepare", "cell", tasks):
+        for outcome in state.run_tasks("prepare", "cell", tasks, width=state.plan.model_workers):
             cell, source, wanted = by_id[outcome.task.key]
             if outcome.failure is None:
                 _finish(state, cell, source, wanted, outcome)
