@@ -200,7 +200,12 @@ class Model(Protocol):
 
 
 class MethodContext(Protocol):
-    """What a method gets to work with; the prepare stage builds it."""
+    """What a method gets to work with; the prepare stage builds it.
+
+    The harness's own also has ``state_folder``, a path where a training may save what it needs to
+    go on after a kill, ``rewind_log(lines)`` and ``validation_batches(batch_size)``. A method must
+    do without them where they are absent.
+    """
 
     seed: int
     device: torch.device

@@ -18,6 +18,7 @@ __all__ = ["CellFolder", "RunFolder", "utc_now"]
 
 
 LOCK_NAME = ".lock"
+TRAINING_PREFIX = "training-"
 
 
 def utc_now() -> str:
@@ -38,6 +39,14 @@ class CellFolder:
     @property
     def train_log(self) -> Path:
         return self.root / "train.jsonl"
+
+    def training(self, key: str) -> Path:
+        """Where a training saves its state; ``key`` tells trainings with other inputs apart."""
+        return self.root / f"{TRAINING_PREFIX}{key[:16]}"
+
+    def trainings(self) -> list[Path]:
+        """The folders of all unfinished trainings."""
+        return sorted(self.root.glob(f"{TRAINING_PREFIX}*"))
 
     @property
     def videos(self) -> Path:

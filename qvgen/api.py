@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qvgen.auxiliary import Phi
 from qvgen.config import QuantConfig, QVGenConfig, did_you_mean
 from qvgen.linear import FrozenQuantLinear, QuantLinear
+from qvgen.phi_init import attach_phis_
 from qvgen.quantizers import ClipContext
 
 
@@ -39,9 +40,9 @@ def quantize_(model: nn.Module, config: QuantConfig | QVGenConfig, skip: Collect
             layer = QuantLinear.from_linear(linear, quant, context)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
-        if isinstance(config, QVGenConfig):
-            layer.add_phi(config.rank)
         model.set_submodule(name, layer)
+    if isinstance(config, QVGenConfig):
+        attach_phis_([layer for _, layer in quant_layers(model)], config.rank, config.phi_init)
     return model.requires_grad_(True)
 
 
@@ -65,7 +66,8 @@ def convert_(model: nn.Module) -> nn.Module:
         if layer.phi is not None and bool((layer.phi.gamma != 0).any()):
             raise ValueError(
                 f"layer {name}: Phi is still active (gamma up to {float(layer.phi.gamma.max()):g}); "
-                "finish the rank decay before convert_"
+                "finish the rank decay before convert_; a Phi that was kept (phi_end keep) is no part of "
+                "a low-bit model, phi_end drop removes it at the last step"
             )
         model.set_submodule(name, FrozenQuantLinear.from_trained(layer))
     config = next(iter(layers.values())).config

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Solver = Literal["auto", "svd", "gram"]
+FULL_SVD_SIDE = 512
 
 
 class Phi(nn.Module):
@@ -47,9 +51,37 @@ def phi_from_error(error: Tensor, rank: int) -> Phi:
         error: W - Q(W), [out, in].
         rank: wanted columns; at most min(out, in) are made.
     """
-    u, s, vh = torch.linalg.svd(error.float(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return Phi(u[:, :rank] * root, root[:, None] * vh[:rank])
+    return Phi(*leading_factors(error, rank))
+
+
+@torch.no_grad()
+def leading_factors(error: Tensor, rank: int, solver: Solver = "auto") -> tuple[Tensor, Tensor]:
+    """Balanced factors of the best approximation of that rank, float32.
+
+    Args:
+        error: [..., out, in]; leading dimensions are a batch of layers.
+        rank: wanted columns; at most min(out, in) are made.
+        solver: ``svd`` of the whole matrix; ``gram``: eigenvectors of the smaller of E E^T and
+            E^T E, then one projection of E, several times faster (the Gram matrix squares the
+            condition number, which spoils small singular values only, and those are cut off);
+            ``auto``: ``svd`` while the smaller side has at most 512 rows.
+
+    Returns:
+        L [..., out, r] and R [..., r, in], columns by descending singular value.
+    """
+    error = error.float()
+    if solver == "svd" or (solver == "auto" and min(error.shape[-2:]) <= FULL_SVD_SIDE):
+        u, s, vh = torch.linalg.svd(error, full_matrices=False)
+        root = s[..., :rank].sqrt()
+        return u[..., :rank] * root[..., None, :], root[..., :, None] * vh[..., :rank, :]
+    if error.shape[-2] > error.shape[-1]:
+        left, right = leading_factors(error.mT, rank, "gram")
+        return right.mT, left.mT
+    vectors = torch.linalg.eigh(error @ error.mT)[1][..., -rank:].flip(-1)  # eigh's ascend
+    projected = vectors.mT @ error
+    root = projected.norm(dim=-1).sqrt()
+    right = projected / root.clamp_min(torch.finfo(root.dtype).tiny)[..., :, None]
+    return vectors * root[..., None, :], right
 
 
 @torch.no_grad()
@@ -79,13 +111,37 @@ def refactor_all_(phis: Sequence[Phi], kept: int) -> None:
 
     Layers of one shape go through one batched decomposition.
     """
-    groups: dict[tuple[int, ...], list[Phi]] = defaultdict(list)
-    for phi in phis:
-        groups[(*phi.L.shape, *phi.R.shape)].append(phi)
-    for group in groups.values():
+    for group in by_shape(phis):
         keep = min(kept, group[0].rank)
         lefts = torch.stack([phi.L[:, :keep] for phi in group])
         rights = torch.stack([phi.R[:keep] for phi in group])
         for phi, left, right in zip(group, *refactor(lefts, rights), strict=True):
             phi.L.zero_()[:, :keep] = left
             phi.R.zero_()[:keep] = right
+
+
+@torch.no_grad()
+def reorder_(phi: Phi, order: Tensor) -> None:
+    """Put the first ``len(order)`` columns into another order, in place; the product stays."""
+    phi.L[:, : len(order)] = phi.L[:, order]
+    phi.R[: len(order)] = phi.R[order]
+
+
+@torch.no_grad()
+def singular_values(phis: Sequence[Phi]) -> list[Tensor]:
+    """Of each ``(L * gamma) R``, descending, [rank of that Phi] float32, in the order given."""
+    found: dict[int, Tensor] = {}
+    for group in by_shape(phis):
+        r_left = torch.linalg.qr(torch.stack([phi.L * phi.gamma for phi in group]), mode="r")[1]
+        r_right = torch.linalg.qr(torch.stack([phi.R.mT for phi in group]), mode="r")[1]
+        values = torch.linalg.svdvals(r_left @ r_right.mT)
+        found.update({id(phi): row for phi, row in zip(group, values, strict=True)})
+    return [found[id(phi)] for phi in phis]
+
+
+def by_shape(phis: Sequence[Phi]) -> list[list[Phi]]:
+    """Groups whose L and R have the same shapes."""
+    groups: dict[tuple[int, ...], list[Phi]] = defaultdict(list)
+    for phi in phis:
+        groups[(*phi.L.shape, *phi.R.shape)].append(phi)
+    return list(groups.values())

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 MIN_BITS, MAX_BITS = 2, 8
 FORMAT_VERSION = 1
@@ -19,9 +19,12 @@ ConfigT = TypeVar("ConfigT")
 RangeInit = Literal["search", "minmax"]
 ZeroPoint = Literal["learned", "fixed"]
 ScaleParam = Literal["log", "linear"]
-Annealing = Literal["cosine", "linear"]
 WeightGranularity = Literal["tensor", "channel", "group"]
 ActivationGranularity = Literal["token", "tensor", "group"]
+Annealing = Literal["cosine", "linear", "quadratic", "cubic", "sqrt"]
+PhiInit = Literal["error", "zero", "random"]
+Direction = Literal["small", "large", "random"]
+PhiEnd = Literal["decay", "drop", "keep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,21 +103,73 @@ class QVGenConfig:
     Attributes:
         quant: the quantizers.
         rank: columns of Phi at the start; a layer smaller than that starts with all it has.
+        phi_init: ``error``: best rank-r approximation of W - Q(W); ``zero``: L = 0, R random;
+            ``random``: both random.
         decay_ratio: lambda, the share of columns that each stage anneals away, in (0, 1].
         annealing: how gamma of the decaying columns goes from 1 to 0 within a stage.
+        direction: which singular values decay first.
+        max_stages: the stage of this number takes all columns that are left; 0 means no limit.
+        hold: share of the steps in which Phi stays whole before its decay begins, in [0, 1).
+        refactor: whether each stage starts with columns sorted by singular value again. Without
+            it the order of the start decays.
+        phi_end: ``decay``; ``drop``: whole to the last step, then removed at once; ``keep``: whole,
+            and the model cannot be converted (an ablation arm that reports its loss).
     """
 
     quant: QuantConfig
     rank: int = 32
+    phi_init: PhiInit = "error"
     decay_ratio: float = 0.5
     annealing: Annealing = "cosine"
+    direction: Direction = "small"
+    max_stages: int = 0
+    hold: float = 0.0
+    refactor: bool = True
+    phi_end: PhiEnd = "decay"
 
     def __post_init__(self) -> None:
         if not isinstance(self.quant, QuantConfig):
             raise ValueError(f"quant: expected a QuantConfig, got {type(self.quant).__name__}")
-        check_int("rank", self.rank, 1, 4096)
-        check_float("decay_ratio", self.decay_ratio, 0.0, 1.0, open_low=True)
-        check_choice("annealing", self.annealing, ("cosine", "linear"))
+        check_choice("phi_init", self.phi_init, ("error", "zero", "random"))
+        check_decay(self)
+
+
+class DecayOptions(Protocol):
+    """What ``QVGenConfig`` and ``qvgen.schedule.RankSchedule`` both hold."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def decay_ratio(self) -> float: ...
+    @property
+    def annealing(self) -> Annealing: ...
+    @property
+    def direction(self) -> Direction: ...
+    @property
+    def max_stages(self) -> int: ...
+    @property
+    def hold(self) -> float: ...
+    @property
+    def refactor(self) -> bool: ...
+    @property
+    def phi_end(self) -> PhiEnd: ...
+
+
+def check_decay(options: DecayOptions) -> None:
+    """Raise ValueError for an option of the rank decay that is out of range."""
+    check_int("rank", options.rank, 1, 4096)
+    check_float("decay_ratio", options.decay_ratio, 0.0, 1.0, open_low=True)
+    check_choice("annealing", options.annealing, ("cosine", "linear", "quadratic", "cubic", "sqrt"))
+    check_choice("direction", options.direction, ("small", "large", "random"))
+    check_int("max_stages", options.max_stages, 0, 4096)
+    check_float("hold", options.hold, 0.0, 1.0, open_high=True)
+    check_choice("refactor", options.refactor, (True, False))
+    check_choice("phi_end", options.phi_end, ("decay", "drop", "keep"))
+    if not options.refactor and options.direction != "small":
+        raise ValueError(
+            f"refactor is off but direction is {options.direction!r}: without sorting again, columns "
+            "decay in the order of the start; use direction small, or turn refactor on"
+        )
 
 
 _LOADABLE: dict[str, type[QuantConfig] | type[QVGenConfig]] = {
@@ -231,6 +286,7 @@ __all__ = [
     "QVGenConfig",
     "QuantConfig",
     "check_choice",
+    "check_decay",
     "check_float",
     "check_int",
     "did_you_mean",

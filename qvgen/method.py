@@ -6,10 +6,18 @@ Importing this module imports no torch, so that a list of methods appears at onc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from qvgen.config import Annealing, QuantConfig, QVGenConfig, from_mapping
+from qvgen.config import (
+    Annealing,
+    Direction,
+    PhiEnd,
+    PhiInit,
+    QuantConfig,
+    QVGenConfig,
+    from_mapping,
+)
 from qvgen.training.recipe import TrainRecipe
 
 if TYPE_CHECKING:
@@ -87,39 +95,21 @@ class TrainedMethod(QuantMethod):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QVGen(TrainedMethod):
-    """QVGen: distillation with an auxiliary low-rank module that decays to nothing.
+class KDQAT(TrainedMethod):
+    """QVGen without Phi: the same quantizers, teacher and recipe. The arm Phi is measured against.
 
     Attributes:
-        rank: columns of Phi at the start.
-        decay_ratio: lambda, share of the columns that each stage anneals away.
-        annealing: shape of that annealing.
         learn_clip: whether activation ranges are clipped by a learnt ratio.
         clip_buckets: learnt clips per layer, by timestep.
     """
 
-    name: ClassVar[str] = "qvgen"
-    summary: ClassVar[str] = "distillation with a low-rank helper whose rank decays to zero"
+    name: ClassVar[str] = "kd-qat"
+    summary: ClassVar[str] = "distillation with learnable quantizers: QVGen without Phi"
     paper: ClassVar[str] = "arXiv 2505.11497"
     needs: ClassVar[str] = "training"
 
-    rank: int = 32
-    decay_ratio: float = 0.5
-    annealing: Annealing = "cosine"
     learn_clip: bool = True
     clip_buckets: int = 1
-
-    def __post_init__(self) -> None:
-        TrainedMethod.__post_init__(self)
-        from qvgen.schedule import RankSchedule
-
-        config = self.qvgen_config()
-        RankSchedule(
-            rank=config.rank,
-            steps=self.recipe.steps,
-            decay_ratio=config.decay_ratio,
-            annealing=config.annealing,
-        )
 
     def quant_config(self) -> QuantConfig:
         return QuantConfig(
@@ -130,16 +120,56 @@ class QVGen(TrainedMethod):
             clip_buckets=self.clip_buckets,
         )
 
-    def qvgen_config(self) -> QVGenConfig:
-        """Quantizers and Phi."""
-        return QVGenConfig(
-            quant=self.quant_config(),
-            rank=self.rank,
-            decay_ratio=self.decay_ratio,
-            annealing=self.annealing,
-        )
+    def training_config(self) -> QuantConfig | QVGenConfig:
+        """What is trained: the quantizers, and Phi where there is one."""
+        return self.quant_config()
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         from qvgen.training.run import quantize_and_train_
 
-        return quantize_and_train_(model, self.qvgen_config(), self.recipe, ctx)
+        return quantize_and_train_(model, self.training_config(), self.recipe, ctx)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QVGen(KDQAT):
+    """QVGen: distillation with an auxiliary low-rank module that decays to nothing.
+
+    Attributes:
+        rank: columns of Phi at the start.
+        phi_init: what Phi starts as: ``error``, ``zero`` or ``random``.
+        decay_ratio: lambda, share of the columns that each stage anneals away; 1: all at once.
+        annealing: shape of that annealing.
+        direction: which singular values go first: ``small``, ``large`` or ``random``.
+        max_stages: the stage of this number takes all that is left; 0: no limit.
+        hold: share of the steps before the decay begins.
+        refactor: whether columns are sorted by singular value at each stage.
+        phi_end: ``decay``, or ``drop``: whole to the last step, then removed at once.
+    """
+
+    name: ClassVar[str] = "qvgen"
+    summary: ClassVar[str] = "distillation with a low-rank helper whose rank decays to zero"
+
+    rank: int = 32
+    phi_init: PhiInit = "error"
+    decay_ratio: float = 0.5
+    annealing: Annealing = "cosine"
+    direction: Direction = "small"
+    max_stages: int = 0
+    hold: float = 0.0
+    refactor: bool = True
+    phi_end: PhiEnd = "decay"
+
+    def __post_init__(self) -> None:
+        KDQAT.__post_init__(self)
+        from qvgen.schedule import RankSchedule
+
+        RankSchedule.of(self.training_config(), self.recipe.steps)
+        if self.phi_end == "keep":
+            raise ValueError(
+                "phi_end is 'keep': a model with Phi is no low-bit model and cannot be exported; 'drop' "
+                "trains just so, logs the loss with Phi, and removes it at the end"
+            )
+
+    def training_config(self) -> QVGenConfig:
+        names = [f.name for f in fields(QVGenConfig) if f.name != "quant"]
+        return QVGenConfig(quant=self.quant_config(), **{name: getattr(self, name) for name in names})

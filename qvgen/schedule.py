@@ -8,9 +8,10 @@ be lost are multiplied by u, which goes from 1 to 0; the kept ones by 1; lost on
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
-from qvgen.config import Annealing, check_choice, check_float, check_int
+from qvgen.config import Annealing, Direction, PhiEnd, QVGenConfig, check_decay
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,9 @@ class StageState:
         rank: columns alive in this stage.
         kept: columns that survive it.
         u: factor of the other ``rank - kept`` columns, in [0, 1].
-        refactor: whether this step is the first of a stage after the first one.
+        refactor: whether columns are sorted by singular value anew before this step: at the first
+            step of every stage but one that starts at step 0 (``phi_init`` has just sorted them).
+        begins: whether this step is the first of a stage, or of all.
     """
 
     stage: int
@@ -30,13 +33,15 @@ class StageState:
     kept: int
     u: float
     refactor: bool
+    begins: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSchedule:
-    """Decay of ``rank`` columns over ``steps`` steps.
+    """Decay of ``rank`` columns over ``steps`` steps; the options are those of ``QVGenConfig``.
 
-    Every stage lasts ``steps // number of stages``; the few steps left over train without Phi.
+    The first ``round(hold * steps)`` steps leave Phi whole. Every stage then lasts the rest of the
+    steps divided by the number of stages, rounded down; the few steps left over train without Phi.
 
     Raises:
         ValueError: fewer steps than stages, or a value out of range.
@@ -46,14 +51,25 @@ class RankSchedule:
     steps: int
     decay_ratio: float = 0.5
     annealing: Annealing = "cosine"
+    direction: Direction = "small"
+    max_stages: int = 0
+    hold: float = 0.0
+    refactor: bool = True
+    phi_end: PhiEnd = "decay"
+
+    @classmethod
+    def of(cls, config: QVGenConfig, steps: int) -> Self:
+        """The schedule that ``config`` describes, over ``steps`` training steps."""
+        names = {f.name for f in fields(cls)} - {"steps"}
+        return cls(steps=steps, **{name: getattr(config, name) for name in names})
 
     def __post_init__(self) -> None:
-        check_int("rank", self.rank, 1, 4096)
-        check_float("decay_ratio", self.decay_ratio, 0.0, 1.0, open_low=True)
-        check_choice("annealing", self.annealing, ("cosine", "linear"))
-        if self.steps < len(self.ranks) - 1:
+        check_decay(self)
+        left = self.steps - self.hold_steps
+        if self.phi_end == "decay" and left < len(self.ranks) - 1:
+            held = f" (after {self.hold_steps} of {self.steps} steps with hold)" if self.hold_steps else ""
             raise ValueError(
-                f"{self.steps} training steps are fewer than the {len(self.ranks) - 1} stages that bring "
+                f"{left} training steps{held} are fewer than the {len(self.ranks) - 1} stages that bring "
                 f"rank {self.rank} to 0; train longer, lower the rank or raise decay_ratio"
             )
 
@@ -63,18 +79,27 @@ class RankSchedule:
         ranks = [self.rank]
         while ranks[-1] > 0:
             # The small number keeps 10 * (1 - 0.9) = 0.999... from losing its last column.
-            ranks.append(math.floor(ranks[-1] * (1 - self.decay_ratio) + 1e-9))
+            survivors = math.floor(ranks[-1] * (1 - self.decay_ratio) + 1e-9)
+            ranks.append(0 if len(ranks) == self.max_stages else survivors)
         return tuple(ranks)
+
+    @property
+    def hold_steps(self) -> int:
+        """Steps before the decay begins."""
+        return round(self.hold * self.steps)
 
     @property
     def stage_steps(self) -> int:
         """Steps of one stage."""
-        return self.steps // (len(self.ranks) - 1)
+        return (self.steps - self.hold_steps) // (len(self.ranks) - 1)
 
     def at(self, step: int) -> StageState:
         """State before the optimiser step number ``step`` (from 0)."""
         assert step >= 0
-        stage, inside = divmod(step, self.stage_steps)
+        if self.phi_end != "decay" or step < self.hold_steps:
+            kept = self.ranks[1] if self.phi_end == "decay" else self.rank
+            return StageState(stage=0, rank=self.rank, kept=kept, u=1.0, refactor=False, begins=step == 0)
+        stage, inside = divmod(step - self.hold_steps, self.stage_steps)
         stages = len(self.ranks) - 1
         if stage >= stages:
             return StageState(stage=stages, rank=0, kept=0, u=0.0, refactor=False)
@@ -83,7 +108,8 @@ class RankSchedule:
             rank=self.ranks[stage],
             kept=self.ranks[stage + 1],
             u=annealed(inside / self.stage_steps, self.annealing),
-            refactor=stage > 0 and inside == 0,
+            refactor=self.refactor and inside == 0 and step > 0,
+            begins=inside == 0,
         )
 
     def gamma(self, step: int) -> tuple[float, ...]:
@@ -93,6 +119,15 @@ class RankSchedule:
         return (1.0,) * now.kept + (now.u,) * decaying + (0.0,) * dead
 
 
+_POWERS = {"linear": 1.0, "quadratic": 2.0, "cubic": 3.0, "sqrt": 0.5}
+
+
 def annealed(fraction: float, annealing: Annealing) -> float:
-    """1 at fraction 0, 0 at fraction 1: ``(1 + cos(pi f)) / 2`` or ``1 - f``."""
-    return (1 + math.cos(math.pi * fraction)) / 2 if annealing == "cosine" else 1 - fraction
+    """1 at fraction 0, 0 at fraction 1: ``(1 + cos(pi f)) / 2``, or ``(1 - f)^p``.
+
+    p is 1 for ``linear``, 2 for ``quadratic``, 3 for ``cubic``, 1/2 for ``sqrt``. Cosine and linear are
+    the official code's; the paper reports five shapes as alike, its formulas are not at hand.
+    """
+    if annealing == "cosine":
+        return (1 + math.cos(math.pi * fraction)) / 2
+    return float((1 - fraction) ** _POWERS[annealing])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from evalharness.api import TrainBatch
 from evalharness.session import Session
+from evalharness.store import atomic_write_text
 
 if TYPE_CHECKING:
     import torch
@@ -19,18 +20,27 @@ if TYPE_CHECKING:
 __all__ = ["StageContext"]
 
 _SECONDS_BETWEEN_EVENTS = 0.2
+_VALIDATION_SEED = 1 << 20
 
 
 class StageContext:
-    """One method's view of one cell. Satisfies ``MethodContext``."""
+    """One method's view of one cell. Satisfies ``MethodContext``, with its optional members.
 
-    def __init__(self, session: Session, seed: int, train_log: Path) -> None:
+    Attributes:
+        state_folder: where a method may save what it needs to go on after a kill; kept until the
+            cell is finished. None: the cell cannot be resumed.
+    """
+
+    def __init__(
+        self, session: Session, seed: int, train_log: Path, state_folder: Path | None = None
+    ) -> None:
         import torch
 
         self.seed = seed
         self.device: torch.device = torch.device(session.spec.device)
         # A model may look for its linears, so it must hold the unquantized module.
         self.skip_layers = session.full_precision().skip_layers(session.spec.skip_layers)
+        self.state_folder = state_folder
         self._session = session
         self._train_log = train_log
         self._teacher: nn.Module | None = None
@@ -44,13 +54,23 @@ class StageContext:
     def batches(self, batch_size: int) -> Iterator[TrainBatch]:
         return self._session.loaded.batches(batch_size=batch_size, seed=self.seed)
 
+    def validation_batches(self, batch_size: int) -> Iterator[TrainBatch]:
+        """Batches of data and noise that ``batches`` does not draw: those of a far-off seed."""
+        return self._session.loaded.batches(batch_size=batch_size, seed=self.seed + _VALIDATION_SEED)
+
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)
 
     def log(self, record: Mapping[str, float | int | str]) -> None:
-        # Not fsynced: a training that is cut short starts over, with a new log.
+        # Not fsynced: what a power cut may lose is the log of a training that is cut short as well.
         with self._train_log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
+
+    def rewind_log(self, lines: int) -> None:
+        """Keep the first ``lines`` lines of the log: a resumed training writes the others again."""
+        if self._train_log.exists():
+            text = self._train_log.read_text(encoding="utf-8")
+            atomic_write_text(self._train_log, "".join(text.splitlines(keepends=True)[:lines]))
 
     def track(self, steps: range, what: str) -> Iterator[int]:
         """Yield the steps; tells the parent how far it is, a few times a second."""

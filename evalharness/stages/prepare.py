@@ -69,9 +69,11 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         session.activate(cell, Path(payload["source"]), key=f"check {payload['cell']}")
         return {"seconds": None}
     train_log, target = Path(payload["train_log"]), Path(payload["target"])
-    train_log.unlink(missing_ok=True)
+    state_folder = Path(payload["state_folder"]) if payload.get("state_folder") else None
+    if state_folder is None or not state_folder.is_dir():
+        train_log.unlink(missing_ok=True)
     method = build_method(session.registry, cell)
-    context = StageContext(session, cell.seed, train_log)
+    context = StageContext(session, cell.seed, train_log, state_folder)
     _seed_libraries(cell.seed)
     start = time.monotonic()
     module = method.apply(session.fresh_transformer(), context)
@@ -162,7 +164,7 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
     if not due:
         return
     by_id = {cell.id: (cell, source, wanted) for cell, source, wanted in due}
-    tasks = [_task(state, cell, source) for cell, source, _ in due]
+    tasks = [_task(state, cell, source, wanted) for cell, source, wanted in due]
     try:
         for outcome in state.run_tasks("prepare", "cell", tasks, width=state.plan.model_workers):
             cell, source, wanted = by_id[outcome.task.key]
@@ -171,6 +173,8 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
             elif outcome.failure is Failure.USER and source is not None:
                 raise _refusal(cell, source, outcome)
             else:
+                if outcome.failure is Failure.USER:  # it would fail again from where it stands
+                    _discard_trainings(state.folder.cell(cell.id))
                 state.console.warn(f"{cell.id}: could not be prepared: {outcome.error}")
     finally:
         for task in tasks:
@@ -178,14 +182,17 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
                 shutil.rmtree(task.payload["target"], ignore_errors=True)
 
 
-def _task(state: RunState, cell: Cell, source: Path | None) -> Task:
+def _task(state: RunState, cell: Cell, source: Path | None, wanted: str) -> Task:
     files = state.folder.cell(cell.id)
     files.root.mkdir(parents=True, exist_ok=True)
+    # An unfinished training of the same inputs is resumed; one of other inputs is of no use.
+    _discard_trainings(files, keep=None if source else files.training(wanted))
     payload = {
         "cell": cell.to_json(),
         "source": None if source is None else str(source),
         "target": None if source else tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=files.root),
         "train_log": str(files.train_log),
+        "state_folder": None if source else str(files.training(wanted)),
     }
     return Task(kind="prepare", key=cell.id, payload=payload)
 
@@ -218,7 +225,14 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         train_minutes=round(seconds / 60, 4) if trained else None,
     )
     atomic_write_json(files.prepare, record)
+    _discard_trainings(files)
     state.prepared[cell.id] = Prepared(checkpoint=folder, key=_module_key(record))
+
+
+def _discard_trainings(files: CellFolder, keep: Path | None = None) -> None:
+    for folder in files.trainings():
+        if folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clips(state: RunState, method: Method) -> int | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -21,7 +24,10 @@ class TrainBatch(Protocol):
 
 
 class TrainContext(Protocol):
-    """Teacher, data, prediction, log and progress bar of one run."""
+    """Teacher, data, prediction, log and progress bar of one run.
+
+    Three more members are used where they exist, see ``Extras``.
+    """
 
     @property
     def seed(self) -> int: ...
@@ -37,7 +43,7 @@ class TrainContext(Protocol):
         ...
 
     def batches(self, batch_size: int) -> Iterator[Any]:
-        """Endless ``TrainBatch``es on ``device``."""
+        """Endless ``TrainBatch``es on ``device``; from the start, and the same, at every call."""
         ...
 
     def predict(self, transformer: nn.Module, batch: Any) -> torch.Tensor:
@@ -51,3 +57,24 @@ class TrainContext(Protocol):
     def track(self, steps: range, what: str) -> Iterator[int]:
         """Iterate with a progress bar."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a context may offer on top of ``TrainContext``, by attributes of these names.
+
+    Attributes:
+        state_folder: where a training state is saved and looked for; None: no resuming. Its owner
+            deletes it once the trained model is safe.
+        rewind_log: called with n before resuming: keep the first n lines of the log.
+        validation_batches: as ``batches``, of held-out data.
+    """
+
+    state_folder: Path | None
+    rewind_log: Callable[[int], None] | None
+    validation_batches: Callable[[int], Iterator[Any]] | None
+
+
+def extras(ctx: TrainContext) -> Extras:
+    """The optional members of ``ctx``, None for each that it lacks."""
+    return Extras(*(getattr(ctx, name, None) for name in Extras.__slots__))

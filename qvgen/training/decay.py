@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qvgen.api import phis
-from qvgen.auxiliary import refactor_all_
+from qvgen.auxiliary import refactor_all_, reorder_
 from qvgen.schedule import RankSchedule, StageState
 from qvgen.training.optim import reset_state
 
@@ -16,13 +16,22 @@ class RankDecay:
 
     At a stage's first step the surviving product L R is re-factorised, so that its columns stand
     in the order of their singular values again and the smallest half goes next. Adam's state of L
-    and R is then reset: the first moment could be carried into the new basis, the second cannot
-    (it holds squares per entry, which a change of basis mixes), and a first moment divided by a
-    foreign second one is neither the old direction nor the new.
+    and R is then reset. In the new basis L' = L A, R' = A^-1 R a gradient becomes g_L A^-T and
+    A^T g_R, so the first moment could be carried over exactly; the second cannot: it holds squares
+    per entry, and those of a sum of columns need the products between columns, which Adam never
+    stored. A first moment divided by a foreign second one is neither the old step nor the new, and
+    A is ill-conditioned just where columns have nearly vanished. So both start afresh, as for any
+    new parameter, and columns that are gone have no momentum and stay exactly zero.
+
+    Args:
+        model: the student, with Phi.
+        schedule: what to do at which step.
+        seed: of the order in which columns go where ``schedule.direction`` is ``random``.
     """
 
-    def __init__(self, model: nn.Module, schedule: RankSchedule) -> None:
+    def __init__(self, model: nn.Module, schedule: RankSchedule, seed: int = 0) -> None:
         self.schedule = schedule
+        self.seed = seed
         self.phis = phis(model)
         assert self.phis, "rank decay without Phi"
         device = self.phis[0].L.device
@@ -37,14 +46,30 @@ class RankDecay:
         if state.refactor:
             refactor_all_(self.phis, state.rank)
             reset_state(optimizer, [p for phi in self.phis for p in phi.parameters()])
+        if state.refactor or step == 0:
+            self._arrange(state)
         self._set_gamma(step)
         return state
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Set every gamma to zero: Phi contributes exactly nothing from here on."""
-        self._set_gamma(self.schedule.steps)
-        assert not any(bool(phi.gamma.any()) for phi in self.phis)
+        """Make every Phi exactly zero (L, R and gamma), unless the schedule keeps it."""
+        if self.schedule.phi_end == "keep":
+            return
+        for phi in self.phis:
+            for tensor in (phi.L, phi.R, phi.gamma):
+                tensor.zero_()
+
+    def _arrange(self, state: StageState) -> None:
+        """The columns that go first to the back; they come by descending singular value."""
+        if self.schedule.direction == "small" or self.schedule.phi_end != "decay":
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1009 + state.stage)
+        for phi in self.phis:
+            count = min(state.rank, phi.rank)
+            descending = self.schedule.direction == "large"
+            order = torch.arange(count).flip(0) if descending else torch.randperm(count, generator=generator)
+            reorder_(phi, order.to(phi.L.device))
 
     def _set_gamma(self, step: int) -> None:
         row = self._table[min(step, self.schedule.steps)]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from qvgen.config import check_choice, check_float, check_int
 
-Loss = Literal["distill", "task"]
+Loss = Literal["distill", "task", "distill+task"]
 Precision = Literal["fp32", "bf16"]
 Compile = Literal["off", "default", "reduce-overhead", "graph"]
 
@@ -19,7 +19,9 @@ class TrainRecipe:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: samples a step.
+        batch_size: samples of one pass through the model.
+        accumulate: passes whose gradients are averaged into one step, which so sees
+            ``batch_size * accumulate`` samples.
         lr_weights: peak learning rate of weights, biases, norms and all else unquantized.
         lr_scales: of weight scales and zero points (a relative step for log-scales).
         lr_phi: of Phi's L and R.
@@ -31,15 +33,26 @@ class TrainRecipe:
         warmup: share of the steps in which the learning rate rises linearly.
         grad_clip: largest global gradient norm.
         loss: ``distill``: mean squared error to the full-precision teacher's output; ``task``: to
-            the training target of the model itself.
+            the training target of the model itself; ``distill+task``: the first plus
+            ``task_weight`` times the second.
+        task_weight: see ``loss``.
         precision: ``fp32``, or ``bf16`` for autocast over float32 master weights.
+        gradient_checkpointing: keep less for the backward pass and compute it again; the model
+            must have ``enable_gradient_checkpointing``.
         log_every: steps between log lines.
+        log_layers_every: log lines between those that hold, for every layer, the gradient's norm
+            and Phi's singular values; 0 for none.
+        validate_every: steps between losses on a fixed batch of ``ctx.validation_batches``; 0 for
+            none.
+        save_every: steps between saved training states, where ``ctx.state_folder`` says; 0 for none.
+        save_every_s: seconds between them; 0 for none. The earlier of both counts.
         compile: mode of ``torch.compile`` for student and teacher; or ``graph``: the uncompiled step
             recorded as one CUDA graph, which suits small models on large GPUs; or ``off``.
     """
 
     steps: int = 60
     batch_size: int = 8
+    accumulate: int = 1
     lr_weights: float = 1e-4
     lr_scales: float = 5e-4
     lr_phi: float = 1e-4
@@ -50,14 +63,26 @@ class TrainRecipe:
     warmup: float = 0.1
     grad_clip: float = 1.0
     loss: Loss = "distill"
+    task_weight: float = 1.0
     precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
     log_every: int = 10
+    log_layers_every: int = 0
+    validate_every: int = 0
+    save_every: int = 0
+    save_every_s: float = 60.0
     compile: Compile = "off"
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps, 1, 10**9)
         check_int("batch_size", self.batch_size, 1, 10**6)
+        check_int("accumulate", self.accumulate, 1, 10**6)
         check_int("log_every", self.log_every, 1, 10**9)
+        for name in ("log_layers_every", "validate_every", "save_every"):
+            check_int(name, getattr(self, name), 0, 10**9)
+        check_float("save_every_s", self.save_every_s, 0.0, math.inf, open_high=True)
+        check_float("task_weight", self.task_weight, 0.0, math.inf, open_high=True)
+        check_choice("gradient_checkpointing", self.gradient_checkpointing, (True, False))
         for name in ("lr_weights", "lr_scales", "lr_phi", "lr_clips", "weight_decay"):
             check_float(name, getattr(self, name), 0.0, 1.0)
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
@@ -67,9 +92,11 @@ class TrainRecipe:
         check_float("eps", self.eps, 0.0, 1.0, open_low=True)
         check_float("warmup", self.warmup, 0.0, 1.0, open_high=True)
         check_float("grad_clip", self.grad_clip, 0.0, math.inf, open_low=True)
-        check_choice("loss", self.loss, ("distill", "task"))
+        check_choice("loss", self.loss, ("distill", "task", "distill+task"))
         check_choice("precision", self.precision, ("fp32", "bf16"))
         check_choice("compile", self.compile, ("off", "default", "reduce-overhead", "graph"))
+        if self.compile == "graph" and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing does not go with compile: graph; use compile: default")
 
     def lr_factor(self, step: int) -> float:
         """Factor of every learning rate at ``step``: linear warm-up, then cosine to zero."""

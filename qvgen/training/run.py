@@ -24,11 +24,6 @@ def quantize_and_train_(
     quantize_(nn.Module.float(model), config, ctx.skip_layers)
     schedule = None
     if isinstance(config, QVGenConfig):
-        schedule = RankSchedule(
-            rank=config.rank,
-            steps=recipe.steps,
-            decay_ratio=config.decay_ratio,
-            annealing=config.annealing,
-        )
+        schedule = RankSchedule.of(config, recipe.steps)
     train_(model, recipe, ctx, schedule=schedule)
     return nn.Module.to(convert_(model), dtype)

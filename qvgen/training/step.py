@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -31,7 +31,10 @@ class FixedBatch(NamedTuple):
 
 
 class TrainStep:
-    """Forward of teacher and student, backward, clipping, optimiser; call it with a batch."""
+    """Forward of teacher and student, backward, clipping, optimiser; call it with its batches.
+
+    Gradients, clipped, are left where they are until the next call.
+    """
 
     def __init__(
         self,
@@ -45,33 +48,45 @@ class TrainStep:
         self.optimizer, self.recipe, self.ctx = optimizer, recipe, ctx
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def __call__(self, batch: Any) -> Losses:
+    def __call__(self, batches: Sequence[Any]) -> Losses:
+        """One optimiser step on the mean gradient of ``batches``."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self._precision():
-            target = self._target(batch)
-            prediction = self.ctx.predict(self.student, batch)
-        loss = functional.mse_loss(prediction.float(), target.float())
-        loss.backward()
+        total = torch.zeros((), device=self.parameters[0].device)
+        for batch in batches:
+            if self.recipe.compile in ("default", "reduce-overhead"):
+                torch.compiler.cudagraph_mark_step_begin()
+            loss = training_loss(self.student, self.teacher, batch, self.recipe, self.ctx) / len(batches)
+            loss.backward()
+            total += loss.detach()
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.grad_clip)
         self.optimizer.step()
-        return Losses(loss.detach(), grad_norm)
+        return Losses(total, grad_norm)
 
-    def _target(self, batch: Any) -> Tensor:
-        if self.teacher is None:
-            target: Tensor = batch.target
-            return target
-        with torch.no_grad():
-            return self.ctx.predict(self.teacher, batch)
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        # A graph would go on reading the first step's cast weights: no cache of them.
-        graph = self.recipe.compile == "graph"
-        bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(
-            self.ctx.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=not graph
-        ):
-            yield
+def training_loss(
+    student: nn.Module, teacher: nn.Module | None, batch: Any, recipe: TrainRecipe, ctx: TrainContext
+) -> Tensor:
+    """Mean squared error to the teacher's output, to the model's own target, or their weighted sum."""
+    with _precision(ctx.device, recipe):
+        copied = None
+        if teacher is not None:
+            with torch.no_grad():
+                copied = ctx.predict(teacher, batch)
+        prediction = ctx.predict(student, batch).float()
+    if copied is None:
+        return functional.mse_loss(prediction, batch.target.float())
+    loss = functional.mse_loss(prediction, copied.float())
+    if recipe.loss == "distill+task":
+        loss = loss + recipe.task_weight * functional.mse_loss(prediction, batch.target.float())
+    return loss
+
+
+@contextmanager
+def _precision(device: torch.device, recipe: TrainRecipe) -> Iterator[None]:
+    # A graph would go on reading the first step's cast weights: no cache of them.
+    graph, bf16 = recipe.compile == "graph", recipe.precision == "bf16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=not graph):
+        yield
 
 
 class GraphedStep:
@@ -88,38 +103,42 @@ class GraphedStep:
         self._stream = torch.cuda.Stream(step.ctx.device)
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._batch: FixedBatch
+        self._batches: list[FixedBatch]
         self._losses: Losses
 
-    def __call__(self, batch: Any) -> Losses:
+    def __call__(self, batches: Sequence[Any]) -> Losses:
         """As ``TrainStep``; the result is overwritten by the next call."""
         if self._calls < WARMUP_STEPS:
             self._calls += 1
-            return self._warm_up(batch)
+            return self._warm_up(batches)
         if self._graph is None:
-            self._record(batch)
-        _copy(batch, self._batch)
+            self._record(batches)
+        for batch, fixed in zip(batches, self._batches, strict=True):
+            _copy(batch, fixed)
         assert self._graph is not None
         self._graph.replay()
         return self._losses
 
-    def _warm_up(self, batch: Any) -> Losses:
+    def _warm_up(self, batches: Sequence[Any]) -> Losses:
         current = torch.cuda.current_stream(self._step.ctx.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            losses = self._step(batch)
+            losses = self._step(batches)
         current.wait_stream(self._stream)
         return losses
 
-    def _record(self, batch: Any) -> None:
+    def _record(self, batches: Sequence[Any]) -> None:
         """Recording runs nothing, so weights and moments stay as they are."""
-        self._batch = FixedBatch(
-            {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch.inputs.items()},
-            batch.target.clone(),
-        )
+        self._batches = [
+            FixedBatch(
+                {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch.inputs.items()},
+                batch.target.clone(),
+            )
+            for batch in batches
+        ]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._stream):
-            self._losses = self._step(self._batch)
+            self._losses = self._step(self._batches)
 
 
 @torch.no_grad()
@@ -142,7 +161,7 @@ def build_step(
     optimizer: torch.optim.Optimizer,
     recipe: TrainRecipe,
     ctx: TrainContext,
-) -> Callable[[Any], Losses]:
+) -> Callable[[Sequence[Any]], Losses]:
     """The step that ``recipe.compile`` asks for.
 
     Raises:
@@ -153,16 +172,7 @@ def build_step(
             raise ValueError(f"compile: graph needs a CUDA device, this is {ctx.device}; use off or default")
         return GraphedStep(TrainStep(student, teacher, optimizer, recipe, ctx))
     teacher = None if teacher is None else _compiled(teacher, recipe)
-    step = TrainStep(_compiled(student, recipe), teacher, optimizer, recipe, ctx)
-    return step if recipe.compile == "off" else _marked(step)
-
-
-def _marked(step: TrainStep) -> Callable[[Any], Losses]:
-    def call(batch: Any) -> Losses:
-        torch.compiler.cudagraph_mark_step_begin()
-        return step(batch)
-
-    return call
+    return TrainStep(_compiled(student, recipe), teacher, optimizer, recipe, ctx)
 
 
 def _compiled(model: nn.Module, recipe: TrainRecipe) -> nn.Module:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import scipy.linalg
 import torch
 
-from qvgen.auxiliary import Phi, phi_from_error, refactor, refactor_all_
+from qvgen.auxiliary import (
+    Phi,
+    leading_factors,
+    phi_from_error,
+    refactor,
+    refactor_all_,
+    reorder_,
+    singular_values,
+)
 
 
 def matrices(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -69,3 +78,66 @@ def test_dead_columns_get_no_gradient() -> None:
     assert phi.L.grad is not None and phi.R.grad is not None
     assert phi.L.grad[:, 2].eq(0).all() and phi.R.grad[2].eq(0).all()
     assert phi.L.grad[:, :2].ne(0).any() and phi.R.grad[:2].ne(0).any()
+
+
+def spectra() -> dict[str, torch.Tensor]:
+    """Batches of two: a flat spectrum (as quantization errors have), a steep one, rank 2, all zero."""
+    flat, tall, left, right = matrices((2, 40, 90), (2, 90, 40), (2, 40, 2), (2, 2, 90))
+    return {
+        "wide": flat,
+        "tall": tall,
+        "steep": flat * torch.logspace(0, -6, 40)[:, None],
+        "tiny": flat * 1e-6,
+        "rank 2": left @ right,
+        "zero": torch.zeros(2, 40, 90),
+    }
+
+
+@pytest.mark.parametrize("solver", ["svd", "gram"])
+@pytest.mark.parametrize("kind", list(spectra()))
+def test_captured_energy_is_that_of_the_full_svd(kind: str, solver: str) -> None:
+    errors = spectra()[kind]
+    left, right = leading_factors(errors, 8, solver)  # type: ignore[arg-type]
+    assert left.shape == (2, errors.shape[1], 8) and right.shape == (2, 8, errors.shape[2])
+    assert left.isfinite().all() and right.isfinite().all()
+    for i in range(2):
+        exact = errors[i].double().numpy()
+        singular = scipy.linalg.svdvals(exact)
+        best = (singular[:8] ** 2).sum()
+        left_over = np.linalg.norm(exact - (left[i] @ right[i]).double().numpy()) ** 2
+        captured = np.linalg.norm(exact) ** 2 - left_over
+        assert captured >= 0.9999 * best
+        np.testing.assert_allclose(left[i].norm(dim=0) ** 2, singular[:8], rtol=2e-3, atol=2e-3 * singular[0])
+        np.testing.assert_allclose(
+            right[i].norm(dim=1) ** 2, singular[:8], rtol=2e-3, atol=2e-3 * singular[0]
+        )
+
+
+def test_batched_factors_are_those_of_single_layers() -> None:
+    for solver in ("svd", "gram"):
+        for errors in spectra().values():
+            batched = leading_factors(errors, 3, solver)  # type: ignore[arg-type]
+            for i in range(2):
+                single = leading_factors(errors[i], 3, solver)  # type: ignore[arg-type]
+                torch.testing.assert_close(
+                    batched[0][i] @ batched[1][i], single[0] @ single[1], rtol=1e-4, atol=1e-5
+                )
+
+
+def test_reordering_keeps_the_product() -> None:
+    phi = Phi(*matrices((6, 4), (4, 5)))
+    before, columns = phi().detach().clone(), phi.L.detach().clone()
+    reorder_(phi, torch.tensor([2, 0, 1]))
+    torch.testing.assert_close(phi().detach(), before)
+    assert torch.equal(phi.L, columns[:, [2, 0, 1, 3]])
+
+
+def test_singular_values_against_scipy() -> None:
+    shapes = [(30, 20, 4), (9, 20, 4), (30, 20, 4)]
+    phis = [Phi(*matrices((out, r), (r, inp))) for out, inp, r in shapes]
+    for n, phi in enumerate(phis):
+        phi.gamma.copy_(torch.tensor([1.0, 0.5, 0.25 * n, 0.0]))
+    for phi, found in zip(phis, singular_values(phis), strict=True):
+        np.testing.assert_allclose(
+            found, scipy.linalg.svdvals(phi().detach().double())[:4], rtol=1e-4, atol=1e-5
+        )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from qvgen.config import Annealing, QuantConfig, QVGenConfig
 from qvgen.schedule import RankSchedule, StageState, annealed
+
+SHAPES: tuple[Annealing, ...] = ("cosine", "linear", "quadratic", "cubic", "sqrt")
 
 
 def test_ranks_halve_to_zero() -> None:
@@ -50,3 +56,80 @@ def test_too_few_steps() -> None:
         RankSchedule(rank=32, steps=5)
     with pytest.raises(ValueError, match="decay_ratio"):
         RankSchedule(rank=32, steps=60, decay_ratio=0.0)
+
+
+def test_shapes_at_hand_worked_points() -> None:
+    # at f = 0.75 a quarter is left: 1/4, its square, its cube, its root, (1 - sqrt(1/2)) / 2
+    at = {shape: annealed(0.75, shape) for shape in SHAPES}
+    assert at == pytest.approx(
+        {"linear": 0.25, "quadratic": 0.0625, "cubic": 0.015625, "sqrt": 0.5, "cosine": 0.1464466}
+    )
+
+
+@given(
+    st.integers(1, 70), st.integers(0, 300), st.floats(0.1, 1.0), st.floats(0.0, 0.9),
+    st.sampled_from(SHAPES), st.integers(0, 9),
+)  # fmt: skip
+def test_gamma_never_rises_and_ends_at_zero(
+    rank: int, extra: int, ratio: float, hold: float, shape: Annealing, cap: int
+) -> None:
+    steps = 10 * (rank + 1 + extra)
+    schedule = RankSchedule(
+        rank=rank, steps=steps, decay_ratio=ratio, hold=hold, annealing=shape, max_stages=cap
+    )
+    assert schedule.gamma(0) == (1.0,) * rank and schedule.gamma(steps) == (0.0,) * rank
+    rows = [schedule.gamma(step) for step in range(0, steps + 1, max(1, steps // 40))]
+    assert all(x >= y for a, b in itertools.pairwise(rows) for x, y in zip(a, b, strict=True))
+    assert all(list(row) == sorted(row, reverse=True) for row in rows), "the last columns go first"
+
+
+def test_a_limit_of_stages_is_the_reported_algorithm_of_the_paper() -> None:
+    # five stages for rank 32: the fifth takes both columns that are left
+    assert RankSchedule(rank=32, steps=60, max_stages=5).ranks == (32, 16, 8, 4, 2, 0)
+    assert RankSchedule(rank=32, steps=60, max_stages=1).ranks == (32, 0)
+    assert RankSchedule(rank=32, steps=60, max_stages=9).ranks == (32, 16, 8, 4, 2, 1, 0)
+
+
+def test_hold_table() -> None:
+    # rank 2, 10 steps, hold 0.4: 4 whole steps, then 2>1 and 1>0 of 3 steps each; linear: 1, 2/3, 1/3
+    schedule = RankSchedule(rank=2, steps=10, hold=0.4, annealing="linear")
+    u = [1, 2 / 3, 1 / 3]
+    expected = [(1, 1)] * 4 + [(1, v) for v in u] + [(v, 0) for v in u] + [(0, 0)]
+    for step, row in enumerate(expected):
+        assert schedule.gamma(step) == pytest.approx(row), step
+    assert [s for s in range(11) if schedule.at(s).refactor] == [4, 7]
+    assert [s for s in range(11) if schedule.at(s).begins] == [0, 4, 7]
+
+
+@pytest.mark.parametrize("end", ["drop", "keep"])
+def test_a_phi_that_does_not_decay(end: str) -> None:
+    schedule = RankSchedule(rank=3, steps=2, phi_end=end)  # type: ignore[arg-type]
+    assert [schedule.gamma(step) for step in range(3)] == [(1.0, 1.0, 1.0)] * 3
+    assert not any(schedule.at(step).refactor for step in range(3))
+
+
+def test_without_refactoring_no_step_asks_for_it() -> None:
+    schedule = RankSchedule(rank=4, steps=12, refactor=False)
+    assert not any(schedule.at(step).refactor for step in range(13))
+    assert schedule.gamma(6) == RankSchedule(rank=4, steps=12).gamma(6)
+
+
+def test_of_a_config() -> None:
+    config = QVGenConfig(
+        quant=QuantConfig(w_bits=4, a_bits=4), rank=6, decay_ratio=0.75, annealing="cubic",
+        direction="large", max_stages=2, hold=0.1,
+    )  # fmt: skip
+    assert RankSchedule.of(config, 50) == RankSchedule(
+        rank=6, steps=50, decay_ratio=0.75, annealing="cubic", direction="large", max_stages=2, hold=0.1
+    )
+
+
+def test_refused_options() -> None:
+    with pytest.raises(ValueError, match=r"5 training steps \(after 45 of 50 steps with hold\) are fewer"):
+        RankSchedule(rank=32, steps=50, hold=0.9)
+    with pytest.raises(ValueError, match=r"hold is 1\.0"):
+        RankSchedule(rank=32, steps=50, hold=1.0)
+    with pytest.raises(ValueError, match="annealing is 'quartic'; allowed: 'cosine', 'linear'"):
+        RankSchedule(rank=32, steps=50, annealing="quartic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="refactor is off but direction is 'large'"):
+        RankSchedule(rank=32, steps=50, refactor=False, direction="large")

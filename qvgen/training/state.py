@@ -1,0 +1,202 @@
+"""A training that can be killed: its state in one file, from which the same steps follow.
+
+``train_state.safetensors`` holds the parameters, both Adam moments, the sums of the log and torch's
+random state as tensors, and step, log position and identity as JSON in the file's metadata. One
+file, so that it is whole or absent; no pickle. Batches are drawn again and thrown away up to the
+saved step: contexts promise the same ones at every call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from qvgen.api import quant_layers
+from qvgen.config import to_json
+from qvgen.files import atomic_path
+from qvgen.schedule import RankSchedule
+from qvgen.training.context import TrainContext, extras
+from qvgen.training.log import TrainLog
+from qvgen.training.optim import parameter_groups
+from qvgen.training.recipe import TrainRecipe
+
+STATE_NAME = "train_state.safetensors"
+FORMAT_VERSION = 1
+_NO_PART_OF_IDENTITY = ("save_every", "save_every_s")
+
+
+class TrainState:
+    """Saves and restores one training; does nothing where the context has no ``state_folder``.
+
+    Make it before the first step: the untrained student is part of the identity by which a state
+    of another run is told apart.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        log: TrainLog,
+        recipe: TrainRecipe,
+        schedule: RankSchedule | None,
+        ctx: TrainContext,
+    ) -> None:
+        self._student, self._optimizer, self._log, self._recipe = student, optimizer, log, recipe
+        self._ctx = ctx
+        self._rewind = extras(ctx).rewind_log
+        folder = extras(ctx).state_folder
+        self.path = None if folder is None else folder / STATE_NAME
+        self._identity = None if folder is None else _identity(student, recipe, schedule, ctx.seed)
+        self._names = {id(p): n for n, p in student.named_parameters()}
+        self._random: dict[str, Tensor] = {}
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> int:
+        """Take over a saved state if there is one; returns the step to go on with, else 0.
+
+        Raises:
+            ValueError: the file is damaged, or of another model, recipe, schedule or seed.
+        """
+        if self.path is None or not self.path.is_file():
+            if self.path is not None and self._rewind is not None:
+                self._rewind(0)
+            return 0
+        header, tensors = _read(self.path)
+        self._refuse_foreign(header["identity"])
+        with torch.no_grad():
+            for name, tensor in _model_tensors(self._student).items():
+                tensor.copy_(tensors[f"model/{name}"])
+            for parameter in self._trained():
+                self._optimizer.state[parameter] = self._moments(parameter, tensors)
+            self._log.sums.copy_(tensors["log/sums"])
+        self._log.restore(header["log"])
+        self._random = {kind: tensors[f"random/{kind}"] for kind in header["random"]}
+        if self._rewind is not None:
+            self._rewind(header["log"]["lines"])
+        step: int = header["step"]
+        return step
+
+    def batches(self, step: int) -> Iterator[Any]:
+        """The context's batches from the optimiser step ``step`` on; then sets torch's random state."""
+        batches = self._ctx.batches(self._recipe.batch_size)
+        for _ in itertools.islice(batches, step * self._recipe.accumulate):
+            pass
+        if "cpu" in self._random:
+            torch.set_rng_state(self._random["cpu"])
+        if "cuda" in self._random and self._ctx.device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"], self._ctx.device)
+        return batches
+
+    def save_if_due(self, step: int) -> None:
+        """Save after ``step`` steps if the recipe's steps or seconds have passed; never at the end."""
+        if self.path is None or step == self._recipe.steps:
+            return
+        every, seconds = self._recipe.save_every, self._recipe.save_every_s
+        if (every and step % every == 0) or (seconds and time.monotonic() - self._saved_at >= seconds):
+            self.save(step)
+            self._saved_at = time.monotonic()
+
+    def save(self, step: int) -> None:
+        """Write the state after ``step`` steps in place of an older one, whole or not at all."""
+        assert self.path is not None
+        random = _random_state(self._ctx.device)
+        tensors = {f"model/{name}": tensor for name, tensor in _model_tensors(self._student).items()}
+        for parameter in self._trained():
+            for key, value in self._optimizer.state[parameter].items():
+                tensors[f"{key}/{self._names[id(parameter)]}"] = value
+        tensors |= {f"random/{kind}": value for kind, value in random.items()}
+        tensors["log/sums"] = self._log.sums
+        header = {
+            "version": FORMAT_VERSION,
+            "identity": self._identity,
+            "step": step,
+            "log": self._log.state(),
+            "random": sorted(random),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with atomic_path(self.path) as temporary:
+            save_file(plain, temporary, {"train_state": json.dumps(header)})
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _moments(self, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        name = self._names[id(parameter)]
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        return {key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in keys}
+
+    def _refuse_foreign(self, found: Mapping[str, Any]) -> None:
+        assert self._identity is not None
+        for key in sorted({*self._identity, *found}):
+            if self._identity.get(key) != found.get(key):
+                raise ValueError(
+                    f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
+                    f"{self._identity.get(key)!r}; delete the file to start anew"
+                )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["train_state"])
+        tensors = load_file(path)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is no readable training state ({error}); delete it to start anew"
+        ) from error
+    if header.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path} is of another version of this program; delete it to start anew")
+    return header, tensors
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, each once, and the buffers that a checkpoint would hold."""
+    kept = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _identity(
+    student: nn.Module, recipe: TrainRecipe, schedule: RankSchedule | None, seed: int
+) -> dict[str, Any]:
+    """What must agree for a state to be resumed, flat, so that an error can name what differs."""
+    parts: dict[str, Mapping[str, Any]] = {
+        "recipe": {k: v for k, v in asdict(recipe).items() if k not in _NO_PART_OF_IDENTITY},
+        "schedule": {} if schedule is None else asdict(schedule),
+        "quantizers": next((to_json(layer.config) for _, layer in quant_layers(student)), {}),
+    }
+    flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    plain: dict[str, Any] = json.loads(
+        json.dumps({**flat, "seed": seed, "model": _model_hash(student)}, default=str)
+    )
+    return plain
+
+
+def _model_hash(student: nn.Module) -> str:
+    """Names, shapes and the first values of the weights: another model's differ surely."""
+    digest = hashlib.sha256()
+    weights = {id(p) for p in parameter_groups(student).get("weights", [])}
+    for name, parameter in student.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)};".encode())
+        if id(parameter) in weights:
+            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
