@@ -20,23 +20,43 @@ _PLAIN_TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """What is made and measured together. ``options`` are the method's fields besides the bits."""
+    """What is made and measured together.
+
+    Attributes:
+        method: name of the plugin.
+        options: the method's fields besides the bits.
+        label: name of its row, its folder and its checkpoint; the method's own name unless the cell
+            is of a variant (``evalharness.variants``).
+    """
 
     model: str
     method: str
     bits: Bits
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.method)
 
     @property
     def id(self) -> str:
-        """Folder name: ``lsq-w3a3-s0``, or ``bf16-s0`` for the reference."""
+        """Folder name: ``lsq-w3a3-s0``, ``qvgen-r16-w3a3-s0``, or ``bf16-s0`` for the reference."""
         return f"{REFERENCE}-s{self.seed}" if self.is_reference else f"{self.checkpoint_name}-s{self.seed}"
 
     @property
     def checkpoint_name(self) -> str:
         """Name of its folder among published checkpoints: ``lsq-w3a3``."""
-        return f"{self.method}-{self.bits.label}"
+        return f"{self.label}-{self.bits.label}"
+
+    @property
+    def is_variant(self) -> bool:
+        return self.label != self.method
+
+    @property
+    def title(self) -> str:
+        """For messages: ``method lsq``, or ``method qvgen (variant qvgen-r16)``."""
+        return f"method {self.method}" + (f" (variant {self.label})" if self.is_variant else "")
 
     @property
     def is_reference(self) -> bool:
@@ -51,6 +71,7 @@ class Cell:
         return {
             "model": self.model,
             "method": self.method,
+            "label": self.label,
             "w_bits": self.bits.w,
             "a_bits": self.bits.a,
             "seed": self.seed,
@@ -59,10 +80,11 @@ class Cell:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Cell:
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``. Records from before there were variants have no label."""
         return cls(
             model=record["model"],
             method=record["method"],
+            label=record.get("label", record["method"]),
             bits=Bits(record["w_bits"], record["a_bits"]),
             seed=record["seed"],
             options=record["options"],
@@ -86,12 +108,12 @@ def build_method(registry: Registry, cell: Cell) -> Method:
     options = {}
     for name, value in cell.options.items():
         if name not in fields:
-            raise unknown(f"option of method {cell.method}", name, fields)
-        options[name] = _fit(value, str(fields[name].type), f"{cell.method}.{name}")
+            raise unknown(f"option of {cell.title}", name, fields)
+        options[name] = _fit(value, str(fields[name].type), f"{cell.label}.{name}")
     try:
         return build(w_bits=cell.bits.w, a_bits=cell.bits.a, **options)
     except (ValueError, TypeError) as error:
-        raise UserError(f"method {cell.method} at {cell.bits.label}: {error}") from error
+        raise UserError(f"{cell.title} at {cell.bits.label}: {error}") from error
 
 
 def _fit(value: Any, annotation: str, name: str) -> Any:

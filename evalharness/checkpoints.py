@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evalharness.api import Model, Needs
+from evalharness.api import Bits, Model, Needs
 from evalharness.cells import Cell, build_method
 from evalharness.errors import UserError
 from evalharness.hashing import jsonable
@@ -34,11 +35,13 @@ def find_checkpoints(plan: RunPlan, registry: Registry) -> dict[str, Path]:
     """Cell id -> folder to load from; a cell that is missing there is made by its method.
 
     With ``--load auto`` a cell whose options the user set is loaded only if the checkpoint's card
-    says that it was made with exactly these: nothing asked for is silently ignored.
+    says that it was made with exactly these: nothing asked for is silently ignored. A variant is
+    looked for under its label and then under its method's name. With ``--load PATH`` it is looked
+    for under its label alone.
 
     Raises:
         UserError: ``--load PATH`` does not hold what the plan needs, or a checkpoint's card names
-            another method, bit width or model.
+            another method, bit width or model, or for a variant other options.
     """
     if plan.load == "never":
         return {}
@@ -49,7 +52,7 @@ def find_checkpoints(plan: RunPlan, registry: Registry) -> dict[str, Path]:
         found = _in_folder(Path(plan.load), quantized, registry)
     for cell in quantized:
         if cell.id in found:
-            _check_card(found[cell.id], cell, plan)
+            _check_card(found[cell.id], cell, plan, registry)
     return found
 
 
@@ -84,6 +87,7 @@ def checkpoint_card(
     return {
         "schema_version": 1,
         "method": cell.method,
+        "label": cell.label,
         "w_bits": cell.bits.w,
         "a_bits": cell.bits.a,
         "seed": cell.seed,
@@ -132,13 +136,15 @@ def _bases() -> tuple[Path, Path]:
 
 def _published(plan: RunPlan, cells: list[Cell], registry: Registry) -> dict[str, Path]:
     model: Model = registry.get("models", plan.model)()
-    found = {}
+    found: dict[str, Path] = {}
     for cell in cells:
-        folder = model.checkpoint(cell.method, cell.bits)
-        if folder is None or not _skips_the_same(folder, plan):
-            continue
-        if not cell.options or _made_as_asked(folder, cell, registry):
-            found[cell.id] = folder
+        for name in dict.fromkeys((cell.label, cell.method)):
+            folder = model.checkpoint(name, cell.bits)
+            if folder is None or not _skips_the_same(folder, plan):
+                continue
+            is_plain = name == cell.method and not cell.options
+            if is_plain or _made_as_asked(folder, cell, registry):
+                found.setdefault(cell.id, folder)
     return found
 
 
@@ -148,22 +154,30 @@ def _skips_the_same(folder: Path, plan: RunPlan) -> bool:
 
 
 def _made_as_asked(folder: Path, cell: Cell, registry: Registry) -> bool:
+    """Whether the card is of this method and says the very options of the cell."""
     card = read_card(folder)
-    return card is not None and _with_defaults(card["config"], cell, registry) == jsonable(
-        build_method(registry, cell)
-    )
+    if card is None or card.get("method") != cell.method or not isinstance(card.get("config"), dict):
+        return False
+    asked: dict[str, Any] = jsonable(build_method(registry, cell))
+    return _rebuilt(card["config"], cell, registry) == asked
 
 
-def _with_defaults(config: Mapping[str, Any], cell: Cell, registry: Registry) -> Any:
-    """A card's config, completed by the defaults of options that the method has gained since."""
-    cls = registry.get("methods", cell.method)
+def _rebuilt(config: Mapping[str, Any], cell: Cell, registry: Registry) -> dict[str, Any] | None:
+    """The configuration of a card as the method states it now; None where it knows it no more.
+
+    A field that is younger than the card takes its default, which is what the card's method did.
+    """
+    options = {key: value for key, value in config.items() if key not in ("w_bits", "a_bits")}
     try:
-        return jsonable(cls(**config))
-    except (TypeError, ValueError):
-        return config
+        bits = Bits(config["w_bits"], config["a_bits"])
+        made = dataclasses.replace(cell, bits=bits, options=options)
+        rebuilt: dict[str, Any] = jsonable(build_method(registry, made))
+    except (ValueError, TypeError, KeyError):
+        return None
+    return rebuilt
 
 
-def _check_card(folder: Path, cell: Cell, plan: RunPlan) -> None:
+def _check_card(folder: Path, cell: Cell, plan: RunPlan, registry: Registry) -> None:
     card = read_card(folder)
     if card is None:
         return
@@ -174,6 +188,11 @@ def _check_card(folder: Path, cell: Cell, plan: RunPlan) -> None:
                 f"{cell.id}: checkpoint {display_path(folder)} was made for {key} {str(card.get(key))[:12]}, "
                 f"this is {str(asked[key])[:12]}; to make one: --load never"
             )
+    if cell.is_variant and cell.options and not _made_as_asked(folder, cell, registry):
+        raise UserError(
+            f"{cell.id}: checkpoint {display_path(folder)} was made with other options than those of variant "
+            f"{cell.label}; to make one: --load never"
+        )
 
 
 def _in_folder(path: Path, cells: list[Cell], registry: Registry) -> dict[str, Path]:

@@ -13,7 +13,15 @@ from typing import Any
 from evalharness.api import Bits
 from evalharness.errors import UserError
 
-__all__ = ["RunConfig", "comma_list", "default_workers", "merge_method_options", "parse_bits", "parse_seeds"]
+__all__ = [
+    "RunConfig",
+    "comma_list",
+    "default_workers",
+    "literal",
+    "merge_method_options",
+    "parse_bits",
+    "parse_seeds",
+]
 
 MAX_SEED = 2**63 - 1  # what torch and NumPy take
 _DEVICES = ("auto", "cpu", "cuda")
@@ -34,7 +42,10 @@ class RunConfig:
     """
 
     methods: str | list[str] = field(
-        default="", metadata={"help": "methods to compare, e.g. qvgen,lsq; full precision is always added"}
+        default="",
+        metadata={
+            "help": "methods to compare, e.g. qvgen,qvgen[rank=16],lsq; full precision is always added"
+        },
     )
     bits: str | int | list[str | int] = field(
         default=3, metadata={"help": "bit widths: 3 (= W3A3), w4a6, or a comma list such as 4,3,2"}
@@ -55,7 +66,9 @@ class RunConfig:
         },
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda"})
-    workers: int | None = field(default=None, metadata={"help": "processes on cpu (cores; 0: in this one)"})
+    workers: int | None = field(
+        default=None, metadata={"help": "processes (cores; 0: in this one); one at a time uses a GPU"}
+    )
     batch_size: int = field(default=1, metadata={"help": "videos per call; more than 1 needs cuda"})
     skip_layers: str = field(
         default="std", metadata={"help": "layers kept in full precision for every method: std or none"}
@@ -64,6 +77,10 @@ class RunConfig:
     plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
     method_options: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": 'options by method, as in YAML: {"qvgen": {"rank": 16}}'}
+    )
+    variants: dict[str, dict[str, Any]] = field(
+        default_factory=dict,
+        metadata={"help": 'named rows, as in YAML: {"r16": {"method": "qvgen", "options": {"rank": 16}}}'},
     )
     set: list[str] = field(
         default_factory=list, metadata={"help": "one method option, e.g. qvgen.rank=16; repeatable"}
@@ -146,11 +163,11 @@ def merge_method_options(
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
                 raise UserError(f"--set {text}: {key} is {inner!r} in method_options, it has no parts")
-        inner[keys[-1]] = _literal(value)
+        inner[keys[-1]] = literal(value)
     return merged
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A JSON value if ``text`` is one (``16``, ``0.5``, ``1e-4``, ``true``, ``[1, 2]``), else itself."""
     try:
         return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evalharness.errors import UserError
 
-__all__ = ["cuda_available", "resolve_device"]
+__all__ = ["cuda_available", "resolve_device", "synchronize"]
 
 _NVIDIA_FILES = ("/dev/nvidiactl", "/dev/dxg")
 
@@ -32,3 +32,11 @@ def resolve_device(asked: str) -> str:
     if asked == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu, or auto")
     return "cuda" if available else "cpu"
+
+
+def synchronize(device: str) -> None:
+    """Wait until a GPU has done what it was given, so that a clock that is read next tells the truth."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()

@@ -38,6 +38,7 @@ def describe(plan: RunPlan, registry: Registry) -> str:
     model: Model = registry.get("models", plan.model)()
     lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]
     videos = scores = steps = 0
+    width = max(24, *(len(cell.id) for cell in plan.cells))
     for cell in plan.cells:
         source, cell_steps = _source(cell, plan, registry, published)
         due, due_scores = _due(plan, folder, cell)
@@ -45,9 +46,9 @@ def describe(plan: RunPlan, registry: Registry) -> str:
         steps += 0 if done else cell_steps
         videos += due
         scores += due_scores
-        lines.append(f"  {cell.id:<24} {source:<40} {due} videos")
+        lines.append(f"  {cell.id:<{width}} {source:<40} {due} videos")
     seconds = (
-        videos * _video_seconds(folder, plan, model) / max(1, plan.workers)
+        videos * _video_seconds(folder, plan, model) / plan.model_workers
         + steps * float(getattr(model, "train_step_seconds", _DEFAULT_STEP_SECONDS))
         + _score_seconds(plan, registry, videos) / max(1, plan.workers)
     )

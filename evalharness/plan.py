@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalharness.api import EvalProtocol, GenerationSettings, MetricInfo, Model, Prompt, Sample
-from evalharness.cells import REFERENCE, Cell, build_method
+from evalharness.cells import Cell, build_method
 from evalharness.config import (
     RunConfig,
     comma_list,
     default_workers,
-    merge_method_options,
     parse_bits,
     parse_seeds,
 )
 from evalharness.device import resolve_device
 from evalharness.errors import UserError, unknown
 from evalharness.hashing import digest, jsonable
+from evalharness.names import check_name
 from evalharness.registry import Registry
 from evalharness.seeds import video_seed
 from evalharness.subset import spread_prompts
+from evalharness.variants import resolve_rows
 from evalharness.versions import package_version
 from evalharness.video import CODEC
 
-__all__ = ["RunPlan", "build_plan", "check_name", "select_dimensions"]
-
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+__all__ = ["RunPlan", "build_plan", "select_dimensions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +39,7 @@ class RunPlan:
         prompts: those of this command, after ``--limit`` and ``--dimensions``.
         metrics: name of the metric plugin for each dimension of this command, in table order.
         load: ``auto``, ``never`` or the folder given with ``--load``.
+        workers: processes; 0 stands for this one.
     """
 
     model: str
@@ -61,6 +60,11 @@ class RunPlan:
     profile: bool
     output: Path
     plugin_files: tuple[str, ...]
+
+    @property
+    def model_workers(self) -> int:
+        """Processes that hold the model at a time: one serves a GPU. Judges need none of it."""
+        return 1 if self.device == "cuda" else max(1, self.workers)
 
     def samples(self, cell: Cell) -> list[Sample]:
         """The videos of a cell for this command, in protocol order."""
@@ -137,7 +141,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         device=device,
         batch_size=config.batch_size,
         skip_layers=config.skip_layers,
-        workers=_workers(config.workers, device),
+        workers=default_workers() if config.workers is None else config.workers,
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
@@ -159,19 +163,15 @@ def select_dimensions(protocol: EvalProtocol, wanted: Sequence[str]) -> dict[str
 
 
 def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:
-    methods = [name for name in comma_list(config.methods) if name != REFERENCE]
-    options = merge_method_options(config.method_options, config.set)
-    for name in [*methods, *options]:
-        registry.plugin("methods", name)
-    for name in options:
-        if name not in methods:
-            raise UserError(f"options are given for method {name!r}, which is not in --methods")
+    rows = resolve_rows(config, registry)
     seeds, bits_list = parse_seeds(config.seeds), parse_bits(config.bits)
     cells = [Cell.reference(config.model, seed) for seed in seeds]
     cells += [
-        Cell(model=config.model, method=name, bits=bits, seed=seed, options=options.get(name, {}))
+        Cell(
+            model=config.model, method=row.method, label=row.label, bits=bits, seed=seed, options=row.options
+        )
         for bits in bits_list
-        for name in methods
+        for row in rows
         for seed in seeds
     ]
     for cell in cells:
@@ -194,13 +194,6 @@ def _check_scale(name: str, info: MetricInfo) -> None:
     )
 
 
-def _workers(asked: int | None, device: str) -> int:
-    """One process serves a GPU; 0 stands for this process."""
-    if device == "cuda":
-        return 0 if asked == 0 else 1
-    return default_workers() if asked is None else asked
-
-
 def _check_prompts(prompts: Sequence[Prompt], protocol: EvalProtocol, name: str) -> None:
     ids = [prompt.id for prompt in prompts]
     if len({text.lower() for text in ids}) != len(ids):
@@ -210,16 +203,6 @@ def _check_prompts(prompts: Sequence[Prompt], protocol: EvalProtocol, name: str)
         for dimension in prompt.dimensions:
             if dimension not in protocol.metrics:
                 raise unknown(f"dimension in prompt {prompt.id} of {name}", dimension, protocol.metrics)
-
-
-def check_name(name: str, what: str) -> None:
-    """Refuse a name that cannot be a file's: no separators, no leading dot.
-
-    Raises:
-        UserError: names it.
-    """
-    if not _SAFE_NAME.fullmatch(name):
-        raise UserError(f"{what} {name!r}: only letters, digits, '_', '.' and '-' can name a file")
 
 
 def _fingerprint(model: Model, name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from evalharness.api import Bits
 from evalharness.cells import REFERENCE, Cell
 from evalharness.errors import UserError
-from evalharness.plan import check_name
+from evalharness.names import check_name
 from evalharness.records import Shape, misfit
 from evalharness.runfolder import RunFolder
 from evalharness.store import atomic_write_json, read_json
@@ -117,6 +117,7 @@ def _cell(folder: RunFolder, record: Any) -> Cell:
     if problem is None:
         try:
             check_name(record["method"], "method")
+            check_name(str(record.get("label", record["method"])), "label")
             if record["method"] != REFERENCE:
                 Bits.parse(f"w{record['w_bits']}a{record['a_bits']}")
         except ValueError as error:

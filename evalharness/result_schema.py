@@ -72,7 +72,13 @@ class Profile(BaseModel):
 
 
 class CellResult(_Frozen):
-    """One row of the leaderboard, with the scores it was made from."""
+    """One row of the leaderboard, with the scores it was made from.
+
+    Attributes:
+        method: name of the row: the method's, or a variant's label.
+        variant_of: of a variant, its method; None for a method as such.
+        options: what was asked of the method; all its options stand in ``method_config``.
+    """
 
     id: str
     model: str
@@ -93,6 +99,8 @@ class CellResult(_Frozen):
     train_minutes: float | None
     train_log: list[dict[str, Any]]
     method_config: dict[str, Any]
+    variant_of: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
     scores: dict[str, list[ScoreRow]]
 
     @property

@@ -63,7 +63,10 @@ class CellRecord:
         profile: keys of ``result_schema.Profile``.
         train_minutes: None when nothing was trained in this run.
         train_log: records of ``train.jsonl``.
+        method: name of the row: the method's, or a variant's label.
         method_config: the method's options as JSON values.
+        variant_of: of a variant, its method.
+        options: those of ``method_config`` that were asked for.
     """
 
     cell_id: str
@@ -84,6 +87,8 @@ class CellRecord:
     train_minutes: float | None = None
     train_log: Sequence[Mapping[str, Any]] = ()
     method_config: Mapping[str, Any] = field(default_factory=dict)
+    variant_of: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_results(
@@ -237,6 +242,8 @@ def _cell(record: CellRecord, dimensions: Sequence[str], resampler: Resampler) -
         train_minutes=record.train_minutes,
         train_log=_thin(record.train_log),
         method_config=dict(record.method_config),
+        variant_of=record.variant_of,
+        options=dict(record.options),
         scores=scores,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ class Session:
         self.emit: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._metrics: dict[str, Metric] = {}
         self._active = ""
-        self._limited = False
+        self._is_fixed = False
 
     @cached_property
     def model(self) -> Model:
@@ -48,7 +49,7 @@ class Session:
     @cached_property
     def loaded(self) -> LoadedModel:
         """The pipeline in memory; its transformer is changed by ``activate`` alone."""
-        self._limit_threads()
+        self._fix_arithmetic()
         return self.model.load(self.spec.device)
 
     @cached_property
@@ -88,15 +89,27 @@ class Session:
 
     def metric(self, name: str) -> Metric:
         """The metric plugin of that name, built once."""
-        self._limit_threads()
+        self._fix_arithmetic()
         if name not in self._metrics:
             self._metrics[name] = self.registry.get("metrics", name)()
         return self._metrics[name]
 
-    def _limit_threads(self) -> None:
-        """One torch thread on cpu, before anything runs: sums must not depend on the number of cores."""
-        if self.spec.device == "cpu" and not self._limited:
-            import torch
+    def _fix_arithmetic(self) -> None:
+        """Before anything runs: sums depend neither on the number of cores nor on the kind of GPU.
 
-            torch.set_num_threads(1)
-        self._limited = True
+        One torch thread, also beside a GPU, since judges run on the CPU. On a GPU float32 stays
+        float32: by default torch lets convolutions use TF32, with a mantissa of ten bits.
+        """
+        if self._is_fixed:
+            return
+        self._is_fixed = True
+        import torch
+
+        torch.set_num_threads(1)
+        if self.spec.device == "cuda":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch 2.9 and later have other names beside these
+                torch.backends.cuda.matmul.allow_tf32 = False
+                torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True

@@ -4,6 +4,8 @@ Weight codes are stored packed (``NAME.codes``, a uint8 byte stream, see ``qvgen
 their ``scale`` and ``zero_point`` and learnt clip ratios as float32 and all other tensors of the
 model as ``QuantConfig.store_dtype`` says. The JSON file is written last: a folder without it was
 never finished. Reading is strict: anything missing, surplus or of another shape is an error.
+
+``load_official`` reads the other format there is, that of the authors' released checkpoints.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from qvgen.api import frozen_layers, make_clip_context, quantizable_names, store
 from qvgen.config import QuantConfig, from_json, to_json
 from qvgen.files import atomic_write_bytes
 from qvgen.linear import FrozenQuantLinear
+from qvgen.official.config import OfficialConfig
+from qvgen.official.files import WEIGHTS_NAME as RELEASED_NAME
+from qvgen.official.files import ReleasedFile, build_transformer, released_folder
+from qvgen.official.load import make_exact_, make_official_
 from qvgen.packed.bits import pack, packed_bytes, unpack
 
 FORMAT = "qvgen-quantized"
@@ -81,6 +87,32 @@ def load_quantized(model: nn.Module, folder: Path, expect: Mapping[str, Any]) ->
     tensors = _read_tensors(folder / WEIGHTS_NAME, header["weights_sha256"])
     _make_frozen(model, header["layers"], config)
     _fill(model, tensors, config, folder / WEIGHTS_NAME)
+    return model.requires_grad_(False).eval()
+
+
+def load_official(path: Path, config: OfficialConfig) -> nn.Module:
+    """Build a CogVideoX or Wan transformer from a checkpoint that the authors of QVGen released.
+
+    Args:
+        path: transformer folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``.
+        config: what the files do not say. Mode ``official`` gives modules that compute as the
+            authors' code does, quirks included, in bfloat16, and follow its choice of activation
+            clips. Mode ``exact`` gives this library's finished layers in float32 with the same
+            weights, scales and zero points and one clip a layer, from the mean of its logits (the
+            entries have no timesteps of their own); ``save_quantized`` can store that model.
+
+    Returns:
+        The model in eval mode, no parameter requiring gradients.
+
+    Raises:
+        ValueError: a pickle, not such a folder, a missing or surplus key or a wrong shape (named),
+            or Phi in the file without its ``gamma``.
+    """
+    folder = released_folder(Path(path))
+    released = ReleasedFile(folder / RELEASED_NAME)
+    model = make_official_(build_transformer(folder), released, config)
+    if config.mode == "exact":
+        make_exact_(model, config)
     return model.requires_grad_(False).eval()
 
 

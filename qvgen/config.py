@@ -19,6 +19,8 @@ ConfigT = TypeVar("ConfigT")
 RangeInit = Literal["search", "minmax"]
 ZeroPoint = Literal["learned", "fixed"]
 ScaleParam = Literal["log", "linear"]
+WeightGranularity = Literal["tensor", "channel", "group"]
+ActivationGranularity = Literal["token", "tensor", "group"]
 Annealing = Literal["cosine", "linear", "quadratic", "cubic", "sqrt"]
 PhiInit = Literal["error", "zero", "random"]
 Direction = Literal["small", "large", "random"]
@@ -27,14 +29,24 @@ PhiEnd = Literal["decay", "drop", "keep"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantConfig:
-    """How the linears of a model are quantized. Weights per output channel, activations per token.
+    """How the linears of a model are quantized.
 
     Attributes:
-        w_bits: bits of a weight code, 2..8; codes are 0..2^b-1 (asymmetric).
+        w_bits: bits of a weight code, 2..8; codes are stored as 0..2^b-1 with a zero point.
         a_bits: bits of an activation code, 2..8.
-        range_init: first range of a weight row: ``search`` tries 80 shrunken ranges and keeps the
-            one with the least sum of |error|^2.4; ``minmax`` takes the row's extremes.
+        w_symmetric: weights around zero: the zero point is the constant 2^(b-1), so codes stand
+            for -2^(b-1)..2^(b-1)-1, and the scale is absmax / (2^(b-1)-1) at the start.
+        a_symmetric: the same for activations; a range is the larger of its two clipped sides.
+        w_granularity: what shares a scale and zero point: one output ``channel``, ``group_size``
+            neighbours in it, or the whole ``tensor``.
+        w_group_size: weights in a group, a divisor of each layer's inputs; for ``group`` only.
+        a_granularity: what shares a range at run time: one ``token`` (last-dimension row),
+            a ``group`` of channels in it, or one sample's whole ``tensor``.
+        a_group_size: channels in a group, a divisor of each layer's inputs; for ``group`` only.
+        range_init: first range of a weight block: ``search`` tries 80 shrunken ranges and keeps the
+            one with the least sum of |error|^2.4; ``minmax`` takes the block's extremes.
         zero_point: ``learned`` is LSQ+ (real-valued, trained), ``fixed`` is LSQ (integer, constant).
+            Says nothing where ``w_symmetric`` leaves no choice.
         scale_param: what the optimiser sees of a weight scale: its logarithm, or the scale itself
             (see ``WeightQuantizer``).
         learn_clip: whether each layer learns how much of a token's range it keeps.
@@ -54,6 +66,12 @@ class QuantConfig:
     clip_init: float = 0.95
     clip_buckets: int = 1
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    w_symmetric: bool = False
+    a_symmetric: bool = False
+    w_granularity: WeightGranularity = "channel"
+    w_group_size: int = 64
+    a_granularity: ActivationGranularity = "token"
+    a_group_size: int = 64
 
     def __post_init__(self) -> None:
         check_int("w_bits", self.w_bits, MIN_BITS, MAX_BITS)
@@ -65,6 +83,17 @@ class QuantConfig:
         check_choice("learn_clip", self.learn_clip, (True, False))
         check_float("clip_init", self.clip_init, 0.0, 1.0, open_low=True, open_high=True)
         check_int("clip_buckets", self.clip_buckets, 1, 1000)
+        check_choice("w_symmetric", self.w_symmetric, (True, False))
+        check_choice("a_symmetric", self.a_symmetric, (True, False))
+        check_choice("w_granularity", self.w_granularity, ("tensor", "channel", "group"))
+        check_choice("a_granularity", self.a_granularity, ("token", "tensor", "group"))
+        check_int("w_group_size", self.w_group_size, 2, 1 << 16)
+        check_int("a_group_size", self.a_group_size, 2, 1 << 16)
+
+    @property
+    def learns_zero_point(self) -> bool:
+        """Whether the zero point of weights is a real-valued parameter."""
+        return self.zero_point == "learned" and not self.w_symmetric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

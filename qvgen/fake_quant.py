@@ -1,8 +1,14 @@
 """Fake quantization as two operators with hand-written backward passes.
 
-Both compute their codes in float32 whatever the dtype of the model, so that the function that is
-trained and the integers that are exported agree bit for bit. The straight-through estimator
-treats ``round`` as the identity; ``clamp`` stops the gradient of values outside the range.
+Both compute their codes in float32 whatever the dtype of the model (float64 for float64, so that
+tests can check gradients), so that the function that is trained and the integers that are exported
+agree bit for bit. The straight-through estimator treats ``round`` as the identity; ``clamp`` stops
+the gradient of values outside the range.
+
+Codes are unsigned, 0..q_max with ``q_max = 2^b - 1``. Symmetric quantization is the same with the
+constant zero point 2^(b-1): the levels are -2^(b-1)..2^(b-1)-1 times the scale. The lowest level
+has no counterpart above; leaving it out would cost a quarter of the codes at 2 bits, while with it
+the stored integers are ordinary two's complement plus an offset.
 """
 
 from __future__ import annotations
@@ -15,14 +21,41 @@ from torch import Tensor
 SCALE_FLOOR = 1e-9
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in the dtype that codes are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def positive_levels(q_max: int, symmetric: bool) -> int:
+    """Steps that a range is divided into: q_max, or 2^(b-1)-1 on each side of zero."""
+    return q_max // 2 if symmetric else q_max
+
+
 def weight_codes(weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int) -> Tensor:
-    """``clamp(round(w / s + z), 0, q_max)``, float32 integers of the shape of ``weight``."""
-    return weight.float().div(scale).add_(zero_point).round_().clamp_(0, q_max)
+    """``clamp(round(w / s + z), 0, q_max)``, float32 integers of the shape of ``weight``.
+
+    ``scale`` and ``zero_point`` are as in ``weight_fake_quant``.
+    """
+    blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
+    codes = at_least_float32(blocks).div(scale).add_(zero_point).round_().clamp_(0, q_max)
+    return codes.view(weight.shape)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """``s * (c - z)`` in float32."""
-    return (codes.float() - zero_point) * scale
+    """``s * (c - z)`` in float32, of the shape of ``codes``."""
+    blocks, scale, zero_point = _in_blocks(codes, scale, zero_point)
+    return ((at_least_float32(blocks) - zero_point) * scale).view(codes.shape)
+
+
+def _in_blocks(weight: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views in which each block is a row of the last dimension, and scale and zero point fit it.
+
+    Rows of [..., out, in] with a scale [..., out, 1] are blocks already. Otherwise scale is [R, G]
+    and block (i, j) is the j-th part of the i-th of R equal slices of ``weight``.
+    """
+    if scale.shape[-1] == 1 and scale.shape[-2] == weight.shape[-2]:
+        return weight, scale, zero_point
+    return weight.reshape(*scale.shape, -1), scale.unsqueeze(-1), zero_point.unsqueeze(-1)
 
 
 class _WeightFakeQuant(torch.autograd.Function):
@@ -34,12 +67,13 @@ class _WeightFakeQuant(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, scale, zero_point)
         ctx.q_max, ctx.grad_scale = q_max, grad_scale
-        return dequantize(weight_codes(weight, scale, zero_point, q_max), scale, zero_point)
+        codes = at_least_float32(weight).div(scale).add_(zero_point).round_().clamp_(0, q_max)
+        return codes.sub_(zero_point).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         weight, scale, zero_point = ctx.saved_tensors
-        ratio = weight.float() / scale
+        ratio = at_least_float32(weight) / scale
         rounded = torch.round(ratio + zero_point)
         codes = rounded.clamp(0, ctx.q_max)
         inside = rounded == codes
@@ -59,12 +93,14 @@ class _WeightFakeQuant(torch.autograd.Function):
 def weight_fake_quant(
     weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float = 1.0
 ) -> Tensor:
-    """Quantize and dequantize a weight matrix row by row: ``s * (clamp(round(w/s + z)) - z)``.
+    """Quantize and dequantize a weight matrix block by block: ``s * (clamp(round(w/s + z)) - z)``.
 
     Args:
         weight: [out, in], any float dtype.
-        scale: [out, 1] float32, positive.
-        zero_point: [out, 1] float32; real-valued for LSQ+, whole for LSQ.
+        scale: float32, positive; [out, 1] per channel, [out, G] for G groups of neighbours in
+            each row, [1, 1] for the whole matrix.
+        zero_point: float32, shape of ``scale``; real-valued for LSQ+, whole for LSQ, 2^(b-1) for
+            symmetric quantization.
         q_max: largest code, 2^b - 1.
         grad_scale: factor on the gradients of scale and zero point (LSQ, section 2.2).
 
@@ -72,19 +108,24 @@ def weight_fake_quant(
         [out, in] float32. With v = w/s + z, gradients are: to w, 1 where the code was not
         clamped; to s, ``round(v) - v`` there and ``c - z`` elsewhere; to z, ``-s`` where clamped.
     """
-    out: Tensor = _WeightFakeQuant.apply(weight, scale, zero_point, q_max, grad_scale)  # type: ignore[no-untyped-call]
-    return out
+    blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
+    out: Tensor = _WeightFakeQuant.apply(blocks, scale, zero_point, q_max, grad_scale)  # type: ignore[no-untyped-call]
+    return out.view(weight.shape)
 
 
 def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
     """Row minimum and maximum [..., 1] in float32, widened to include zero."""
     # Two reductions: on a CPU each is vectorised, torch.aminmax over a dimension is not.
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
-    return low.float().clamp(max=0), high.float().clamp(min=0)
+    return at_least_float32(low).clamp(max=0), at_least_float32(high).clamp(min=0)
 
 
-def token_scale(low: Tensor, high: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
+def token_scale(low: Tensor, high: Tensor, q_max: int, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
     """Scale and integer zero point of ranges [low, high] that contain zero."""
+    if symmetric:
+        half = positive_levels(q_max, symmetric)
+        scale = (torch.maximum(high, -low) / half).clamp(min=SCALE_FLOOR)
+        return scale, torch.full_like(scale, half + 1)
     scale = ((high - low) / q_max).clamp(min=SCALE_FLOOR)
     return scale, (-low / scale).round_().clamp_(0, q_max)
 
@@ -99,48 +140,56 @@ class _TokenFakeQuant(torch.autograd.Function):
     """Dynamic per-token fake quantization; saves its input and the rows' ranges, nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lower: Tensor, upper: Tensor, q_max: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool) -> Tensor:
         low, high = token_range(x)
-        scale, zero_point = token_scale(low * lower, high * upper, q_max)
+        scale, zero_point = token_scale(low * lower, high * upper, q_max, symmetric=symmetric)
         ctx.save_for_backward(x, low, high, scale, zero_point, lower, upper)
-        ctx.q_max = q_max
-        codes = _bounded_(torch.div(x.float(), scale).round_(), zero_point, q_max)
+        ctx.q_max, ctx.symmetric = q_max, symmetric
+        codes = _bounded_(torch.div(at_least_float32(x), scale).round_(), zero_point, q_max)
         return codes.mul_(scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         x, low, high, scale, zero_point, lower, upper = ctx.saved_tensors
-        x_float, grad = x.float(), grad.float()
+        x_float, grad = at_least_float32(x), at_least_float32(grad)
         ratio = x_float / scale
         rounded = ratio.round()
         codes = _bounded_(rounded.clone(), zero_point, ctx.q_max)
         grad_x = rounded.eq_(codes).mul_(grad)
         grad_scale = codes.mul_(grad).addcmul_(grad_x, ratio, value=-1).sum(-1, keepdim=True)
-        grad_range = grad_scale * (scale > SCALE_FLOOR) / ctx.q_max
+        grad_range = grad_scale * (scale > SCALE_FLOOR) / positive_levels(ctx.q_max, ctx.symmetric)
+        at_high = at_low = grad_range
+        if ctx.symmetric:  # the larger side made the scale; equal ones share, as in torch.maximum
+            at_high = grad_range * (1 + torch.sign(high * upper + low * lower)) / 2
+            at_low = grad_range - at_high
         # The range is no constant: its ends are elements of the row (equal ones share, as in amax).
-        for end, share in ((high, grad_range * upper * (high > 0)), (low, -grad_range * lower * (low < 0))):
+        for end, share in ((high, at_high * upper * (high > 0)), (low, -at_low * lower * (low < 0))):
             extreme = torch.sub(x_float, end).eq_(0)
             grad_x.addcmul_(extreme, share / extreme.sum(-1, keepdim=True).clamp(min=1))
-        grad_lower = (-grad_range * low).sum_to_size(lower.shape) if ctx.needs_input_grad[1] else None
-        grad_upper = (grad_range * high).sum_to_size(upper.shape) if ctx.needs_input_grad[2] else None
-        return grad_x.to(x.dtype), grad_lower, grad_upper, None
+        grad_lower = (-at_low * low).sum_to_size(lower.shape) if ctx.needs_input_grad[1] else None
+        grad_upper = (at_high * high).sum_to_size(upper.shape) if ctx.needs_input_grad[2] else None
+        return grad_x.to(x.dtype), grad_lower, grad_upper, None, None
 
 
-def token_fake_quant(x: Tensor, lower: Tensor, upper: Tensor, q_max: int) -> Tensor:
+def token_fake_quant(
+    x: Tensor, lower: Tensor, upper: Tensor, q_max: int, *, symmetric: bool = False
+) -> Tensor:
     """Quantize and dequantize each token (last-dimension row) over its own clipped range.
 
     With m = min(row, 0) and M = max(row, 0): ``s = (upper*M - lower*m) / q_max``,
     ``z = clamp(round(-lower*m / s), 0, q_max)``, ``c = clamp(round(x/s) + z, 0, q_max)`` and the
-    result is ``s * (c - z)``. No gradient passes the rounding of z; the range's ends get theirs.
+    result is ``s * (c - z)``. Symmetric: ``s = max(upper*M, -lower*m) / (2^(b-1) - 1)`` and
+    ``z = 2^(b-1)``. No gradient passes the rounding of z; the range's ends get theirs.
 
     Args:
         x: [..., C], any float dtype.
         lower: share of the negative range kept, float32, broadcastable to [..., 1].
         upper: share of the positive range kept, likewise.
         q_max: largest code, 2^b - 1.
+        symmetric: whether zero stands in the middle of the codes.
 
     Returns:
         Shape and dtype of ``x``.
     """
-    out: Tensor = _TokenFakeQuant.apply(x, lower, upper, q_max)  # type: ignore[no-untyped-call]
+    out: Tensor = _TokenFakeQuant.apply(x, lower, upper, q_max, symmetric)  # type: ignore[no-untyped-call]
     return out

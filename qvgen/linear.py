@@ -11,8 +11,15 @@ from torch.nn import functional
 
 from qvgen.auxiliary import Phi, phi_from_error
 from qvgen.config import QuantConfig
-from qvgen.fake_quant import dequantize, token_fake_quant
-from qvgen.quantizers import ActivationQuantizer, ClipContext, WeightQuantizer
+from qvgen.fake_quant import dequantize
+from qvgen.quantizers import (
+    ActivationQuantizer,
+    ClipContext,
+    WeightQuantizer,
+    activation_fake_quant,
+    group_count,
+    scale_shape,
+)
 
 
 class QuantLinear(nn.Module):
@@ -29,6 +36,8 @@ class QuantLinear(nn.Module):
         self.weight = weight
         self.bias = bias
         self.config = config
+        if config.a_granularity == "group":
+            group_count("a_group_size", config.a_group_size, self.in_features)
         self.wquantizer = WeightQuantizer(weight, config)
         self.aquantizer = ActivationQuantizer(config, context, weight.device)
         self.phi: Phi | None = None
@@ -62,7 +71,8 @@ class FrozenQuantLinear(nn.Module):
     matrix product and the activation's fake quantization. Scale and zero point stay float32 when
     the model is cast, hence the codes always mean the same numbers.
 
-    State: ``codes`` uint8 [out, in], ``scale`` and ``zero_point`` [out, 1], ``bias`` [out] or None,
+    State: ``codes`` uint8 [out, in], ``scale`` and ``zero_point`` of ``quantizers.scale_shape``
+    ([out, 1] per channel; 2^(b-1) is the zero point of symmetric codes), ``bias`` [out] or None,
     ``lower`` and ``upper`` clip ratios [G] (of length 1 and value 1 where nothing is clipped).
     """
 
@@ -81,11 +91,10 @@ class FrozenQuantLinear(nn.Module):
         self.out_features, self.in_features = shape
         self.config = config
         self.context = context
-        self.q_max = 2**config.a_bits - 1
         buckets = config.clip_buckets if config.learn_clip else 1
         self.register_buffer("codes", torch.zeros(shape, dtype=torch.uint8, device=device))
-        for name, size in (("scale", (shape[0], 1)), ("zero_point", (shape[0], 1))):
-            self.register_buffer(name, torch.zeros(size, device=device))
+        for name in ("scale", "zero_point"):
+            self.register_buffer(name, torch.zeros(scale_shape(shape, config), device=device))
         for name in ("lower", "upper"):
             self.register_buffer(name, torch.ones(buckets, device=device), persistent=config.learn_clip)
         self.register_buffer("weight", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
@@ -120,7 +129,7 @@ class FrozenQuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         lower, upper = (self.context.pick(r, x) for r in (self.lower, self.upper))
-        return functional.linear(token_fake_quant(x, lower, upper, self.q_max), self.weight, self.bias)
+        return functional.linear(activation_fake_quant(x, lower, upper, self.config), self.weight, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         dtype = self.weight.dtype

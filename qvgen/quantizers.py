@@ -8,26 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
-from qvgen.fake_quant import token_fake_quant, weight_codes, weight_fake_quant
+from qvgen.fake_quant import positive_levels, token_fake_quant, weight_codes, weight_fake_quant
 from qvgen.ranges import minmax_range, scale_and_zero_point, search_range
 
 TIMESTEPS = 1000
 
 
 class WeightQuantizer(nn.Module):
-    """LSQ or LSQ+ for a weight matrix, one scale and zero point per output channel.
+    """LSQ or LSQ+ for a weight matrix; scale and zero point per channel, group or matrix.
 
-    Codes are ``clamp(round(w/s + z), 0, 2^b - 1)`` with s, z of shape [out, 1] in float32.
+    Codes are ``clamp(round(w/s + z), 0, 2^b - 1)`` with s, z in float32, of ``scale_shape``.
 
-    Parametrisation of the scale. LSQ multiplies the gradient of s by 1/sqrt(fan_in * (2^b - 1))
-    so that a step of SGD changes s and w in proportion. AdamW divides by the gradient's own size
-    and so undoes any constant factor: a learning rate eta moves s by about eta each step however
-    small s is. Scales are about 0.01 to 0.1, so what is gentle for weights is up to one per cent
-    of s a step, and training s directly at 1e-4 was seen to diverge. The logarithm makes eta a
-    *relative* step (s changes by the factor e^eta), the same for every layer, and keeps s
-    positive. So ``log`` is the default, with its own learning rate (5e-4 was stable); ``linear``
-    with 3e-5 is the authors' setting, a relative step of 3e-5 / s. The LSQ factor is kept in
-    both: Adam ignores it, but clipping by the global gradient norm does not.
+    Parametrisation of the scale. LSQ multiplies the gradient of s by 1/sqrt(N * Q) (N weights share
+    s, Q is its largest positive code: 2^b - 1, or 2^(b-1) - 1 where symmetric) so that a step of
+    SGD changes s and w in proportion. AdamW divides by the gradient's own size and so undoes any
+    constant factor: a learning rate eta moves s by about eta each step however small s is. Scales
+    are about 0.01 to 0.1, so what is gentle for weights is up to one per cent of s a step, and
+    training s directly at 1e-4 was seen to diverge. The logarithm makes eta a *relative* step (s
+    changes by the factor e^eta), the same for every layer, and keeps s positive. So ``log`` is the
+    default, with its own learning rate (5e-4 was stable); ``linear`` with 3e-5 is the authors'
+    setting, a relative step of 3e-5 / s. The LSQ factor is kept in both: Adam ignores it, but
+    clipping by the global gradient norm does not.
     """
 
     log_scale: Tensor | None
@@ -37,18 +38,20 @@ class WeightQuantizer(nn.Module):
     def __init__(self, weight: Tensor, config: QuantConfig) -> None:
         super().__init__()
         self.q_max = 2**config.w_bits - 1
-        self.grad_scale = 1 / math.sqrt(weight.shape[1] * self.q_max)
+        blocks = math.prod(scale_shape((weight.shape[0], weight.shape[1]), config))
+        levels = positive_levels(self.q_max, config.w_symmetric)
+        self.grad_scale = 1 / math.sqrt(weight.numel() // blocks * levels)
         scale, zero_point = initial_scale(weight.detach(), config)
         is_log = config.scale_param == "log"
         self.log_scale = nn.Parameter(scale.log()) if is_log else None
         self.linear_scale = None if is_log else nn.Parameter(scale)
-        if config.zero_point == "learned":
+        if config.learns_zero_point:
             self.zero_point = nn.Parameter(zero_point)
         else:
             self.register_buffer("zero_point", zero_point)
 
     def scale(self) -> Tensor:
-        """[out, 1] float32."""
+        """Float32, of ``scale_shape``."""
         if self.log_scale is not None:
             return self.log_scale.exp()
         assert self.linear_scale is not None
@@ -63,21 +66,44 @@ class WeightQuantizer(nn.Module):
         return weight_codes(weight, self.scale(), self.zero_point, self.q_max).to(torch.uint8)
 
 
-@torch.no_grad()
-def initial_scale(weight: Tensor, config: QuantConfig) -> tuple[Tensor, Tensor]:
-    """Scale and zero point [out, 1] that ``config`` asks for as a start.
+def scale_shape(shape: tuple[int, int], config: QuantConfig) -> tuple[int, int]:
+    """Shape of scale and zero point of a weight [out, in]: [out, 1], [out, in / group] or [1, 1].
 
     Raises:
-        ValueError: the weight holds NaN or infinity.
+        ValueError: groups that do not fill a row.
+    """
+    if config.w_granularity == "tensor":
+        return 1, 1
+    if config.w_granularity == "channel":
+        return shape[0], 1
+    return shape[0], group_count("w_group_size", config.w_group_size, shape[1])
+
+
+def group_count(name: str, size: int, channels: int) -> int:
+    """How many groups of ``size`` fill ``channels``; ValueError, with the option's name, if none do."""
+    if channels % size:
+        raise ValueError(f"{name} is {size}, which does not divide {channels} inputs; choose a divisor")
+    return channels // size
+
+
+@torch.no_grad()
+def initial_scale(weight: Tensor, config: QuantConfig) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, of ``scale_shape``, that ``config`` asks for as a start.
+
+    Raises:
+        ValueError: the weight holds NaN or infinity, or groups do not fill its rows.
     """
     if not torch.isfinite(weight).all():
         raise ValueError("a weight to quantize holds NaN or infinity; the model itself is broken")
-    q_max, integer = 2**config.w_bits - 1, config.zero_point == "fixed"
+    shape = scale_shape((weight.shape[0], weight.shape[1]), config)
+    rows = weight.reshape(math.prod(shape), -1)
+    q_max, integer, symmetric = 2**config.w_bits - 1, config.zero_point == "fixed", config.w_symmetric
     if config.range_init == "search":
-        low, high = search_range(weight, q_max, integer_zero=integer)
+        low, high = search_range(rows, q_max, integer_zero=integer, symmetric=symmetric)
     else:
-        low, high = minmax_range(weight)
-    return scale_and_zero_point(low, high, q_max, integer_zero=integer)
+        low, high = minmax_range(rows)
+    scale, zero_point = scale_and_zero_point(low, high, q_max, integer_zero=integer, symmetric=symmetric)
+    return scale.view(shape), zero_point.view(shape)
 
 
 class ClipContext:
@@ -111,8 +137,38 @@ class ClipContext:
         return ratios[self.bucket].view(-1, *(1,) * (x.dim() - 1))
 
 
+def activation_fake_quant(x: Tensor, lower: Tensor, upper: Tensor, config: QuantConfig) -> Tensor:
+    """Fake quantization of activations with the granularity, bits and symmetry of ``config``.
+
+    ``tensor`` means one range for all tokens and channels of a *sample* (first dimension): a range
+    over the whole batch would make a video depend on what it is batched with.
+
+    Args:
+        x: [B, ..., C].
+        lower: share of the negative range kept, [1] or [B, 1, ..., 1] as ``ClipContext.pick`` gives it.
+        upper: share of the positive range kept, likewise.
+        config: the quantizers.
+
+    Returns:
+        Shape and dtype of ``x``.
+
+    Raises:
+        ValueError: groups that do not fill a token.
+    """
+    q_max, symmetric = 2**config.a_bits - 1, config.a_symmetric
+    if config.a_granularity == "token":
+        return token_fake_quant(x, lower, upper, q_max, symmetric=symmetric)
+    if config.a_granularity == "tensor":
+        rows = x.flatten(1)
+        lower, upper = (r.reshape(-1, 1) for r in (lower, upper))
+    else:
+        rows = x.unflatten(-1, (group_count("a_group_size", config.a_group_size, x.shape[-1]), -1))
+        lower, upper = (r.unsqueeze(-1) for r in (lower, upper))
+    return token_fake_quant(rows, lower, upper, q_max, symmetric=symmetric).reshape(x.shape)
+
+
 class ActivationQuantizer(nn.Module):
-    """Dynamic per-token quantizer; with ``learn_clip`` it trains the share of the range kept.
+    """Dynamic quantizer; with ``learn_clip`` it trains the share of the range kept.
 
     ``upper`` and ``lower`` are logits [G]; the ratios are their sigmoids, applied once.
     """
@@ -122,7 +178,7 @@ class ActivationQuantizer(nn.Module):
 
     def __init__(self, config: QuantConfig, context: ClipContext, device: torch.device) -> None:
         super().__init__()
-        self.q_max = 2**config.a_bits - 1
+        self.config = config
         self.context = context
         self.upper = self.lower = None
         if config.learn_clip:
@@ -142,6 +198,6 @@ class ActivationQuantizer(nn.Module):
         ratios = self.ratios()
         if ratios is None:
             whole = self.get_buffer("_whole")
-            return token_fake_quant(x, whole, whole, self.q_max)
+            return activation_fake_quant(x, whole, whole, self.config)
         lower, upper = (self.context.pick(r, x) for r in ratios)
-        return token_fake_quant(x, lower, upper, self.q_max)
+        return activation_fake_quant(x, lower, upper, self.config)

@@ -60,7 +60,7 @@ def execute(arguments: list[str]) -> int:
 
 def _check_names(folder: RunFolder, results: Results) -> None:
     """Reporters build paths of videos from these."""
-    from evalharness.plan import check_name
+    from evalharness.names import check_name
 
     for name in [*(cell.id for cell in results.cells), *results.prompts]:
         check_name(name, f"{folder.results}: id")

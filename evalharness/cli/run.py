@@ -8,10 +8,11 @@ from typing import Any, NoReturn, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from evalharness.cli.parsing import helpful_error
-from evalharness.config import RunConfig, comma_list
+from evalharness.config import RunConfig
 from evalharness.console import Console
 from evalharness.plan import build_plan
 from evalharness.registry import Registry
+from evalharness.variants import split_names
 
 __all__ = ["execute", "parse_config"]
 
@@ -36,7 +37,7 @@ def execute(arguments: list[str]) -> int:
     registry = Registry(config.plugin)
     plan = build_plan(config, registry)
     console = Console()
-    if not comma_list(config.methods):
+    if not split_names(config.methods):
         console.warn(
             "no --methods given: only full precision is planned; to see them: evalharness ls methods"
         )

@@ -19,7 +19,7 @@ def execute(arguments: list[str]) -> int:
         "--plugin", action="append", default=[], metavar="FILE", help="Python file with PLUGINS"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes on cpu (cores)")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (cores)")
     options = parser.parse_args(arguments)
 
     from evalharness.config import RunConfig

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from evalharness.report.rows import bits_label, coverage_text, estimate_text
 
@@ -83,6 +84,25 @@ def _list(items: list[str] | tuple[str, ...]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def _variants(results: Results) -> list[str]:
+    """What each variant is; one line for all, none where there are no variants."""
+    named = {
+        cell.method: f"`{cell.method}` is {cell.variant_of} ({_options(cell.options) or 'no options'})"
+        for cell in results.cells
+        if cell.variant_of is not None
+    }
+    return [f"variants: {'; '.join(named[name] for name in sorted(named))}."] if named else []
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """``rank=16, recipe.steps=100``."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        flat |= {f"{key}.{part}".rstrip("."): item for part, item in parts}
+    return ", ".join(f"{key}={value}" for key, value in flat.items())
+
+
 def legend(results: Results) -> list[str]:
     """How to read the tables; names only what occurs in them."""
     info, unit = results.bootstrap, "percent" if results.percent else "raw scores"
@@ -98,6 +118,7 @@ def legend(results: Results) -> list[str]:
     named = [f"`{source}`: {text}" for source, text in _SOURCES.items() if source in sources]
     if named:
         lines.append(f"source: {'; '.join(named)}.")
+    lines += _variants(results)
     executions = {cell.execution for cell in results.cells}
     if "real" in executions:
         lines.append("execution `real`: packed low-bit weights or the full-precision model itself ran.")

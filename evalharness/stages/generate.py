@@ -39,7 +39,7 @@ def run(state: RunState) -> StageCount:
         return StageCount(kept=kept)
     done = failed = 0
     errors: Counter[str] = Counter()
-    for outcome in state.run_tasks("generate", "video", tasks):
+    for outcome in state.run_tasks("generate", "video", tasks, width=state.plan.model_workers):
         records = _records(outcome)
         state.folder.cell(outcome.task.payload["cell_id"]).samples.append(records)
         if outcome.failure is None:

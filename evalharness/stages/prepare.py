@@ -23,6 +23,7 @@ from evalharness.checkpoints import (
     read_card,
     training_clips,
 )
+from evalharness.device import synchronize
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
 from evalharness.hashing import digest, jsonable, tree_sha256
@@ -76,6 +77,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     _seed_libraries(cell.seed)
     start = time.monotonic()
     module = method.apply(session.fresh_transformer(), context)
+    synchronize(session.spec.device)
     seconds = time.monotonic() - start
     method.save(module, target)
     return {"seconds": seconds}
@@ -164,7 +166,7 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
     by_id = {cell.id: (cell, source, wanted) for cell, source, wanted in due}
     tasks = [_task(state, cell, source, wanted) for cell, source, wanted in due]
     try:
-        for outcome in state.run_tasks("prepare", "cell", tasks):
+        for outcome in state.run_tasks("prepare", "cell", tasks, width=state.plan.model_workers):
             cell, source, wanted = by_id[outcome.task.key]
             if outcome.failure is None:
                 _finish(state, cell, source, wanted, outcome)
@@ -203,7 +205,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
     if source is None:
         target = Path(outcome.task.payload["target"])
         if not any(target.iterdir()):
-            raise UserError(f"method {cell.method}: save() wrote nothing into its folder")
+            raise UserError(f"{cell.title}: save() wrote nothing into its folder")
         atomic_write_json(
             target / CARD_NAME, card_for(cell, state.plan, _own_config(method), _clips(state, method))
         )
@@ -240,7 +242,7 @@ def _clips(state: RunState, method: Method) -> int | None:
 
 
 def _refusal(cell: Cell, source: Path | None, outcome: Outcome) -> UserError:
-    where = f"checkpoint {display_path(source)}" if source else f"method {cell.method}"
+    where = f"checkpoint {display_path(source)}" if source else cell.title
     advice = "; to make it instead: --load never" if source else ""
     return UserError(f"{cell.id}: {where}: {outcome.error}{advice}")
 
@@ -256,7 +258,7 @@ def _record(cell: Cell, wanted: str, *, source: str, execution: str, **rest: Any
         "train_minutes": None,
         "finished": utc_now(),
     }
-    return {"cell": cell.id, "method": cell.method, **record, **rest}
+    return {"cell": cell.id, "method": cell.method, "label": cell.label, **record, **rest}
 
 
 def _own_config(method: Method) -> dict[str, Any]:

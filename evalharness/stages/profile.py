@@ -1,15 +1,19 @@
 """Stage 4: what a cell costs: time of a denoising step, memory, bytes of weights.
 
 The step is one call of the transformer on ``LoadedModel.step_inputs()``. On cpu it runs on one
-thread, alone, and ``peak_mem_mb`` is the highest resident size of the whole worker process (Python,
-libraries and pipeline included) during the steps; on cuda it is the allocator's peak. Latency of a
+thread, alone, and is timed by the wall clock; on cuda between two events of the stream. Latency of a
 ``fake``-quantized cell is that of its float emulation and says nothing about low-bit kernels.
-``weights_mb`` is what the weights take as stored, ``executed_mb`` what they take while running.
+
+``weights_mb`` is what the weights take as stored, ``executed_mb`` what all tensors of the transformer
+take while it runs, ``step_mem_mb`` what a step takes on top of what was held before it, and
+``peak_mem_mb`` the last two together: the transformer at work, without the other parts of the
+pipeline and without what else the process holds, so that rows can be compared. ``process_mem_mb``
+has all of that in it: on cpu the resident size of the worker process (Python and libraries too), on
+cuda the allocator's peak (with the full-precision transformer that a worker keeps).
 """
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from evalharness.cells import Cell
 from evalharness.executor import Task
 from evalharness.hashing import digest
+from evalharness.memory import call_memory
 from evalharness.records import read_prepare
 from evalharness.runfolder import CellFolder
 from evalharness.runstate import RunState, StageCount
@@ -30,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["profile_hash", "run", "work"]
 
-VERSION = 2
-WARM_UP_STEPS = 2
+VERSION = 3
+WARM_UP_STEPS = {"cpu": 2, "cuda": 10}  # a GPU loads its kernels one by one when first used
 MAX_STEPS = 15
 MAX_SECONDS = 1.5
 _MEGABYTE = 1e6
@@ -76,16 +81,21 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     folder = None if payload["checkpoint"] is None else Path(payload["checkpoint"])
     loaded = session.activate(cell, folder, payload["key"])
     inputs = loaded.step_inputs()
+    device = session.spec.device
     with torch.inference_mode():
-        times, peak = _measure(lambda: loaded.transformer(**inputs), session.spec.device)
+        times = _seconds(lambda: loaded.transformer(**inputs), device)
+        memory = call_memory(lambda: loaded.transformer(**inputs), device)
+    executed = _tensor_bytes(loaded.transformer)
     return {
         "step_ms": round(statistics.median(times) * 1000, 3),
         "steps_timed": len(times),
-        "peak_mem_mb": None if peak is None else round(peak / _MEGABYTE, 1),
-        "weights_mb": round(_stored_bytes(loaded.transformer, folder) / _MEGABYTE, 3),
-        "executed_mb": round(_tensor_bytes(loaded.transformer) / _MEGABYTE, 3),
-        "checkpoint_mb": None if folder is None else round(_folder_bytes(folder) / _MEGABYTE, 3),
-        "device": _device_name(session.spec.device),
+        "peak_mem_mb": None if memory.taken is None else _megabytes(executed + memory.taken),
+        "step_mem_mb": _megabytes(memory.taken),
+        "process_mem_mb": _megabytes(memory.total),
+        "weights_mb": _megabytes(_stored_bytes(loaded.transformer, folder)),
+        "executed_mb": _megabytes(executed),
+        "checkpoint_mb": None if folder is None else _megabytes(_folder_bytes(folder)),
+        "device": _device_name(device),
     }
 
 
@@ -100,48 +110,39 @@ def _task(state: RunState, cell: Cell, wanted: str | None) -> Task:
     return Task(kind="profile", key=cell.id, payload=payload)
 
 
-def _measure(step: Callable[[], object], device: str) -> tuple[list[float], int | None]:
-    """Seconds of each timed step, and the peak memory in bytes where it can be known."""
-    synchronize = _synchronizer(device)
-    for _ in range(WARM_UP_STEPS):
+def _seconds(step: Callable[[], object], device: str) -> list[float]:
+    """Of each timed step, after the warm-up, by the device's own clock."""
+    for _ in range(WARM_UP_STEPS[device]):
         step()
-    synchronize()
-    _reset_peak(device)
+    once = _once_on_cuda if device == "cuda" else _once_on_cpu
     times: list[float] = []
     while len(times) < MAX_STEPS and sum(times) < MAX_SECONDS:
-        start = time.perf_counter()
-        step()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return times, _peak(device)
+        times.append(once(step))
+    return times
 
 
-def _synchronizer(device: str) -> Callable[[], object]:
+def _once_on_cpu(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _once_on_cuda(step: Callable[[], object]) -> float:
+    """Between two events of the stream, which is empty before the first and waited for after the second."""
     import torch
 
-    return torch.cuda.synchronize if device == "cuda" else lambda: None
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds / 1000
 
 
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
-
-
-def _peak(device: str) -> int | None:
-    if device == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+def _megabytes(size: int | None) -> float | None:
+    return None if size is None else round(size / _MEGABYTE, 3)
 
 
 def _tensor_bytes(module: nn.Module) -> int:

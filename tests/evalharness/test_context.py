@@ -97,3 +97,23 @@ def test_activating_the_reference_restores_the_full_precision_module(
     assert (rounded != full).any()
     assert session.activate(Cell.reference("toy", 0), None, "r").transformer is reference
     assert (session.loaded.generate(prompts, seeds) == full).all()
+
+
+def test_arithmetic_is_fixed_before_anything_runs_beside_a_gpu(toy: Path) -> None:
+    """Needs no GPU: these are settings. The judges run on the CPU, also where the model does not."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [*(each.allow_tf32 for each in settings), torch.backends.cudnn.deterministic]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        torch.backends.cudnn.allow_tf32 = True
+        spec = WorkerSpec(model="toy", protocol="toy", device="cuda", skip_layers="std")
+        Session(spec).metric("toy.brightness")
+        assert torch.get_num_threads() == 1
+        assert [each.allow_tf32 for each in settings] == [False, False]
+        assert torch.backends.cudnn.deterministic
+    finally:
+        torch.set_num_threads(threads)
+        for each, value in zip(settings, before, strict=False):
+            each.allow_tf32 = value
+        torch.backends.cudnn.deterministic = before[-1]

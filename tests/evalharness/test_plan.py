@@ -243,6 +243,15 @@ def test_identity_names_the_libraries_that_make_a_video(toy: Path) -> None:
     assert (identity["av"], identity["transformers"]) == (av.__version__, transformers.__version__)
 
 
+def test_one_worker_at_a_time_holds_a_model_on_a_gpu(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judges run on the CPU, so that scoring still uses them all."""
+    assert plan(workers=5).model_workers == 5
+    assert plan(workers=0).model_workers == 1
+    monkeypatch.setattr("evalharness.plan.resolve_device", lambda asked: "cuda")
+    made = plan(workers=5, batch_size=4)
+    assert (made.workers, made.model_workers, made.batch_size) == (5, 1, 4)
+
+
 def test_every_option_is_a_flag_and_a_key() -> None:
     """The public surface: change it deliberately, and the README with it."""
     assert [field.name for field in dataclasses.fields(RunConfig)] == [
@@ -263,5 +272,6 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "profile",
         "plugin",
         "method_options",
+        "variants",
         "set",
     ]

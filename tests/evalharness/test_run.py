@@ -363,7 +363,9 @@ def test_the_profile_counts_bytes(toy_run: Call, tmp_path: Path) -> None:
     assert record["checkpoint_mb"] == pytest.approx(sum(f.stat().st_size for f in files) / 1e6, abs=1e-3)
     assert record["step_ms"] > 0
     assert record["steps_timed"] > 1
-    assert record["peak_mem_mb"] > 50  # a process with torch loaded
+    assert record["process_mem_mb"] > 50  # a process with torch loaded
+    assert record["peak_mem_mb"] == pytest.approx(record["executed_mb"] + record["step_mem_mb"], abs=2e-3)
+    assert record["peak_mem_mb"] < 5  # the toy alone
 
 
 def test_the_manifest_tells_what_ran_and_nothing_private(

@@ -24,6 +24,11 @@ from qvgen.training.recipe import TrainRecipe
         ({"range_init": "best"}, "range_init is 'best'; allowed: 'search', 'minmax'"),
         ({"clip_init": 1.0}, r"clip_init is 1.0; expected a number in \(0.0, 1.0\)"),
         ({"clip_buckets": 0}, "clip_buckets is 0"),
+        ({"w_granularity": "row"}, "w_granularity is 'row'; allowed: 'tensor', 'channel', 'group'"),
+        ({"a_granularity": "channel"}, "a_granularity is 'channel'; allowed: 'token', 'tensor', 'group'"),
+        ({"w_group_size": 1}, "w_group_size is 1"),
+        ({"a_group_size": 0}, "a_group_size is 0"),
+        ({"w_symmetric": "yes"}, "w_symmetric is 'yes'; allowed: True, False"),
     ],
 )
 def test_bad_values(changes: dict[str, Any], message: str) -> None:
@@ -35,6 +40,24 @@ def test_json_round_trip() -> None:
     config = QVGenConfig(quant=QuantConfig(w_bits=3, a_bits=6, learn_clip=True, clip_buckets=10), rank=8)
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
     assert to_json(config)["_type"] == "QVGenConfig"
+
+
+def test_configs_saved_before_granularity_still_mean_the_same() -> None:
+    old = {
+        "_type": "QuantConfig", "_version": 1, "w_bits": 3, "a_bits": 3, "range_init": "search",
+        "zero_point": "learned", "scale_param": "log", "learn_clip": True, "clip_init": 0.95,
+        "clip_buckets": 1, "store_dtype": "bfloat16",
+    }  # fmt: skip
+    config = from_json(old)
+    assert isinstance(config, QuantConfig)
+    assert (config.w_symmetric, config.a_symmetric) == (False, False)
+    assert (config.w_granularity, config.a_granularity) == ("channel", "token")
+
+
+def test_a_symmetric_weight_has_no_zero_point_to_learn() -> None:
+    assert QuantConfig(w_bits=3, a_bits=3).learns_zero_point
+    assert not QuantConfig(w_bits=3, a_bits=3, zero_point="fixed").learns_zero_point
+    assert not QuantConfig(w_bits=3, a_bits=3, w_symmetric=True).learns_zero_point
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,15 @@ import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PUBLISHED = [("qvgen", "3"), ("lsq", "3")]
 MODULES = "evalharness.tinyworld.training"
+
+Call = Callable[[Sequence[str]], int]
 
 
 class Stage(NamedTuple):
@@ -84,40 +87,70 @@ def stages(build: Path, device: str, config: Path, scale: float) -> list[Stage]:
     return plan
 
 
-def install(build: Path) -> None:
-    """Copy the finished assets into the package."""
-    for source, target in (
-        (build / "text2video" / "pipeline", ASSETS / "pipeline"),
-        (build / "judges", ASSETS / "judges"),
-    ):
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    for folder in sorted((build / "checkpoints").iterdir()):
-        if folder.is_dir():
-            shutil.copytree(folder, ASSETS / "checkpoints" / folder.name, dirs_exist_ok=True)
+def run_stages(plan: Sequence[Stage], build: Path, call: Call) -> None:
+    """Run what is not done yet, in order.
+
+    Args:
+        plan: from ``stages``.
+        build: the build folder.
+        call: runs a command and returns its exit code.
+
+    Raises:
+        SystemExit: a stage ended without its result.
+    """
+    for stage in plan:
+        if stage.done.exists():
+            continue
+        if stage.name == "checkpoints":
+            _better_decoder(build)
+        command = [sys.executable, "-m", f"{MODULES}.{stage.name}", *stage.arguments]
+        sys.stderr.write(" ".join(["+", *command[1:]]) + "\n")
+        # The judges' training reports accuracies below its bar by exit code 1; the files are there.
+        code = call(command)
+        if not stage.done.exists():
+            sys.exit(
+                f"{stage.name} stopped with exit code {code} and without {stage.done}; "
+                "run the same command again to go on"
+            )
 
 
-def main() -> None:
-    """Command line."""
+def install(build: Path, assets: Path) -> None:
+    """Put the finished assets into the package, each folder whole: no file of an older one stays."""
+    pairs = [
+        (build / "text2video" / "pipeline", assets / "pipeline"),
+        (build / "judges", assets / "judges"),
+    ]
+    made = sorted(path for path in (build / "checkpoints").iterdir() if path.is_dir())
+    pairs += [(folder, assets / "checkpoints" / folder.name) for folder in made]
+    for source, target in pairs:
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.copytree(source, target)
+    names = {folder.name for folder in made}
+    others = sorted(path.name for path in (assets / "checkpoints").iterdir() if path.name not in names)
+    if others:
+        sys.stderr.write(
+            f"checkpoints of another pipeline, to be trained again or removed: {', '.join(others)}\n"
+        )
+
+
+def main(arguments: Sequence[str] | None = None, *, call: Call | None = None, assets: Path = ASSETS) -> None:
+    """Command line; ``call`` and ``assets`` are for tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--config", type=Path, default=Path("configs/tinyworld-published.yaml"))
     parser.add_argument("--scale", type=float, default=1.0, help="shorten every training, for a trial")
     parser.add_argument("--install", action="store_true", help="copy the result into the package")
-    args = parser.parse_args()
-    for stage in stages(args.build, args.device, args.config, args.scale):
-        if stage.done.exists():
-            continue
-        if stage.name == "checkpoints":
-            _better_decoder(args.build)
-        command = [sys.executable, "-m", f"{MODULES}.{stage.name}", *stage.arguments]
-        sys.stderr.write(" ".join(["+", *command[1:]]) + "\n")
-        # The judges' training reports accuracies below its bar by exit code 1; the files are there.
-        code = subprocess.run(command, check=False).returncode
-        if code and not stage.done.exists():
-            sys.exit(f"{stage.name} stopped with exit code {code}; run the same command again to go on")
+    args = parser.parse_args(arguments)
+    plan = stages(args.build, args.device, args.config, args.scale)
+    run_stages(plan, args.build, call or _call)
     if args.install:
-        install(args.build)
+        install(args.build, assets)
+
+
+def _call(command: Sequence[str]) -> int:
+    return subprocess.run(command, check=False).returncode
 
 
 def _better_decoder(build: Path) -> None:

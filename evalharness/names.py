@@ -1,0 +1,21 @@
+"""Names that become file names."""
+
+from __future__ import annotations
+
+import re
+
+from evalharness.errors import UserError
+
+__all__ = ["check_name"]
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that cannot be a file's: no separators, no leading dot.
+
+    Raises:
+        UserError: names it.
+    """
+    if not _SAFE_NAME.fullmatch(name):
+        raise UserError(f"{what} {name!r}: only letters, digits, '_', '.' and '-' can name a file")

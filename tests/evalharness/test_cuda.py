@@ -1,0 +1,211 @@
+"""The harness on a GPU: batches, seeds, arithmetic, cost, workers. The same checks hold on a CPU
+where they make sense, so that a machine without a GPU at least sees that the tests are sound.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evalharness.api import Prompt
+from evalharness.executor import SubprocessExecutor, Task, WorkerSpec
+from evalharness.models import tinyworld
+from evalharness.models.tinyworld import CHECKPOINTS, LoadedTinyWorld, TinyWorld
+from evalharness.session import Session
+from evalharness.stages import generate, profile
+from evalharness.stages.context import StageContext
+
+pytest.importorskip("diffusers")
+
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+CAPTIONS = [
+    "a red star moving left over a snowy field",
+    "a blue box spinning over a desert",
+    "a yellow moon standing still over an ocean",
+    "a green heart bouncing over a city",
+]
+SEEDS = [11, 2**62 + 5, 12, 11]
+CELL = {"model": "tinyworld", "method": "bf16", "w_bits": 16, "a_bits": 16, "seed": 0, "options": {}}
+REFERENCE: dict[str, Any] = {"cell": CELL, "checkpoint": None, "key": "reference"}
+
+
+@pytest.fixture(scope="module", params=["cpu", CUDA])
+def session(request: pytest.FixtureRequest) -> Iterator[Session]:
+    """One with tinyworld in it, three steps a video; made without entry points."""
+    made = Session(WorkerSpec(model="tinyworld", protocol="none", device=request.param, skip_layers="std"))
+    made.model = TinyWorld()
+    made.prompts = {
+        f"{i}": Prompt(id=f"{i}", text=text, dimensions=("none",)) for i, text in enumerate(CAPTIONS)
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tinyworld, "SETTINGS", replace(tinyworld.SETTINGS, steps=3))
+        loaded = made.loaded
+        assert isinstance(loaded, LoadedTinyWorld)
+        loaded.training_clips = 4
+        yield made
+
+
+def videos(session: Session, folder: Path, order: list[int], batch_size: int) -> dict[int, np.ndarray]:
+    """The generate stage's frames of those captions, by caption, without the video encoder."""
+    samples = [
+        {"prompt_id": f"{i}", "seed": SEEDS[i], "path": str(folder / f"{i}.raw"), "sample": f"{i}"}
+        for i in order
+    ]
+    payload = {**REFERENCE, "batch_size": batch_size, "samples": samples}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "encode_video", lambda frames, fps: frames.tobytes())
+        made = generate.work(session, payload)["videos"]
+    assert [facts["bytes"] for facts in made] == [17 * 48 * 48 * 3] * len(order)
+    assert all(facts["ms"] > 0 for facts in made)
+    raw = {i: np.frombuffer((folder / f"{i}.raw").read_bytes(), np.uint8) for i in order}
+    return {i: frames.astype(int) for i, frames in raw.items()}
+
+
+def test_a_batch_makes_the_videos_that_single_calls_make(session: Session, tmp_path: Path) -> None:
+    """Other batch sizes take other kernels, so the last bits may differ, and a level of 255 with them."""
+    batch = videos(session, tmp_path, [0, 1, 2, 3], 4)
+    for i in range(4):
+        alone = videos(session, tmp_path, [i], 1)[i]
+        assert np.abs(batch[i] - alone).max() <= 2
+        assert np.abs(batch[i] - alone).mean() < 0.1
+    assert all(np.abs(batch[a] - batch[b]).mean() > 1 for a, b in itertools.combinations(range(4), 2))
+
+
+def test_neither_padding_nor_the_place_in_a_batch_changes_a_video(session: Session, tmp_path: Path) -> None:
+    full = videos(session, tmp_path, [0, 1, 2, 3], 4)
+    for order in ([3, 1], [2], [1, 2, 3, 0]):
+        part = videos(session, tmp_path, order, 4)
+        assert all(np.abs(part[i] - full[i]).max() <= 1 for i in order)
+
+
+def test_the_noise_of_a_seed_is_the_same_on_every_device(session: Session) -> None:
+    """Against the bundled model on a CPU: a GPU rounds otherwise but draws the same noise."""
+    if session.spec.device == "cpu":
+        pytest.skip("compares another device with the CPU")
+    ours = session.full_precision().generate(CAPTIONS[:1], SEEDS[:1]).astype(int)
+    theirs = TinyWorld().load("cpu").generate(CAPTIONS[:1], SEEDS[:1]).astype(int)
+    assert np.abs(ours - theirs).max() <= 8
+    assert np.abs(ours - theirs).mean() < 0.5
+
+
+def test_a_bundled_checkpoint_computes_the_same_function(session: Session) -> None:
+    """All its numbers are the same; its output is near only, since a last bit may turn an activation's
+    code, and from there on others. Perturbing the input by 1e-6 moves it by 6 % on one device.
+    """
+    from baselines.lsq import LSQ
+
+    folder = CHECKPOINTS / "lsq-w3a3"
+    device, inputs = session.spec.device, session.loaded.step_inputs()
+    ours = LSQ(w_bits=3, a_bits=3).load(session.fresh_transformer(), folder)
+    assert {t.device.type for t in (*ours.parameters(), *ours.buffers())} == {device}
+    on_cpu = copy.deepcopy(session.pristine).cpu()
+    theirs = LSQ(w_bits=3, a_bits=3).load(on_cpu, folder)
+    moved = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    pairs = zip((*ours.parameters(), *ours.buffers()), (*theirs.parameters(), *theirs.buffers()), strict=True)
+    assert all(torch.equal(a.cpu(), b) for a, b in pairs)
+    with torch.inference_mode():
+        a, b = ours(**inputs)[0].cpu(), theirs(**moved)[0]
+    assert (a - b).norm() < 0.12 * b.norm()
+
+
+def test_a_method_finds_all_of_its_context_on_the_device(session: Session, tmp_path: Path) -> None:
+    context = StageContext(session, 3, tmp_path / "train.jsonl")
+    batch = next(context.batches(2))
+    tensors = [batch.target, *(v for v in batch.inputs.values() if isinstance(v, torch.Tensor))]
+    tensors += [*context.teacher().parameters(), *session.fresh_transformer().parameters()]
+    assert {tensor.device.type for tensor in tensors} == {session.spec.device}
+    with torch.no_grad():
+        prediction = context.predict(context.teacher(), batch)
+    assert prediction.shape == batch.target.shape
+    assert torch.equal(next(context.batches(2)).target, batch.target)
+
+
+def test_float32_stays_float32(session: Session) -> None:
+    """TF32, with its ten bits of mantissa, would be wrong by about 1e-3."""
+    device = session.spec.device
+    assert session.loaded is not None  # from here on the arithmetic is fixed
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(shape, generator=generator) for shape in ((1, 64, 6, 16, 16), (64, 64, 3, 3, 3)))
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    volume = torch.nn.functional.conv3d(x.to(device), w.to(device)).cpu().double()
+    exact = torch.nn.functional.conv3d(x.double(), w.double())
+    assert (volume - exact).norm() < 1e-5 * exact.norm()
+    product = (a.to(device) @ b.to(device)).cpu().double()
+    assert (product - a.double() @ b.double()).norm() < 1e-5 * product.norm()
+
+
+@pytest.mark.cuda
+def test_a_profile_agrees_with_the_wall_clock_and_the_allocator(session: Session) -> None:
+    if session.spec.device != "cuda":
+        pytest.skip("of a GPU")
+    record = profile.work(session, REFERENCE)
+    module, inputs = session.full_precision().transformer, session.loaded.step_inputs()
+
+    def wall_and_peak() -> tuple[float, int, int]:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        module(**inputs)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        return (time.perf_counter() - start) * 1000, peak, peak - before
+
+    with torch.inference_mode():
+        measured = [wall_and_peak() for _ in range(15)]
+    wall = float(np.median([each[0] for each in measured]))
+    assert 0.3 * wall < record["step_ms"] < 2 * wall
+    assert record["process_mem_mb"] == pytest.approx(max(each[1] for each in measured) / 1e6, rel=0.05)
+    assert record["step_mem_mb"] == pytest.approx(max(each[2] for each in measured) / 1e6, rel=0.05, abs=0.5)
+    assert record["peak_mem_mb"] == pytest.approx(record["executed_mb"] + record["step_mem_mb"], abs=2e-3)
+    weights = sum(p.numel() * 4 for p in module.parameters()) / 1e6
+    assert record["executed_mb"] == pytest.approx(weights, rel=0.05)
+    assert record["device"] == torch.cuda.get_device_name()
+
+
+@pytest.mark.cuda
+def test_work_that_is_only_queued_is_timed_whole() -> None:
+    """A call returns at once; the device is busy for milliseconds more."""
+    a = torch.randn(4096, 4096, device="cuda")
+
+    def step() -> None:
+        for _ in range(8):
+            torch.mm(a, a)
+
+    step()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    returned = time.perf_counter() - start
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - start
+    timed = float(np.median(profile._seconds(step, "cuda")))
+    assert timed > 2 * returned
+    assert 0.5 * wall < timed < 1.5 * wall
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    not importlib.metadata.entry_points(group="evalharness.models"), reason="the package is not installed"
+)
+def test_a_worker_process_uses_the_gpu() -> None:
+    spec = WorkerSpec(model="tinyworld", protocol="tinyworld", device="cuda", skip_layers="std")
+    executor = SubprocessExecutor(spec, 2)
+    try:
+        tasks = [Task(kind="profile", key="bf16-s0", payload=REFERENCE)]
+        [outcome] = executor.run(tasks, lambda task, event: None, width=1)
+    finally:
+        executor.close()
+    assert outcome.failure is None, outcome.traceback
+    assert outcome.value["device"] == torch.cuda.get_device_name()
+    assert outcome.value["step_ms"] > 0
