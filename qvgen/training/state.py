@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qvgen.api import quant_layers
 from qvgen.config import to_json
-from qvgen.files import atomic_path
+from qvgen.files import atomic_path, remove_leftovers
 from qvgen.schedule import RankSchedule
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.log import TrainLog
@@ -68,6 +68,8 @@ class TrainState:
         Raises:
             ValueError: the file is damaged, or of another model, recipe, schedule or seed.
         """
+        if self.path is not None and rank() == 0:
+            remove_leftovers(self.path)
         if self.path is None or not self.path.is_file():
             if self.path is not None and self._rewind is not None and rank() == 0:
                 self._rewind(0)

@@ -74,9 +74,11 @@ def test_killed_twice_by_the_system(undisturbed: Path, tmp_path: Path) -> None:
         killed = subprocess.run([*command, str(batch)], env=environment, capture_output=True)
         assert killed.returncode == -signal.SIGKILL
         assert saved_step(tmp_path) == saved
+        (tmp_path / "state" / ".train_state.safetensors.x1").write_bytes(b"killed while saving")
     subprocess.run(command, env=environment, check=True)
     assert lines(tmp_path) == lines(undisturbed)
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["train_state.safetensors"]
 
 
 def test_a_context_without_a_folder_saves_nothing(tmp_path: Path, undisturbed: Path) -> None:
