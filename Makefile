@@ -30,7 +30,7 @@ wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 calibration: $(STAMP)
-	$(BIN)/python -m evalharness.tinyworld.calibration --out docs/calibration --model 100
+	$(BIN)/python -m evalharness.tinyworld.calibration --out docs/calibration --model 300
 
 # From nothing to the shipped assets; on one data-centre GPU about half an hour.
 DEVICE ?= cuda

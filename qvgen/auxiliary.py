@@ -44,17 +44,6 @@ class Phi(nn.Module):
 
 
 @torch.no_grad()
-def phi_from_error(error: Tensor, rank: int) -> Phi:
-    """Phi with L = U sqrt(S), R = sqrt(S) V^T of the leading ``rank`` singular values of ``error``.
-
-    Args:
-        error: W - Q(W), [out, in].
-        rank: wanted columns; at most min(out, in) are made.
-    """
-    return Phi(*leading_factors(error, rank))
-
-
-@torch.no_grad()
 def leading_factors(error: Tensor, rank: int, solver: Solver = "auto") -> tuple[Tensor, Tensor]:
     """Balanced factors of the best approximation of that rank, float32.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qvgen.auxiliary import Phi, phi_from_error
+from qvgen.auxiliary import Phi
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import dequantize
 from qvgen.quantizers import (
@@ -48,11 +48,6 @@ class QuantLinear(nn.Module):
         assert isinstance(linear.weight, nn.Parameter)
         assert linear.bias is None or isinstance(linear.bias, nn.Parameter)
         return cls(linear.weight, linear.bias, config, context)
-
-    @torch.no_grad()
-    def add_phi(self, rank: int) -> None:
-        """Attach Phi, initialised from W - Q(W); at most min(in, out) columns."""
-        self.phi = phi_from_error(self.weight.float() - self.wquantizer(self.weight), rank)
 
     def effective_weight(self) -> Tensor:
         """Q(W) + Phi, [out, in] float32."""

@@ -17,7 +17,7 @@ from evalharness.tinyworld.training import rebuild
 CONFIG = Path(__file__).parents[2] / "configs" / "tinyworld-published.yaml"
 DECODER = "diffusion_pytorch_model.safetensors"
 INPUTS = ("--init", "--vae", "--judges", "--pipeline", "--config")
-NAMES = ["vae", "vae", "text2video", "judges", "judge_heads", "checkpoints", "checkpoints"]
+NAMES = ["vae", "vae", "text2video", "judges", "judge_heads", *["checkpoints"] * 6]
 
 
 class Trainings:
@@ -92,7 +92,7 @@ def test_from_nothing_every_stage_runs_once_on_what_those_before_it_made(
     assert trainings.names == NAMES
     assert {options["--device"] for _, options in trainings.calls} == {"cpu"}
     made = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.is_dir())
-    assert made == ["lsq-w3a3", "qvgen-w3a3"]
+    assert made == [f"{method}-w{b}a{b}" for method in ("lsq", "qvgen") for b in (2, 3, 4)]
 
 
 def test_what_is_done_is_skipped(build: Callable[..., Path], trainings: Trainings) -> None:
@@ -137,7 +137,7 @@ def test_checkpoints_are_trained_on_the_pipeline_with_the_better_decoder(
     build: Callable[..., Path], trainings: Trainings
 ) -> None:
     folder = build()
-    assert trainings.decoders == ["vae vae-decoder"] * 2
+    assert trainings.decoders == ["vae vae-decoder"] * 6
     assert (folder / "text2video" / "pipeline" / "vae" / DECODER).read_text() == "vae vae-decoder"
 
 
@@ -163,8 +163,11 @@ def test_install_puts_whole_folders_into_the_package(
         f"pipeline/vae/{DECODER}": "vae vae-decoder",
         "judges/judges.json": "judge_heads judges",
         "judges/frame.safetensors": "judge_heads judges",
-        "checkpoints/lsq-w3a3/evalharness.json": "checkpoints checkpoints",
-        "checkpoints/qvgen-w3a3/evalharness.json": "checkpoints checkpoints",
+        **{
+            f"checkpoints/{method}-w{b}a{b}/evalharness.json": "checkpoints checkpoints"
+            for method in ("lsq", "qvgen")
+            for b in (4, 3, 2)
+        },
         "checkpoints/rtn-w2a2/evalharness.json": "old",
         "CARD.md": "old",
     }
@@ -176,9 +179,9 @@ def test_install_puts_whole_folders_into_the_package(
 def test_a_trial_is_shortened_and_never_to_nothing(build: Callable[..., Path], trainings: Trainings) -> None:
     build("--scale", "0.001")
     steps = [int(options["--steps"]) for _, options in trainings.calls if "--steps" in options]
-    assert steps == [3, 4, 22, 2]  # of 3000, 4500, 22000 and 1050; at least 2
+    assert steps == [3, 10, 49, 2]  # of 3000, 10000, 49000 and 1050; at least 2
     clips = [int(options["--clips"]) for _, options in trainings.calls if "--clips" in options]
-    assert clips == [66, 8]  # of 65536 and 3000; at least 8
+    assert clips == [66, 8]  # of 65536 and 5000; at least 8
     assert {int(options["--batch"]) for _, options in trainings.calls if "--batch" in options} == {4}
 
 

@@ -10,7 +10,6 @@ import torch
 from qvgen.auxiliary import (
     Phi,
     leading_factors,
-    phi_from_error,
     refactor,
     refactor_all_,
     reorder_,
@@ -25,7 +24,7 @@ def matrices(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 def test_start_is_the_best_low_rank_approximation() -> None:
     (error,) = matrices((20, 12))
-    phi = phi_from_error(error, 5)
+    phi = Phi(*leading_factors(error, 5))
     singular = scipy.linalg.svdvals(error.double().numpy())
     left_over = (error - phi()).double().norm().item() ** 2
     assert np.isclose(left_over, (singular[5:] ** 2).sum(), rtol=1e-4)
@@ -36,7 +35,7 @@ def test_start_is_the_best_low_rank_approximation() -> None:
 
 def test_rank_is_limited_by_the_matrix() -> None:
     (error,) = matrices((3, 40))
-    phi = phi_from_error(error, 32)
+    phi = Phi(*leading_factors(error, 32))
     assert phi.rank == 3
     torch.testing.assert_close(phi(), error, rtol=1e-4, atol=1e-5)
 

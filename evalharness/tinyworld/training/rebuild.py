@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ASSETS = Path(__file__).parent.parent / "assets"
-PUBLISHED = [("qvgen", "3"), ("lsq", "3")]
+PUBLISHED = [(method, bits) for bits in ("4", "3", "2") for method in ("lsq", "qvgen")]
 MODULES = "evalharness.tinyworld.training"
 
 Call = Callable[[Sequence[str]], int]
@@ -54,17 +54,18 @@ def stages(build: Path, device: str, config: Path, scale: float) -> list[Stage]:
         ),
         Stage(
             "vae",
-            ["--init", str(vae), "--decoder-only", "--out", str(decoder), "--lr", "1e-3"]
-            + batch(32)
-            + steps(4500)
-            + clips(8192, "--pool"),
+            ["--init", str(vae), "--decoder-only", "--out", str(decoder), "--lr", "1e-3", "--seed", "300"]
+            + (["--channels-last", "--graph"] if device == "cuda" else [])
+            + batch(64)
+            + steps(10000)
+            + clips(16384, "--pool"),
             decoder / "training.json",
         ),
         Stage(
             "text2video",
             ["--vae", str(vae), "--out", str(model), "--lr", "1.2e-3"]
             + batch(384)
-            + steps(22000)
+            + steps(49000)
             + clips(65536),
             model / "training.json",
         ),
@@ -75,7 +76,9 @@ def stages(build: Path, device: str, config: Path, scale: float) -> list[Stage]:
         ),
         Stage(
             "judge_heads",
-            ["--judges", str(joint), "--out", str(build / "judges"), "--device", device] + clips(3000),
+            ["--judges", str(joint), "--out", str(build / "judges"), "--device", device]
+            + clips(5000)
+            + ["--agreement-steps", str(max(2, round(12000 * scale)))],
             build / "judges" / "judges.json",
         ),
     ]
