@@ -173,6 +173,38 @@ def test_compiled_training_follows_eager_training(
     assert compiled == pytest.approx(eager, rel=0.1)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_recorded_step_trains_like_the_plain_one(
+    make_model: Callable[[], nn.Module], make_context: Callable[..., Any], accumulate: int
+) -> None:
+    """Same kernels in the same order. Rates, gamma and the re-factorised Phi must reach the graph."""
+    plain, recorded = (
+        losses(make_model, make_context, "cuda", compile=mode, accumulate=accumulate, batch_size=8)
+        for mode in ("off", "graph")
+    )
+    assert recorded[:4] == pytest.approx(plain[:4], rel=1e-4)
+    assert recorded == pytest.approx(plain, rel=0.02)
+    assert max(plain) > 1.3 * min(plain)
+
+
+def test_a_recorded_step_refuses_a_batch_of_another_shape(
+    make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
+) -> None:
+    ctx = make_context(make_model().cuda())
+    drawn = ctx.batches
+
+    def batches(size: int) -> Iterator[Any]:
+        for number, batch in enumerate(drawn(size)):
+            rows = slice(None) if number < 6 else slice(1, None)
+            inputs = {key: value[rows].cuda() for key, value in batch.inputs.items()}
+            yield type(batch)(inputs, batch.target[rows].cuda())
+
+    ctx.batches, ctx.device = batches, torch.device("cuda")
+    student = quantize_(make_model().cuda(), QuantConfig(w_bits=3, a_bits=4))
+    with pytest.raises(ValueError, match="compile: graph needs batches of one shape"):
+        train_(student, TrainRecipe(steps=10, batch_size=8, compile="graph"), ctx)
+
+
 def test_bf16_autocast_trains_on_a_gpu(
     make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
 ) -> None:

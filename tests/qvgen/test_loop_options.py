@@ -176,3 +176,13 @@ def test_a_model_that_cannot_checkpoint_is_told(make_model: Make, make_context: 
 def test_recipes_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))!r}"):
         TrainRecipe(**wrong)
+
+
+def test_a_recorded_step_needs_a_gpu(
+    make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
+) -> None:
+    student = quantize_(make_model(), QuantConfig(w_bits=3, a_bits=4))
+    with pytest.raises(
+        ValueError, match="compile: graph needs a CUDA device, this is cpu; use off or default"
+    ):
+        train_(student, TrainRecipe(steps=4, compile="graph"), make_context(make_model()))
