@@ -112,8 +112,25 @@ def training_clips(registry: Registry, model: str, device: str) -> int | None:
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """The card of a checkpoint; None when it was made by other means."""
-    return read_json(folder / CARD_NAME)
+    """The card of a checkpoint; None when it was made by other means.
+
+    Raises:
+        UserError: it is no card.
+    """
+    try:
+        card = read_json(folder / CARD_NAME)
+    except UserError as error:
+        raise UserError(f"{_no_card(folder)}: it is not a JSON object") from error
+    if card is not None and not isinstance(card.get("config"), dict):
+        raise UserError(f"{_no_card(folder)}: it has no config")
+    return card
+
+
+def _no_card(folder: Path) -> str:
+    return (
+        f"checkpoint {display_path(folder)}: {CARD_NAME} is damaged or foreign, so what was trained how is "
+        "not known; copy the checkpoint anew, or make one with --load never"
+    )
 
 
 def display_path(folder: Path) -> str:

@@ -21,6 +21,7 @@ __all__ = ["describe", "training_steps"]
 # Where a model does not say better (optional attributes ``video_seconds``, ``train_step_seconds``).
 _DEFAULT_VIDEO_SECONDS = 5.0
 _DEFAULT_STEP_SECONDS = 1.0
+_SAMPLES_A_STEP = 8  # that ``train_step_seconds`` is for
 
 
 def describe(plan: RunPlan, registry: Registry) -> str:
@@ -37,19 +38,20 @@ def describe(plan: RunPlan, registry: Registry) -> str:
         check_identity(folder, read_plan_file(folder).identity, plan.identity())
     model: Model = registry.get("models", plan.model)()
     lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]
-    videos = scores = steps = 0
+    videos = scores = steps = seen = 0
     width = max(24, *(len(cell.id) for cell in plan.cells))
     for cell in plan.cells:
-        source, cell_steps = _source(cell, plan, registry, published)
+        source, cell_steps, cell_seen = _source(cell, plan, registry, published)
         due, due_scores = _due(plan, folder, cell)
         done = folder.cell(cell.id).prepare.exists()
         steps += 0 if done else cell_steps
+        seen += 0 if done else cell_seen
         videos += due
         scores += due_scores
         lines.append(f"  {cell.id:<{width}} {source:<40} {due} videos")
     seconds = (
         videos * _video_seconds(folder, plan, model) / plan.model_workers
-        + steps * float(getattr(model, "train_step_seconds", _DEFAULT_STEP_SECONDS))
+        + seen / _SAMPLES_A_STEP * float(getattr(model, "train_step_seconds", _DEFAULT_STEP_SECONDS))
         + _score_seconds(plan, registry, videos) / max(1, plan.workers)
     )
     lines += [
@@ -60,26 +62,30 @@ def describe(plan: RunPlan, registry: Registry) -> str:
     return "\n".join(lines)
 
 
-def training_steps(method: Method) -> int:
-    """``steps`` among a method's options, or within one of them; 0 if there is none."""
+def training_steps(method: Method) -> tuple[int, int]:
+    """Steps, and samples seen in all, as a method's options (or a part of them) tell; else 0, 0."""
     config: Mapping[str, Any] = jsonable(method)
     for options in [config, *(value for value in config.values() if isinstance(value, Mapping))]:
         steps = options.get("steps")
         if isinstance(steps, int):
-            return steps
-    return 0
+            each = options.get("batch_size", _SAMPLES_A_STEP) * options.get("accumulate", 1)
+            return steps, steps * each
+    return 0, 0
 
 
-def _source(cell: Cell, plan: RunPlan, registry: Registry, published: Mapping[str, Any]) -> tuple[str, int]:
+def _source(
+    cell: Cell, plan: RunPlan, registry: Registry, published: Mapping[str, Any]
+) -> tuple[str, int, int]:
+    """What is done for a cell, and its training's steps and samples."""
     if cell.is_reference:
-        return "reference", 0
+        return "reference", 0, 0
     if cell.id in published:
-        return f"load {display_path(published[cell.id])}", 0
+        return f"load {display_path(published[cell.id])}", 0, 0
     method = build_method(registry, cell)
     if method.needs == Needs.TRAINING:
-        steps = training_steps(method)
-        return f"train, {steps} steps", steps
-    return "compute", 0
+        steps, seen = training_steps(method)
+        return f"train, {steps} steps", steps, seen
+    return "compute", 0, 0
 
 
 def _due(plan: RunPlan, folder: RunFolder, cell: Cell) -> tuple[int, int]:

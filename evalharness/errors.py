@@ -18,6 +18,7 @@ _STORAGE_ERRNOS = frozenset(
         errno.EROFS,
         errno.EIO,
         errno.ENOTDIR,
+        errno.EISDIR,
         errno.EMFILE,
     }
 )

@@ -31,7 +31,6 @@ from evalharness.stats import Key, Resampler
 from evalharness.store import atomic_write_text
 
 __all__ = [
-    "RESULTS_FILE",
     "CellRecord",
     "CellResult",
     "Difference",
@@ -46,7 +45,6 @@ __all__ = [
     "write_results",
 ]
 
-RESULTS_FILE = "results.json"
 MAX_LOG_RECORDS = 400
 
 

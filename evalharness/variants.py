@@ -66,9 +66,9 @@ def resolve_rows(config: RunConfig, registry: Registry) -> list[Row]:
             _check_method(name, "method", [*registry.names("methods"), *rows], registry)
     chosen = [rows.get(label, Row(label=label, method=label, options={})) for label in dict.fromkeys(wanted)]
     used = {row.label for row in chosen} | {row.method for row in chosen}
-    for name in given:
+    for name in merge_method_options({}, config.set):  # a file may hold options of more methods
         if name not in used:
-            raise UserError(f"options are given for method {name!r}, which is not in --methods")
+            raise UserError(f"--set gives options for method {name!r}, which is not in --methods")
     return [_with_options(row, given) for row in chosen]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from qvgen.auxiliary import Phi, leading_factors
+from qvgen.auxiliary import Phi, leading_factors, refactor
 from qvgen.config import PhiInit
 from qvgen.linear import QuantLinear
 
@@ -43,7 +43,8 @@ def attach_phis_(layers: Sequence[QuantLinear], rank: int, init: PhiInit) -> Non
         else:
             share = math.sqrt(r / min(out, columns))
             size = share * quantization_error(layer).norm() / (left @ right).norm()
-            left, right = left * size.sqrt(), right * size.sqrt()
+            # Columns by descending singular value, as every stage of the decay takes them to be.
+            left, right = refactor(left * size.sqrt(), right * size.sqrt())
         layer.phi = Phi(left, right)
 
 

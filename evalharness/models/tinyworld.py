@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from evalharness.tinyworld.training.text2video import Clips
+
 ASSETS = Path(__file__).parent.parent / "tinyworld" / "assets"
 PIPELINE = ASSETS / "pipeline"
 CHECKPOINTS = ASSETS / "checkpoints"
@@ -102,7 +104,7 @@ class LoadedTinyWorld:
         for part in (self.pipeline.transformer, self.pipeline.vae, self.pipeline.text_encoder):
             part.eval()
         self.training_clips = training_clips
-        self._clips: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._clips: dict[int, Clips] = {}
 
     @property
     def transformer(self) -> nn.Module:
@@ -131,13 +133,21 @@ class LoadedTinyWorld:
 
     def batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         """Noised latents of rendered training clips, 10 % without caption; target: v."""
+        if seed not in self._clips:
+            self._clips.clear()
+            self._clips[seed] = self._render_clips(seed, self.training_clips)
+        return self._batches(self._clips[seed], batch_size, seed)
+
+    def few_batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
+        """As ``batches``, from no more clips than one batch has: for a fixed validation batch."""
+        return self._batches(self._render_clips(seed, batch_size), batch_size, seed)
+
+    def _batches(self, clips: Clips, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         import torch
 
         from evalharness.tinyworld.components import tokenize
-        from evalharness.tinyworld.training.text2video import Clips, v_prediction_batch
+        from evalharness.tinyworld.training.text2video import v_prediction_batch
 
-        latents, ids = self._training_clips(seed)
-        clips = Clips(latents, ids, torch.ones((), device=self.device))
         alphas = self.pipeline.scheduler.alphas_cumprod.float().to(self.device)
         empty = tokenize(self.pipeline.tokenizer, [""]).to(self.device)
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -194,18 +204,12 @@ class LoadedTinyWorld:
             "return_dict": False,
         }
 
-    def _training_clips(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents and token ids of one seed's clips, rendered and encoded once."""
+    def _render_clips(self, seed: int, count: int) -> Clips:
+        """Latents and token ids of ``count`` training clips, rendered and encoded."""
         import torch
 
         from evalharness.tinyworld.training.text2video import encode_clips
 
-        if seed not in self._clips:
-            self._clips.clear()
-            generator = torch.Generator().manual_seed(seed)
-            pipeline = self.pipeline
-            clips = encode_clips(
-                pipeline.vae, pipeline.tokenizer, self.training_clips, generator, self.device, weigh=False
-            )
-            self._clips[seed] = (clips.latents, clips.ids)
-        return self._clips[seed]
+        generator = torch.Generator().manual_seed(seed)
+        pipeline = self.pipeline
+        return encode_clips(pipeline.vae, pipeline.tokenizer, count, generator, self.device, weigh=False)

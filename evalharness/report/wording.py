@@ -35,7 +35,29 @@ def warnings(results: Results) -> list[str]:
         for cell in partial:
             alike.setdefault(_missing(cell), []).append(cell.id)
         lines += [f"{', '.join(ids)}: {missing}" for missing, ids in alike.items()]
-    return lines
+    return lines + _unequal_budgets(results)
+
+
+def _unequal_budgets(results: Results) -> list[str]:
+    """One line for each bit width at which the training recipes saw different numbers of samples."""
+    groups: dict[tuple[str, int, int], dict[str, int]] = {}
+    for cell in results.cells:
+        seen = _samples_seen(cell.method_config.get("recipe"))
+        if seen is not None:
+            groups.setdefault((cell.model, cell.w_bits, cell.a_bits), {})[cell.method] = seen
+    return [
+        f"UNEQUAL TRAINING at {bits_label(w_bits, a_bits)}: samples seen: "
+        f"{', '.join(f'{method} {seen}' for method, seen in sorted(seen_by.items()))}. "
+        "Differences between these methods are differences of budget, too."
+        for (_, w_bits, a_bits), seen_by in groups.items()
+        if len(set(seen_by.values())) > 1
+    ]
+
+
+def _samples_seen(recipe: Any) -> int | None:
+    if not isinstance(recipe, Mapping) or not {"steps", "batch_size"} <= recipe.keys():
+        return None
+    return int(recipe["steps"]) * int(recipe["batch_size"]) * int(recipe.get("accumulate", 1))
 
 
 def _missing(cell: CellResult) -> str:

@@ -55,8 +55,14 @@ class StageContext:
         return self._session.loaded.batches(batch_size=batch_size, seed=self.seed)
 
     def validation_batches(self, batch_size: int) -> Iterator[TrainBatch]:
-        """Batches of data and noise that ``batches`` does not draw: those of a far-off seed."""
-        return self._session.loaded.batches(batch_size=batch_size, seed=self.seed + _VALIDATION_SEED)
+        """Batches of data and noise that ``batches`` does not draw: those of a far-off seed.
+
+        A model that prepares many clips for ``batches`` may offer ``few_batches``, which does not.
+        """
+        loaded = self._session.loaded
+        draw = getattr(loaded, "few_batches", loaded.batches)
+        drawn: Iterator[TrainBatch] = draw(batch_size=batch_size, seed=self.seed + _VALIDATION_SEED)
+        return drawn
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)

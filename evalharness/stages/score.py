@@ -17,7 +17,7 @@ from evalharness.api import Metric, Prompt, Sample, Skip, Video
 from evalharness.cells import Cell
 from evalharness.errors import one_line
 from evalharness.executor import Outcome, Task
-from evalharness.hashing import digest, jsonable
+from evalharness.hashing import digest, file_sha256, jsonable
 from evalharness.records import read_scores
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder
@@ -130,11 +130,14 @@ def _cell_tasks(state: RunState, cell: Cell, hashes: MetricHashes) -> tuple[list
     tasks, kept = [], 0
     for sample, record in valid_samples(state.identity, files, state.plan.samples(cell)).values():
         due = []
+        # A score is no better than its video: what was damaged since then is found out here.
+        video = files.video(sample.id)
+        whole = video.is_file() and file_sha256(video) == record["sha256"]
         for dimension, metric in state.plan.metrics.items():
             if dimension not in sample.prompt.dimensions:
                 continue
             wanted = hashes.of(metric, sample.prompt)
-            if valid_row(rows.get((sample.id, dimension)), wanted, record["sha256"]):
+            if whole and valid_row(rows.get((sample.id, dimension)), wanted, record["sha256"]):
                 kept += 1
             else:
                 due.append({"dimension": dimension, "metric": metric, "hash": wanted})

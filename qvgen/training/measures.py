@@ -42,12 +42,13 @@ def clip_ratios(model: nn.Module) -> dict[str, float]:
 def spectrum(phis: Sequence[Phi]) -> dict[str, float]:
     """Of Phi with gamma applied: mean over layers of sigma_1, and of the share of negligible values.
 
-    ``phi_negligible`` counts the singular values more than 14 times smaller than the layer's
-    largest, among all columns the layer began with, so columns that are gone count.
+    ``phi_negligible`` counts the singular values at least 14 times smaller than the layer's
+    largest (all of a Phi that is zero), among all columns the layer began with, so columns that
+    are gone count.
     """
     values = singular_values(whole_phis(phis))
     largest = torch.stack([v[0] for v in values]).mean()
-    share = torch.stack([(v * NEGLIGIBLE < v[0]).float().mean() for v in values]).mean()
+    share = torch.stack([(v * NEGLIGIBLE <= v[0]).float().mean() for v in values]).mean()
     sigma, negligible = torch.stack([largest, share]).tolist()
     return {"phi_sigma1": sigma, "phi_negligible": negligible}
 

@@ -9,7 +9,7 @@ student before it is sharded lie whole in each process.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,13 +59,20 @@ def shard(student: nn.Module, recipe: TrainRecipe) -> nn.Module:
     copied = copy.deepcopy(student)
     student.to("cpu")
     mesh = init_device_mesh(device.type, (world_size(),))
-    for part in list(copied.modules()):
-        if isinstance(part, nn.ModuleList):
-            for block in part:
-                fully_shard(block, mesh=mesh)
+    for block in list(_blocks(copied)):
+        fully_shard(block, mesh=mesh)
     # Else a validation, which has no backward pass, would leave the root's parameters gathered.
     fully_shard(copied, mesh=mesh, reshard_after_forward=True)
     return copied
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost lists; lists within a block (``attn.to_out``) are parts of it."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _blocks(child)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -34,6 +36,7 @@ from qvgen.training.recipe import TrainRecipe
 
 STATE_NAME = "train_state.safetensors"
 FORMAT_VERSION = 1
+_SHARE_OF_TIME = 0.05  # of a training that timed saving may take: a large model's state is large
 _NO_PART_OF_IDENTITY = ("save_every", "save_every_s")
 
 
@@ -61,6 +64,7 @@ class TrainState:
         self._names = {id(p): n for n, p in student.named_parameters()}
         self._random: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
+        self._saving_took = 0.0
 
     def restore(self) -> int:
         """Take over a saved state if there is one; returns the step to go on with, else 0.
@@ -78,10 +82,11 @@ class TrainState:
         self._refuse_foreign(header["identity"])
         with torch.no_grad():
             for name, tensor in _model_tensors(self._student).items():
-                assign_(tensor, tensors[f"model/{name}"])
+                assign_(tensor, self._stored(f"model/{name}", tensors, tensor.shape))
             for parameter in self._trained():
-                self._optimizer.state[parameter] = self._moments(parameter, tensors)
-            self._log.sums.copy_(tensors["log/sums"])
+                if f"step/{self._names[id(parameter)]}" in tensors:  # else it had no gradient so far
+                    self._optimizer.state[parameter] = self._moments(parameter, tensors)
+            self._log.sums.copy_(self._stored("log/sums", tensors, self._log.sums.shape))
         self._log.restore(header["log"])
         self._random = {kind: tensors[f"random/{kind}"] for kind in header["random"]}
         if self._rewind is not None and rank() == 0:
@@ -107,10 +112,13 @@ class TrainState:
         every, seconds = self._recipe.save_every, self._recipe.save_every_s
         due = bool(every) and step % every == 0
         if not due and seconds and (world_size() == 1 or self._log.is_due(step - 1)):
-            due = agreed(time.monotonic() - self._saved_at >= seconds, self._ctx.device)
+            wait = max(seconds, self._saving_took / _SHARE_OF_TIME)
+            due = agreed(time.monotonic() - self._saved_at >= wait, self._ctx.device)
         if due:
+            begun = time.monotonic()
             self.save(step)
             self._saved_at = time.monotonic()
+            self._saving_took = self._saved_at - begun
 
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps in place of an older one, whole or not at all."""
@@ -118,7 +126,7 @@ class TrainState:
         random = _random_state(self._ctx.device)
         tensors = {f"model/{name}": tensor for name, tensor in _model_tensors(self._student).items()}
         for parameter in self._trained():
-            for key, value in self._optimizer.state[parameter].items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{self._names[id(parameter)]}"] = value
         tensors |= {f"random/{kind}": value for kind, value in random.items()}
         tensors["log/sums"] = self._log.sums
@@ -134,7 +142,7 @@ class TrainState:
         if rank() > 0:
             return
         with atomic_path(self.path) as temporary:
-            save_file(plain, temporary, {"train_state": json.dumps(header)})
+            _write(plain, temporary, {"train_state": json.dumps(header)})
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -143,8 +151,17 @@ class TrainState:
         name = self._names[id(parameter)]
         moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
         for key, moment in moments.items():
-            assign_(moment, tensors[f"{key}/{name}"])
+            assign_(moment, self._stored(f"{key}/{name}", tensors, parameter.shape))
         return {"step": tensors[f"step/{name}"].to(parameter.device, copy=True), **moments}
+
+    def _stored(self, name: str, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != shape:
+            found = "is missing" if tensor is None else f"is {tuple(tensor.shape)}, not {tuple(shape)}"
+            raise ValueError(
+                f"{self.path} is no readable training state ({name} {found}); delete it to start anew"
+            )
+        return tensor
 
     def _refuse_foreign(self, found: Mapping[str, Any]) -> None:
         for key in sorted({*self._identity, *found}):
@@ -153,6 +170,17 @@ class TrainState:
                     f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
                     f"{self._identity.get(key)!r}; delete the file to start anew"
                 )
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """``save_file``, whose error hides the system's: a full disk shall be known as one."""
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -130,13 +130,7 @@ class GraphedStep:
 
     def _record(self, batches: Sequence[Any]) -> None:
         """Recording runs nothing, so weights and moments stay as they are."""
-        self._batches = [
-            FixedBatch(
-                {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch.inputs.items()},
-                batch.target.clone(),
-            )
-            for batch in batches
-        ]
+        self._batches = [_fixed(batch) for batch in batches]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._stream):
             self._losses = self._step(self._batches)
@@ -145,15 +139,35 @@ class GraphedStep:
 @torch.no_grad()
 def _copy(batch: Any, fixed: FixedBatch) -> None:
     for name, value in fixed.inputs.items():
-        given = batch.inputs[name]
         if isinstance(value, Tensor):
-            if given.shape != value.shape:
-                raise ValueError(
-                    f"compile: graph needs batches of one shape, but {name} changed from "
-                    f"{tuple(value.shape)} to {tuple(given.shape)}; use compile: off"
-                )
-            value.copy_(given)
-    fixed.target.copy_(batch.target)
+            _copy_tensor(name, batch.inputs[name], value)
+        elif batch.inputs[name] != value:
+            raise ValueError(
+                f"compile: graph repeats what it recorded, but {name} changed from {value!r} to "
+                f"{batch.inputs[name]!r}; use compile: off"
+            )
+    _copy_tensor("target", batch.target, fixed.target)
+
+
+def _copy_tensor(name: str, given: Tensor, value: Tensor) -> None:
+    if given.shape != value.shape:
+        raise ValueError(
+            f"compile: graph needs batches of one shape, but {name} changed from "
+            f"{tuple(value.shape)} to {tuple(given.shape)}; use compile: off"
+        )
+    value.copy_(given)
+
+
+def _fixed(batch: Any) -> FixedBatch:
+    """Copies of the tensors of ``batch``, which later batches are copied into."""
+    for name, value in batch.inputs.items():
+        if isinstance(value, list | tuple | dict):
+            raise ValueError(
+                f"compile: graph copies tensors and keeps plain values, but {name} is a "
+                f"{type(value).__name__}; use compile: off"
+            )
+    inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch.inputs.items()}
+    return FixedBatch(inputs, batch.target.clone())
 
 
 def build_step(

@@ -54,6 +54,19 @@ def test_score_refuses_a_truncated_video_and_run_mends_it(
     assert (made[0] / "scores.csv").read_bytes() == made[1]
 
 
+def test_score_sees_damage_done_after_scoring(
+    made: tuple[Path, bytes], toy_run: Call, call: Call, tmp_path: Path
+) -> None:
+    for name, damage in (("p02-0", lambda p: p.write_bytes(p.read_bytes()[:500])), ("p03-0", Path.unlink)):
+        damage(tmp_path / CELL / "videos" / f"{name}.mp4")
+    result = call("score", "out", "--workers", "0")
+    assert result.code == 1
+    for name in ("p02-0", "p03-0"):
+        assert f"{name}: the video file is missing, truncated or changed since it was made" in result.err
+    assert again(toy_run).code == 0
+    assert (made[0] / "scores.csv").read_bytes() == made[1]
+
+
 def test_a_damaged_checkpoint_is_made_again(made: tuple[Path, bytes], toy_run: Call, tmp_path: Path) -> None:
     weights = tmp_path / CELL / "checkpoint" / "w.safetensors"
     whole = weights.read_bytes()
@@ -329,6 +342,16 @@ class TestPublishedCheckpoints:
         [line] = [line for line in result.errors if line.startswith("error:")]
         assert "toy-train-w3a3-s0: checkpoint published/toy-train-w3a3: " in line
         assert line.endswith("to make it instead: --load never")
+
+    @pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"config": 3}'])
+    def test_a_card_that_is_none_is_refused(self, published: Path, toy_run: Call, content: str) -> None:
+        (published / "toy-train-w3a3" / "evalharness.json").write_text(content)
+        for load in ("auto", str(published)):
+            result = toy_run("--methods", "toy-train", "--load", load)
+            assert result.code == 2
+            [line] = [line for line in result.errors if line.startswith("error:")]
+            assert "checkpoint published/toy-train-w3a3: evalharness.json is damaged or foreign" in line
+            assert "make one with --load never" in line
 
     def test_made_for_another_model_is_refused(self, published: Path, toy_run: Call) -> None:
         card = published / "toy-train-w3a3" / "evalharness.json"

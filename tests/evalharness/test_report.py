@@ -216,6 +216,26 @@ def test_cells_that_lack_the_same_share_one_warning() -> None:
     assert notes[1].startswith("bf16-s0, rtn-w4a4-s0, lsq-w3a3-s0: coverage 25.0 %")
 
 
+def test_unequal_training_is_said_once_for_each_width() -> None:
+    """samples seen = steps * batch_size * accumulate; methods without a recipe do not matter."""
+    cells = [record(method, bits) for method, bits in TABLE]
+    recipes = {"lsq": {"steps": 10, "batch_size": 8}, "qvgen": {"steps": 5, "batch_size": 8, "accumulate": 2}}
+
+    def notes(**change: int) -> list[str]:
+        made = [
+            replace(cell, method_config={"recipe": {**recipes[cell.method], **change}})
+            if cell.method in recipes
+            else cell
+            for cell in cells
+        ]
+        made[0] = replace(made[0], method_config={"recipe": "no mapping"})
+        return warnings(build(made))
+
+    assert notes() == []
+    [note] = notes(accumulate=2)
+    assert note.startswith("UNEQUAL TRAINING at W3A3: samples seen: lsq 160, qvgen 80.")
+
+
 @pytest.mark.parametrize(
     ("coverage", "text"), [(1.0, "100 %"), (0.99999, "99.9 %"), (0.5, "50.0 %"), (0.0, "0.0 %")]
 )

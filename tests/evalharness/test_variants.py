@@ -128,7 +128,7 @@ def test_variants_come_from_yaml_and_from_the_command_line(tmp_path: Path) -> No
         ({"methods": "toy-round[a=1,a.b=2]"}, "a is 1, it has no parts"),
         (
             {"methods": "toy-train", "variants": SHRUNK, "set": ["shrunk.shrink=1"]},
-            "'shrunk', which is not in --methods",
+            "--set gives options for method 'shrunk', which is not in --methods",
         ),
     ],
 )

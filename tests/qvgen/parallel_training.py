@@ -19,14 +19,25 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 
 
+class Block(nn.Module):
+    """Holds its layers in a list of its own, as diffusers' attention and feed-forward do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([nn.Linear(12, 21), nn.GELU(), nn.Linear(21, 12)])
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self.net:
+            input = layer(input)
+        return input
+
+
 class Blocks(nn.Module):
     """Residual blocks as transformers have them; odd sizes, so that shards are uneven."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(12, 21), nn.GELU(), nn.Linear(21, 12)) for _ in range(3)
-        )
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
         self.out = nn.Linear(12, 12)
 
     def forward(self, input: Tensor) -> Tensor:

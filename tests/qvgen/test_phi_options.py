@@ -60,6 +60,9 @@ def test_random_start_has_the_stated_norm_and_follows_the_seed(make_model: Make)
         share = np.sqrt(layer.phi.rank / min(layer.weight.shape))
         expected = share * quantization_error(layer).norm().item()
         assert layer.phi().norm().item() == pytest.approx(expected, rel=1e-4)
+        # The decay takes columns to come by descending singular value, from the first stage on.
+        singular = scipy.linalg.svdvals(layer.phi().detach().double().numpy())[: layer.phi.rank]
+        np.testing.assert_allclose(layer.phi.L.detach().norm(dim=0) ** 2, singular, rtol=1e-3)
 
 
 @pytest.mark.parametrize("init", ["error", "zero", "random"])

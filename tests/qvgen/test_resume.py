@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.qvgen import killed_training
 from tests.qvgen.killed_training import Context, train
@@ -89,10 +91,17 @@ def test_a_context_without_a_folder_saves_nothing(tmp_path: Path, undisturbed: P
     assert not (tmp_path / "state").exists()
 
 
-def test_time_alone_saves_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "step"), [(1e9, 4), (1e-9, 1)])
+def test_time_alone_saves_too(
+    share: float, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step, but never so often that saving takes more than its share of the time."""
+    import qvgen.training.state as state
+
+    monkeypatch.setattr(state, "_SHARE_OF_TIME", share)
     with pytest.raises(Interrupted):
         train(Fragile(tmp_path, kill_at=8), tmp_path, save_every=0, save_every_s=1e-9)
-    assert saved_step(tmp_path) == 4
+    assert saved_step(tmp_path) == step
 
 
 @pytest.mark.parametrize(
@@ -161,3 +170,50 @@ def test_a_kill_while_saving_leaves_the_older_state(
     assert [p.name for p in (tmp_path / "state").iterdir()] == ["train_state.safetensors"]
     train(Context(tmp_path), tmp_path)
     assert lines(tmp_path) == lines(undisturbed)
+
+
+def test_a_full_disk_while_saving_is_known_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors words the system's error; callers that treat a full disk apart need its number."""
+    import qvgen.training.state as state
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        train(Context(tmp_path), tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_a_parameter_without_gradient_is_resumed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam has no state for it, so neither has the file."""
+    plain = killed_training.model
+
+    def with_spare() -> torch.nn.Module:
+        made = plain()
+        made.register_parameter("spare", torch.nn.Parameter(torch.ones(3)))
+        return made
+
+    monkeypatch.setattr(killed_training, "model", with_spare)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    train(Context(whole), whole)
+    with pytest.raises(Interrupted):
+        train(Fragile(broken, kill_at=30), broken)
+    train(Context(broken), broken)
+    assert lines(broken) == lines(whole)
+
+
+def test_a_state_that_lacks_a_tensor_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(Fragile(tmp_path, kill_at=30), tmp_path)
+    file = state_file(tmp_path)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.startswith("exp_avg_sq/"))
+    save_file({key: value for key, value in tensors.items() if key != name}, file, metadata)
+    with pytest.raises(ValueError, match=rf"no readable training state \({name} is missing\); delete it"):
+        train(Context(tmp_path), tmp_path)

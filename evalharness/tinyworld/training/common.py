@@ -41,7 +41,7 @@ class Budget:
 
     def over(self, device: torch.device) -> bool:
         """Whether to stop before the next step; process 0 decides for all, now and then."""
-        if not dist.is_initialized():
+        if not dist.is_initialized() or (self.steps and self.step >= self.steps):
             return self.fraction >= 1.0
         if self.step % 20 == 0:
             flag = torch.tensor([self.fraction >= 1.0], device=device, dtype=torch.float32)
@@ -96,6 +96,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 def capture(step: Callable[[], Result], warmup: int = 3) -> Callable[[], Result]:
     """``step`` recorded as a CUDA graph after ``warmup`` ordinary calls; each replay is one launch.
+
+    The ordinary calls do what ``step`` does: a training step trains, at the rate that is set then.
 
     Small models spend their time starting kernels. All that changes between steps must lie in
     tensors of fixed address; what ``step`` returns is overwritten by the next replay.

@@ -33,11 +33,6 @@ def noise_sigma(severity: Tensor) -> Tensor:
     return -NOISE_SCALE * torch.log1p(-severity.clamp(max=MAX_SEVERITY))
 
 
-def noise_severity(sigma: float) -> float:
-    """The inverse of ``noise_sigma``: 1 - exp(-sigma / 0.08)."""
-    return 1.0 - math.exp(-sigma / NOISE_SCALE)
-
-
 def add_noise(frames: Tensor, severity: Tensor, generator: torch.Generator) -> Tensor:
     """Independent Gaussian noise in every value, of ``noise_sigma(severity)``."""
     noise = torch.randn(frames.shape, generator=generator, device=frames.device)

@@ -139,7 +139,7 @@ class Step:
             self.trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=cuda, capturable=cuda
         )
         self.rows = torch.zeros(batch, dtype=torch.long, device=device)
-        self.noise = torch.zeros(())
+        self.noise = torch.zeros((), device=device)
         if pool.moments is not None:
             self.noise = (
                 torch.zeros_like(pool.moments[:1].chunk(2, dim=1)[0]).float().expand(batch, -1, -1, -1, -1)
@@ -179,6 +179,7 @@ def train(step: Step, budget: Budget, *, peak: float, captured: bool) -> list[li
     average = Average(step.vae, 0.998)
     generator = torch.Generator(device).manual_seed(1 + rank())
     step.draw(generator)
+    step.rate.fill_(learning_rate(peak, 0.0, step=0))  # recording begins with steps of its own
     run: Callable[[], tuple[Tensor, Tensor]] = capture(step) if captured else step
     curve: list[list[float]] = []
     while not budget.over(device):
