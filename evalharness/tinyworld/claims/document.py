@@ -33,6 +33,7 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
             (
                 (r["setting"], r["measure"], r["steps"], *_share(r["difference"]), r["verdict"])
                 for r in found["training"]
+                if not r["axes"]  # a map has too many; they are in the JSON file
             ),
         ),
         _section(

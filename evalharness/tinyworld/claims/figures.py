@@ -52,7 +52,7 @@ def _curves(runs: Sequence[Run], grid: Grid) -> tuple[Figure, str] | None:
     """Two arms in every setting without axes: curves, and their relative difference in held-out loss."""
     panels = {
         setting: arms
-        for setting, arms in by_setting(runs).items()
+        for setting, arms in by_setting(runs, grid.names).items()
         if not setting.axes and all(name in arms for name in grid.compare)
     }
     if not panels:
@@ -70,10 +70,9 @@ def _curves(runs: Sequence[Run], grid: Grid) -> tuple[Figure, str] | None:
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter("")
             rows[row][0].set_ylabel(title)
-        for name in dict.fromkeys(name for pair in grid.hypotheses for name in pair):
+        for name in _compared_by_step(grid):
             differences = _relative_curves(arms.get(name, {}), arms[grid.compare[1]])
-            if name != grid.compare[1]:
-                _band(rows[-1][column], differences, looks.get(name), name)
+            _band(rows[-1][column], differences, looks.get(name), name)
         rows[-1][column].axhline(0.0, color="#808080", lw=0.8)
         rows[-1][0].set_ylabel(f"held-out loss\nover {grid.compare[1]} (%)")
         rows[-1][column].set_xlabel("step")
@@ -83,6 +82,12 @@ def _curves(runs: Sequence[Run], grid: Grid) -> tuple[Figure, str] | None:
     legend(figure, [rows[0][0], rows[-1][0]])
     caption = "Training: mean over seeds, the band from the lowest seed to the highest."
     return figure, caption
+
+
+def _compared_by_step(grid: Grid) -> list[str]:
+    """The contender, what else a hypothesis sets against the baseline, and the arm that keeps Phi."""
+    names = [lower for lower, than in grid.hypotheses if than == grid.compare[1]]
+    return list(dict.fromkeys([*names, grid.kept or grid.compare[0]]))
 
 
 def _band(axes: Axes, curves: Sequence[Mapping[int, float]], style: Style | None, label: str) -> None:
@@ -166,7 +171,8 @@ def _spectrum(runs: Sequence[Run], grid: Grid) -> tuple[Figure, str] | None:
             )
         axes.axhline(1 / 14, color="#d0493e", lw=0.8, ls="--")
         axes.set_yscale("log")
-        axes.set_ylim(1e-4, 1.5)
+        axes.set_ylim(1e-3, 1.5)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(lw=0.3, alpha=0.5)
         axes.legend(title="step", fontsize=7.0, title_fontsize=7.0)
     for column, setting in enumerate(settings):

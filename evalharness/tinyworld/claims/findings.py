@@ -47,7 +47,7 @@ def findings(runs: Sequence[Run], grid: Grid) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {
         part: [] for part in ("finals", "training", "hypotheses", "removal", "spectrum")
     }
-    for setting, arms in by_setting(runs).items():
+    for setting, arms in by_setting(runs, grid.names).items():
         found["finals"] += _finals(setting, arms, grid)
         found["training"] += _training(setting, arms, grid)
         found["hypotheses"] += _hypotheses(setting, arms, grid)

@@ -92,6 +92,11 @@ class Grid:
     validation_clips: int
     validation_batch: int
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the arms, in the grid's order."""
+        return list(dict.fromkeys(arm.name for arm in self.arms))
+
     def chosen(self, blocks: Sequence[str] = ()) -> Grid:
         """The same with some blocks only; all of them for none.
 

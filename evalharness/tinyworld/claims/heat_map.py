@@ -63,7 +63,9 @@ def _fields(
         estimate = row["over_baseline"]
         values[y][x] = 100 * estimate["value"]
         star = "*" if estimate["lo"] is not None and (estimate["lo"] > 0 or estimate["hi"] < 0) else ""
-        axes.text(x, y, f"{values[y][x]:+.1f}{star}", ha="center", va="center", fontsize=8.0)
+        ink = "white" if abs(values[y][x]) > 0.6 * scale else "black"
+        axes.text(x, y, f"{values[y][x]:+.1f}{star}", ha="center", va="center", fontsize=8.0, color=ink)
+    axes.set_facecolor("#dddddd")  # of points that were not trained
     return axes.imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, aspect="auto")
 
 

@@ -154,10 +154,11 @@ def from_published(folder: Path, methods: Sequence[str]) -> list[Run]:
     return runs
 
 
-def by_setting(runs: Sequence[Run]) -> dict[Setting, dict[str, dict[int, Run]]]:
-    """Setting -> arm -> seed -> run; wide bits first."""
+def by_setting(runs: Sequence[Run], names: Sequence[str]) -> dict[Setting, dict[str, dict[int, Run]]]:
+    """Setting -> arm -> seed -> run; wide bits first, arms in the order of ``names``; others left out."""
     found: dict[Setting, dict[str, dict[int, Run]]] = {}
-    for run in runs:
+    known = [run for run in runs if run.arm in names]
+    for run in sorted(known, key=lambda run: (names.index(run.arm), run.seed)):
         found.setdefault(run.setting, {}).setdefault(run.arm, {})[run.seed] = run
     return {setting: found[setting] for setting in sorted(found, key=lambda each: each.order)}
 
