@@ -48,10 +48,10 @@ class Stub:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.trained: list[str] = []
+        self.fingerprint = "f" * 64
         self.teacher = self.held_out = None
         self.session = SimpleNamespace(
             registry=Registry(),
-            model=SimpleNamespace(fingerprint=lambda: "f" * 64),
             spec=SimpleNamespace(device="cpu"),
             fresh_transformer=lambda: 1.5,
         )

@@ -119,7 +119,8 @@ def make(folder: Path, losses: dict[str, dict[int, float | None]], **extra: Any)
                 "options": {"recipe": {"steps": 60, "batch_size": 8, "accumulate": 2, "lr_weights": 1e-4,
                                        "loss": "distill"}},
                 "validation": {"batch": 4, "clips": 5}, "versions": {"torch": "2.13"},
-                "hardware": {"gpus": ["A GPU"]}, "git": None,
+                "hardware": {"gpus": ["A GPU"]},
+                "git": None, "method": "qvgen", "method_code": "0123456789abcdef",
                 "error": None if loss else "ValueError: diverged",
                 "final": None if loss is None else {"distill": loss, "task": 2 * loss},
             }  # fmt: skip
@@ -201,9 +202,7 @@ def test_normalised_spectrum_is_a_mean_over_layers(tmp_path: Path) -> None:
     make(tmp_path, {"qvgen": {1: 1.0}})
     [run] = read_runs(tmp_path)
     assert list(run.spectrum()) == [10, 50]
-    assert run.spectrum()[10] == pytest.approx(
-        [1, (2 / 14.5 + 4 / 29) / 2, (1.1 / 14.5 + 3 / 29) / 2, 2 / 29]
-    )
+    assert run.spectrum()[10] == pytest.approx([1, 4 / 29, 2.6 / 29, 2 / 29])
 
 
 def test_diverged_trainings_are_counted_and_left_out_of_pairs(tmp_path: Path) -> None:
@@ -260,9 +259,9 @@ def test_the_report_is_the_same_for_the_same_records(tmp_path: Path) -> None:
     page = (tmp_path / "a" / "claims.md").read_text()
     assert "| W3A3 | qvgen | kd-qat | -10.00 [-14.97, -5.03] | 3 | reproduced |" in page
     assert "| W3A3 | drop | at once, after training | +50.00 [+50.00, +50.00] | 3 | not reproduced |" in page
-    assert (
-        "- 9 trainings, 0 of them diverged\n- 4.5 minutes of training on A GPU\n- steps 60, batch 16" in page
-    )
+    assert "- 9 trainings, 0 of them diverged\n- 4.5 minutes of training on A GPU" in page
+    assert "\n- steps 60, batch 16, learning rate of weights 0.0001\n" in page
+    assert "\n- code qvgen with sources 0123456789ab; torch 2.13\n" in page
     assert json.loads((tmp_path / "a" / "claims.json").read_text())["runs"][0]["distill"] == 2.0
 
 

@@ -155,7 +155,7 @@ def _identity(arm: Arm, shared: Shared) -> dict[str, Any]:
         "options": jsonable(method),
         "training_clips": shared.grid.training_clips,
         "validation": {"clips": shared.grid.validation_clips, "batch": shared.grid.validation_batch},
-        "model_fingerprint": shared.session.model.fingerprint(),
+        "model_fingerprint": shared.fingerprint,
     }
 
 
@@ -235,7 +235,7 @@ def _save(method: Any, module: Any, arm: Arm, shared: Shared, out: Path) -> None
         card = checkpoint_card(
             arm.cell,
             jsonable(method),
-            model_fingerprint=shared.session.model.fingerprint(),
+            model_fingerprint=shared.fingerprint,
             skip_layers=arm.skip_layers,
             device=shared.session.spec.device,
             training_clips=shared.grid.training_clips,

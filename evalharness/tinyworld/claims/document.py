@@ -72,7 +72,6 @@ def _provenance(runs: Sequence[Run]) -> str:
     if records:
         seconds = sum(record.get("seconds") or 0 for record in records)
         gpus = {gpu for record in records for gpu in record["hardware"]["gpus"]}
-        commits = {(record["git"] or {}).get("commit", "unknown") for record in records}
         recipes = [record["options"]["recipe"] for record in records]
         validation = {(r["validation"]["batch"], r["validation"]["clips"]) for r in records}
         lines += [
@@ -84,10 +83,18 @@ def _provenance(runs: Sequence[Run]) -> str:
                 f"- held out: one batch of {batch} samples of {clips} clips"
                 for batch, clips in sorted(validation)
             ),
-            f"- code {_list({commit[:12] for commit in commits})}; torch "
+            f"- code {_list({_code(record) for record in records})}; torch "
             f"{_list({str(record['versions']['torch']) for record in records})}",
         ]
     return "\n".join(lines)
+
+
+def _code(record: Mapping[str, Any]) -> str:
+    """The commit; where there was no checkout, the hash of the method's sources."""
+    if record["git"] is None:
+        return f"{record['method']} with sources {record['method_code'][:12]}"
+    dirty = " with changes" if record["git"]["dirty"] else ""
+    return f"{record['git']['commit'][:12]}{dirty}"
 
 
 def _list(values: Iterable[str]) -> str:

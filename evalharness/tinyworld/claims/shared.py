@@ -65,6 +65,11 @@ class Shared:
         return loaded
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Of the pipeline's files."""
+        return self.session.model.fingerprint()
+
+    @cached_property
     def teacher(self) -> nn.Module:
         """A frozen copy of the full-precision transformer; arms read it and change nothing."""
         return copy.deepcopy(self.session.pristine).eval().requires_grad_(False)
