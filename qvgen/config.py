@@ -110,6 +110,7 @@ class QVGenConfig:
         direction: which singular values decay first.
         max_stages: the stage of this number takes all columns that are left; 0 means no limit.
         hold: share of the steps in which Phi stays whole before its decay begins, in [0, 1).
+        decay_until: share of the steps by which Phi is gone, in (hold, 1]; the rest trains without it.
         refactor: whether each stage starts with columns sorted by singular value again. Without
             it the order of the start decays.
         phi_end: ``decay``; ``drop``: whole to the last step, then removed at once; ``keep``: whole,
@@ -124,6 +125,7 @@ class QVGenConfig:
     direction: Direction = "small"
     max_stages: int = 0
     hold: float = 0.0
+    decay_until: float = 1.0
     refactor: bool = True
     phi_end: PhiEnd = "decay"
 
@@ -150,6 +152,8 @@ class DecayOptions(Protocol):
     @property
     def hold(self) -> float: ...
     @property
+    def decay_until(self) -> float: ...
+    @property
     def refactor(self) -> bool: ...
     @property
     def phi_end(self) -> PhiEnd: ...
@@ -163,6 +167,12 @@ def check_decay(options: DecayOptions) -> None:
     check_choice("direction", options.direction, ("small", "large", "random"))
     check_int("max_stages", options.max_stages, 0, 4096)
     check_float("hold", options.hold, 0.0, 1.0, open_high=True)
+    check_float("decay_until", options.decay_until, 0.0, 1.0, open_low=True)
+    if options.decay_until <= options.hold:
+        raise ValueError(
+            f"decay_until is {options.decay_until} and hold is {options.hold}: Phi must be gone after its "
+            "decay has begun; raise decay_until or lower hold"
+        )
     check_choice("refactor", options.refactor, (True, False))
     check_choice("phi_end", options.phi_end, ("decay", "drop", "keep"))
     if not options.refactor and options.direction != "small":

@@ -142,6 +142,7 @@ class QVGen(KDQAT):
         direction: which singular values go first: ``small``, ``large`` or ``random``.
         max_stages: the stage of this number takes all that is left; 0: no limit.
         hold: share of the steps before the decay begins.
+        decay_until: share of the steps by which Phi is gone.
         refactor: whether columns are sorted by singular value at each stage.
         phi_end: ``decay``, or ``drop``: whole to the last step, then removed at once.
     """
@@ -156,6 +157,7 @@ class QVGen(KDQAT):
     direction: Direction = "small"
     max_stages: int = 0
     hold: float = 0.0
+    decay_until: float = 1.0
     refactor: bool = True
     phi_end: PhiEnd = "decay"
 

@@ -40,8 +40,9 @@ class StageState:
 class RankSchedule:
     """Decay of ``rank`` columns over ``steps`` steps; the options are those of ``QVGenConfig``.
 
-    The first ``round(hold * steps)`` steps leave Phi whole. Every stage then lasts the rest of the
-    steps divided by the number of stages, rounded down; the few steps left over train without Phi.
+    The first ``round(hold * steps)`` steps leave Phi whole, the steps from ``round(decay_until * steps)``
+    on train without it. Every stage lasts the steps in between divided by the number of stages, rounded
+    down; the few left over train without Phi as well.
 
     Raises:
         ValueError: fewer steps than stages, or a value out of range.
@@ -54,6 +55,7 @@ class RankSchedule:
     direction: Direction = "small"
     max_stages: int = 0
     hold: float = 0.0
+    decay_until: float = 1.0
     refactor: bool = True
     phi_end: PhiEnd = "decay"
 
@@ -65,12 +67,13 @@ class RankSchedule:
 
     def __post_init__(self) -> None:
         check_decay(self)
-        left = self.steps - self.hold_steps
-        if self.phi_end == "decay" and left < len(self.ranks) - 1:
-            held = f" (after {self.hold_steps} of {self.steps} steps with hold)" if self.hold_steps else ""
+        if self.phi_end == "decay" and self.decay_steps < len(self.ranks) - 1:
+            parts = [f"after {self.hold_steps} of {self.steps} steps with hold"] if self.hold_steps else []
+            parts += [f"decay_until {self.decay_until} of {self.steps}"] if self.decay_until < 1 else []
+            which = f" ({', '.join(parts)})" if parts else ""
             raise ValueError(
-                f"{left} training steps{held} are fewer than the {len(self.ranks) - 1} stages that bring "
-                f"rank {self.rank} to 0; train longer, lower the rank or raise decay_ratio"
+                f"{self.decay_steps} training steps{which} are fewer than the {len(self.ranks) - 1} stages "
+                f"that bring rank {self.rank} to 0; train longer, lower the rank or raise decay_ratio"
             )
 
     @property
@@ -89,9 +92,14 @@ class RankSchedule:
         return round(self.hold * self.steps)
 
     @property
+    def decay_steps(self) -> int:
+        """Steps from the end of the hold to where Phi must be gone."""
+        return round(self.decay_until * self.steps) - self.hold_steps
+
+    @property
     def stage_steps(self) -> int:
         """Steps of one stage."""
-        return (self.steps - self.hold_steps) // (len(self.ranks) - 1)
+        return self.decay_steps // (len(self.ranks) - 1)
 
     def at(self, step: int) -> StageState:
         """State before the optimiser step number ``step`` (from 0)."""

@@ -140,6 +140,28 @@ def test_dropping_at_the_end_reports_the_loss_with_and_without(
     convert_(model)
 
 
+def test_an_early_end_trains_the_rest_without_phi(make_model: Make, make_context: Callable[..., Any]) -> None:
+    ctx = make_context(make_model())
+    ctx.validation_batches = ctx.batches
+    model = quantize_(make_model(), config(decay_until=0.5))
+    recipe = TrainRecipe(steps=24, batch_size=4, log_every=6, validate_every=6)
+    before = {}
+
+    def weights_at_half(record: Any) -> None:
+        ctx.records.append(record)
+        if record["step"] == 12:
+            before.update({n: layer.weight.detach().clone() for n, layer in quant_layers(model)})
+
+    ctx.log = weights_at_half
+    train_(model, recipe, ctx, schedule=RankSchedule.of(config(decay_until=0.5), 24))
+    # rank 8: stages 8>4>2>1>0 of 12 / 4 = 3 steps; u at the last step of a stage is (1 + cos(2 pi / 3)) / 2
+    ranks = [(record["rank"], record["gamma"]) for record in ctx.records]
+    assert ranks == [(4, pytest.approx(0.25)), (1, pytest.approx(0.25)), (0, 0.0), (0, 0.0)]
+    assert ctx.records[-1]["val_loss"] == ctx.records[-1]["val_loss_end"], "nothing was left to remove"
+    assert len(before) == 2 and all(layer.weight.ne(before[n]).any() for n, layer in quant_layers(model))
+    convert_(model)
+
+
 def test_a_kept_phi_is_at_work_and_cannot_be_converted(
     make_model: Make, make_context: Callable[..., Any]
 ) -> None:

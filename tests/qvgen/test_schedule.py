@@ -101,6 +101,35 @@ def test_hold_table() -> None:
     assert [s for s in range(11) if schedule.at(s).begins] == [0, 4, 7]
 
 
+def test_early_end_table() -> None:
+    # rank 2, 12 steps, decay_until 0.75: 2>1 and 1>0 share round(0.75 * 12) = 9 steps, so 4 each;
+    # linear: 1, 3/4, 1/2, 1/4; step 8 is left over and steps 9 to 11 train without Phi
+    schedule = RankSchedule(rank=2, steps=12, decay_until=0.75, annealing="linear")
+    u = [1, 3 / 4, 1 / 2, 1 / 4]
+    expected = [(1, v) for v in u] + [(v, 0) for v in u] + [(0, 0)] * 5
+    for step, row in enumerate(expected):
+        assert schedule.gamma(step) == pytest.approx(row), step
+    assert [s for s in range(13) if schedule.at(s).refactor] == [4]
+    assert [s for s in range(13) if schedule.at(s).begins] == [0, 4]
+
+
+def test_early_end_after_a_hold() -> None:
+    # 20 steps: whole up to 20 * 0.2 = 4, gone at 20 * 0.6 = 12, two stages of 4 in between; cosine at halves
+    schedule = RankSchedule(rank=2, steps=20, hold=0.2, decay_until=0.6)
+    assert (schedule.hold_steps, schedule.decay_steps, schedule.stage_steps) == (4, 8, 4)
+    assert [schedule.gamma(step) for step in (3, 4, 6, 8, 10, 12, 19)] == [
+        (1, 1), (1, 1), (1, pytest.approx(0.5)), (1, 0), (pytest.approx(0.5), 0), (0, 0), (0, 0),
+    ]  # fmt: skip
+
+
+@given(st.integers(1, 40), st.integers(100, 500), st.floats(0.5, 1.0))
+def test_early_end_is_a_shorter_schedule_followed_by_nothing(rank: int, steps: int, until: float) -> None:
+    early, short = RankSchedule(rank=rank, steps=steps, decay_until=until), round(until * steps)
+    alone = RankSchedule(rank=rank, steps=short)
+    assert [early.gamma(s) for s in range(short)] == [alone.gamma(s) for s in range(short)]
+    assert all(early.gamma(s) == (0.0,) * rank for s in range(short, steps + 1))
+
+
 @pytest.mark.parametrize("end", ["drop", "keep"])
 def test_a_phi_that_does_not_decay(end: str) -> None:
     schedule = RankSchedule(rank=3, steps=2, phi_end=end)  # type: ignore[arg-type]
@@ -127,6 +156,12 @@ def test_of_a_config() -> None:
 def test_refused_options() -> None:
     with pytest.raises(ValueError, match=r"5 training steps \(after 45 of 50 steps with hold\) are fewer"):
         RankSchedule(rank=32, steps=50, hold=0.9)
+    with pytest.raises(ValueError, match=r"5 training steps \(decay_until 0\.1 of 50\) are fewer"):
+        RankSchedule(rank=32, steps=50, decay_until=0.1)
+    with pytest.raises(ValueError, match=r"decay_until is 0\.3 and hold is 0\.3: Phi must be gone after"):
+        RankSchedule(rank=32, steps=50, hold=0.3, decay_until=0.3)
+    with pytest.raises(ValueError, match=r"decay_until is 1\.1; expected a number in \(0\.0, 1\.0\]"):
+        RankSchedule(rank=32, steps=50, decay_until=1.1)
     with pytest.raises(ValueError, match=r"hold is 1\.0"):
         RankSchedule(rank=32, steps=50, hold=1.0)
     with pytest.raises(ValueError, match="annealing is 'quartic'; allowed: 'cosine', 'linear'"):

@@ -1,0 +1,10 @@
+"""QVGen's claims put to the test on tinyworld: many small trainings of one grid, and their comparison.
+
+    python -m evalharness.tinyworld.claims.arms --grid configs/claims-main.yaml --device cuda
+    python -m evalharness.tinyworld.claims.report --grid configs/claims-main.yaml --out results/claims/main
+
+The first trains every arm of the grid one after another in one process; several processes (one for each
+GPU, say) may share one output folder. The second needs SciPy (``pip install 'evalharness[dev]'``).
+
+No width axis: another width needs another full-precision model, which the package does not ship.
+"""

@@ -1,0 +1,144 @@
+"""``claims.md``: the tables and verdicts of ``findings``, in words and numbers. No torch, no plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from evalharness.tinyworld.claims.runs import Run
+
+__all__ = ["as_markdown"]
+
+_NONE = "-"
+
+
+def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        found: of ``findings``.
+        runs: the same, for what they were made with.
+        figures: file name -> caption, in order.
+    """
+    contender, baseline = found["compare"]
+    parts = [
+        "# Trainings compared",
+        _provenance(runs),
+        f"Differences are in per cent, arms paired by training seed. Brackets: {found['confidence']:.0%} "
+        "interval (Student's t) over training seeds; none from one seed, and such a row stays undecided. "
+        "Intervals are not adjusted for the number of comparisons.",
+        _section(
+            f"Training: {contender} over {baseline}, means over steps; claim: lower",
+            ("setting", "measure", "steps", "difference", "n", "verdict"),
+            (
+                (r["setting"], r["measure"], r["steps"], *_share(r["difference"]), r["verdict"])
+                for r in found["training"]
+                if not r["axes"]  # a map has too many; they are in the JSON file
+            ),
+        ),
+        _section(
+            "Held-out loss at the end",
+            ("setting", "arm", "distillation loss", "loss to the model's target", f"over {baseline}", "n"),
+            (_final(row) for row in found["finals"]),
+        ),
+        _section(
+            "Hypotheses: held-out loss of the first is lower than of the second",
+            ("setting", "lower", "than", "difference", "n", "verdict"),
+            (
+                (r["setting"], r["lower"], r["than"], *_share(r["difference"]), r["verdict"])
+                for r in found["hypotheses"]
+            ),
+        ),
+        _section(
+            f"Cost of removing Phi, over {found['kept']} while it had Phi; claim: below "
+            f"{found['removal_margin']:.0%}",
+            ("setting", "arm", "how", "cost", "n", "verdict"),
+            (_removal(row) for row in found["removal"]),
+        ),
+        _section(
+            f"Share of Phi's singular values 14 times below the largest, in {found['kept']}",
+            ("setting", "first", "last", "growth (points)", "n", "verdict"),
+            (_spectrum(row) for row in found["spectrum"]),
+        ),
+        *(f"![{caption}]({name})\n\n{caption}" for name, caption in figures.items()),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _provenance(runs: Sequence[Run]) -> str:
+    records = [run.record for run in runs if run.record]
+    diverged = sum(run.distill is None for run in runs)
+    lines = [f"- {len(runs)} trainings, {diverged} of them diverged"]
+    if records:
+        seconds = sum(record.get("seconds") or 0 for record in records)
+        gpus = {gpu for record in records for gpu in record["hardware"]["gpus"]}
+        recipes = [record["options"]["recipe"] for record in records]
+        validation = {(r["validation"]["batch"], r["validation"]["clips"]) for r in records}
+        lines += [
+            f"- {seconds / 60:.1f} minutes of training on {_list(gpus) or 'CPU'}",
+            f"- steps {_list({str(r['steps']) for r in recipes})}, batch "
+            f"{_list({str(r['batch_size'] * r['accumulate']) for r in recipes})}, learning rate of weights "
+            f"{_list({format(r['lr_weights'], 'g') for r in recipes})}",
+            *(
+                f"- held out: one batch of {batch} samples of {clips} clips"
+                for batch, clips in sorted(validation)
+            ),
+            f"- code {_list({_code(record) for record in records})}; torch "
+            f"{_list({str(record['versions']['torch']) for record in records})}",
+        ]
+    return "\n".join(lines)
+
+
+def _code(record: Mapping[str, Any]) -> str:
+    """The commit; where there was no checkout, the hash of the method's sources."""
+    if record["git"] is None:
+        return f"{record['method']} with sources {record['method_code'][:12]}"
+    dirty = " with changes" if record["git"]["dirty"] else ""
+    return f"{record['git']['commit'][:12]}{dirty}"
+
+
+def _list(values: Iterable[str]) -> str:
+    return ", ".join(sorted(values))
+
+
+def _section(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table under a heading; nothing without rows."""
+    body = ["| " + " | ".join(row) + " |" for row in rows]
+    if not body:
+        return ""
+    return "\n".join([f"## {title}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|", *body])
+
+
+def _final(row: Mapping[str, Any]) -> tuple[str, ...]:
+    count = str(row["distill"]["n"]) + (f", {row['diverged']} diverged" if row["diverged"] else "")
+    return (
+        row["setting"],
+        row["arm"],
+        _number(row["distill"], 1.0, ".5f"),
+        _number(row["task"], 1.0, ".5f"),
+        _number(row["over_baseline"], 100.0, "+.2f"),
+        count,
+    )
+
+
+def _removal(row: Mapping[str, Any]) -> tuple[str, ...]:
+    how = "at once, after training" if row["at_once"] else "by decay"
+    return (row["setting"], row["arm"], how, *_share(row["cost"]), row["verdict"])
+
+
+def _spectrum(row: Mapping[str, Any]) -> tuple[str, ...]:
+    first, last = (_number(row[key], 100.0, ".1f") for key in ("first", "last"))
+    return (row["setting"], first, last, *_share(row["growth"]), row["verdict"])
+
+
+def _share(estimate: Mapping[str, Any]) -> tuple[str, str]:
+    return _number(estimate, 100.0, "+.2f"), str(estimate["n"])
+
+
+def _number(estimate: Mapping[str, Any], scale: float, form: str) -> str:
+    if estimate["value"] is None:
+        return _NONE
+    text = format(estimate["value"] * scale, form)
+    if estimate["lo"] is None:
+        return text
+    return f"{text} [{format(estimate['lo'] * scale, form)}, {format(estimate['hi'] * scale, form)}]"

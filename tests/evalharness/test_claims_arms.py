@@ -1,0 +1,175 @@
+"""The driver of a grid: what it shares, what it writes, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from evalharness.cells import build_method
+from evalharness.errors import UserError
+from evalharness.registry import Registry
+from evalharness.tinyworld.claims import arms as driver
+from evalharness.tinyworld.claims.grid import Grid, read_grid
+from evalharness.tinyworld.claims.shared import ArmContext, Shared
+from qvgen.method import KDQAT
+
+GRID = {
+    "compare": ["qvgen", "kd-qat"],
+    "training_clips": 4,
+    "validation": {"clips": 3, "batch": 2},
+    "recipe": {"steps": 2, "batch_size": 2, "log_every": 1, "validate_every": 1},
+    "arms": {
+        "kd-qat": {"method": "kd-qat"},
+        "qvgen": {"method": "qvgen", "options": {"rank": 2, "phi_end": "drop"}},
+    },
+    "blocks": {"core": {"bits": [4], "seeds": [3]}},
+}
+
+
+def read(folder: Path, **changes: Any) -> Grid:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({**GRID, **changes}))
+    return read_grid(path)
+
+
+class Stub:
+    """Stands for ``Shared``: methods that train nothing, a model that is a number."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.trained: list[str] = []
+        self.fingerprint = "f" * 64
+        self.teacher = self.held_out = None
+        self.session = SimpleNamespace(
+            registry=Registry(),
+            spec=SimpleNamespace(device="cpu"),
+            fresh_transformer=lambda: 1.5,
+        )
+
+    def losses(self, module: float) -> dict[str, float]:
+        return {"distill": module, "task": 2 * module}
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """A grid of two arms, of which ``qvgen`` diverges."""
+    shared = Stub(read(tmp_path))
+
+    def apply(self: KDQAT, module: Any, ctx: Any) -> Any:
+        shared.trained.append(self.name)
+        if self.name == "qvgen":
+            raise ValueError("training diverged: loss nan")
+        return module
+
+    monkeypatch.setattr(KDQAT, "apply", apply)
+    monkeypatch.setattr(
+        driver, "ArmContext", lambda *_: SimpleNamespace(batches=lambda batch_size: iter([None]))
+    )
+    return shared
+
+
+def train(stub: Stub, out: Path, **options: Any) -> int:
+    return driver.train_arms(stub.grid, stub, out, **options)  # type: ignore[arg-type]
+
+
+def record(out: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "arms" / name / "record.json").read_text())
+    return found
+
+
+def test_a_diverged_arm_is_recorded_and_the_next_one_trained(stub: Stub, tmp_path: Path) -> None:
+    assert train(stub, tmp_path) == 0
+    assert stub.trained == ["kd-qat", "qvgen"]
+    fine, diverged = record(tmp_path, "kd-qat-w4a4-s3"), record(tmp_path, "qvgen-w4a4-s3")
+    assert fine["final"] == {"distill": 1.5, "task": 3.0} and fine["error"] is None
+    assert diverged["final"] is None and diverged["error"] == "ValueError: training diverged: loss nan"
+    assert (fine["arm"], fine["w_bits"], fine["seed"]) == ("kd-qat", 4, 3)
+
+
+def test_finished_arms_are_left_alone(stub: Stub, tmp_path: Path) -> None:
+    train(stub, tmp_path)
+    path = tmp_path / "arms" / "kd-qat-w4a4-s3" / "record.json"
+    before = path.read_bytes()
+    (tmp_path / "arms" / "qvgen-w4a4-s3" / "record.json").unlink()
+    stub.trained.clear()
+    assert train(stub, tmp_path) == 0
+    assert stub.trained == ["qvgen"] and path.read_bytes() == before
+
+
+def test_an_arm_that_another_process_holds_is_passed_over(stub: Stub, tmp_path: Path) -> None:
+    folder = tmp_path / "arms" / "kd-qat-w4a4-s3"
+    folder.mkdir(parents=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert train(stub, tmp_path) == 1
+    assert stub.trained == ["qvgen"]
+    os.close(handle)  # as the end of that process does
+    assert train(stub, tmp_path) == 0
+    assert stub.trained == ["qvgen", "kd-qat"]
+
+
+def test_no_arm_begins_after_the_given_minutes(stub: Stub, tmp_path: Path) -> None:
+    assert train(stub, tmp_path, minutes=0.0) == 2
+    assert stub.trained == []
+
+
+def test_a_record_of_other_options_is_refused(stub: Stub, tmp_path: Path) -> None:
+    train(stub, tmp_path)
+    stub.grid = read(tmp_path, training_clips=5)
+    with pytest.raises(UserError, match="kd-qat-w4a4-s3: its record is of other options, data or weights"):
+        train(stub, tmp_path)
+
+
+def test_the_list_names_arms_and_cost_and_trains_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read(tmp_path, blocks={"core": {"bits": [4, 3], "seeds": [0, 1, 2]}})
+    caplog.set_level(logging.INFO)
+    out = tmp_path / "out"
+    arguments = ["--grid", str(tmp_path / "grid.yaml"), "--out", str(out), "--list", "--step-ms", "1000"]
+    assert driver.main(arguments) == 0
+    # 2 arms x 2 widths x 3 seeds, 2 steps of a second and 2 seconds each: 48 seconds
+    assert caplog.messages[0] == "12 arms, 24 steps, about 0.8 minutes of one device"
+    assert caplog.messages[1] == "core  kd-qat-w4a4-s0" and not out.exists()
+    with pytest.raises(UserError, match="unknown arm in --save 'qvgen-w9a9'"):
+        driver.main([*arguments[:4], "--save", "qvgen-w9a9"])
+    with pytest.raises(UserError, match="unknown block 'cor'; did you mean 'core'"):
+        driver.main([*arguments[:4], "--blocks", "cor"])
+
+
+@pytest.mark.slow
+def test_real_arms_share_their_data_and_save_what_they_measured(tmp_path: Path) -> None:
+    grid = read(tmp_path, blocks={"core": {"arms": ["qvgen"], "bits": [4], "seeds": [3]}})
+    shared = Shared(grid, "cpu")
+    assert driver.train_arms(grid, shared, tmp_path, save=["qvgen-w4a4"]) == 0
+    found = record(tmp_path, "qvgen-w4a4-s3")
+    lines = [json.loads(x) for x in (tmp_path / "arms/qvgen-w4a4-s3/train.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[-1]["val_loss_end"] != lines[-1]["val_loss"], "Phi was dropped after the last step"
+    assert found["final"]["distill"] == pytest.approx(lines[-1]["val_loss_end"], rel=0.02), "bf16 on disk"
+
+    arm = grid.arms[0]
+    method = build_method(shared.session.registry, arm.cell)
+    loaded = method.load(shared.session.fresh_transformer(), tmp_path / "checkpoints/s3/qvgen-w4a4")
+    assert shared.losses(loaded.eval()) == pytest.approx(found["final"], rel=1e-5)
+
+    other = dataclasses.replace(arm, cell=dataclasses.replace(arm.cell, seed=4), skip_layers="none")
+    contexts = [ArmContext(shared, a, tmp_path / "log") for a in (arm, arm, other)]
+    first, again, foreign = (next(context.batches(2)).target for context in contexts)
+    assert torch.equal(first, again) and not torch.equal(first, foreign)
+    held = [next(context.validation_batches(64)) for context in contexts]
+    assert held[0] is held[2] and len(held[0].target) == 2
+    assert contexts[2].skip_layers == () and contexts[0].skip_layers
+    assert contexts[0].teacher() is contexts[2].teacher()
+    assert set(shared.loaded._kept) == {3, 4, 1 << 20}, "each seed's clips are encoded once"  # type: ignore[attr-defined]
+    assert [len(clips[0]) for clips in shared.loaded._kept.values()] == [3, 4, 4]  # type: ignore[attr-defined]
