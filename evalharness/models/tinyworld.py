@@ -133,10 +133,7 @@ class LoadedTinyWorld:
 
     def batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         """Noised latents of rendered training clips, 10 % without caption; target: v."""
-        if seed not in self._clips:
-            self._clips.clear()
-            self._clips[seed] = self._render_clips(seed, self.training_clips)
-        return self._batches(self._clips[seed], batch_size, seed)
+        return self._batches(self._training_clips(seed), batch_size, seed)
 
     def few_batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         """As ``batches``, from no more clips than one batch has: for a fixed validation batch."""
@@ -203,6 +200,13 @@ class LoadedTinyWorld:
             "timestep": torch.full((2,), 500, device=self.device),
             "return_dict": False,
         }
+
+    def _training_clips(self, seed: int) -> Clips:
+        """One seed's clips, kept until another seed's are asked for."""
+        if seed not in self._clips:
+            self._clips.clear()
+            self._clips[seed] = self._render_clips(seed, self.training_clips)
+        return self._clips[seed]
 
     def _render_clips(self, seed: int, count: int) -> Clips:
         """Latents and token ids of ``count`` training clips, rendered and encoded."""

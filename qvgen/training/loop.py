@@ -22,7 +22,7 @@ def train_(
     """Train every parameter of ``student`` in place.
 
     Where ``ctx.state_folder`` holds the state of a killed run of the same training, that run goes
-    on: on one device to the same bits as if it had never stopped. Where ``torch.distributed`` runs,
+    on: on a CPU to the same bits as if it had never stopped. Where ``torch.distributed`` runs,
     all processes train one student together, see ``qvgen.training.parallel``.
 
     Args:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from evalharness.models.tinyworld import TinyWorld
 from evalharness.stats import Key, Resampler
-from evalharness.tinyworld import spec
+from evalharness.tinyworld import judge_files, spec
 from evalharness.tinyworld.calibration import document, rules
 from evalharness.tinyworld.calibration.__main__ import parse
 from evalharness.tinyworld.calibration.cases import contrary, held_out_cases, one_wrong, reversed_relation
@@ -149,3 +153,16 @@ def test_too_few_videos_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--out", "x", "--videos", "3"])
     assert "expected 20 or more" in capsys.readouterr().err
+
+
+def test_the_published_tables_are_of_the_shipped_model_and_judges() -> None:
+    """Whoever changes the assets must measure again: figures of other weights prove nothing."""
+    root = Path(__file__).parents[2]
+    model = TinyWorld().fingerprint()
+    published = json.loads((root / "docs" / "calibration" / "calibration.json").read_text())
+    assert published["model_fingerprint"] == model
+    assert published["judges"] == {Path(file.path).name: file.sha256 for file in judge_files.weight_files()}
+    table = json.loads((root / "results" / "tinyworld" / "manifest.json").read_text())
+    assert model in json.dumps(table)
+    for card in (root / "evalharness" / "tinyworld" / "assets" / "checkpoints").glob("*/evalharness.json"):
+        assert json.loads(card.read_text())["model_fingerprint"] == model, card

@@ -17,7 +17,7 @@ from evalharness.tinyworld.training import rebuild
 CONFIG = Path(__file__).parents[2] / "configs" / "tinyworld-published.yaml"
 DECODER = "diffusion_pytorch_model.safetensors"
 INPUTS = ("--init", "--vae", "--judges", "--pipeline", "--config")
-NAMES = ["vae", "vae", "text2video", "judges", "judge_heads", *["checkpoints"] * 6]
+NAMES = ["vae", "vae", "text2video", "judges", "judge_heads", *["checkpoints"] * 9]
 
 
 class Trainings:
@@ -92,7 +92,7 @@ def test_from_nothing_every_stage_runs_once_on_what_those_before_it_made(
     assert trainings.names == NAMES
     assert {options["--device"] for _, options in trainings.calls} == {"cpu"}
     made = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.is_dir())
-    assert made == [f"{method}-w{b}a{b}" for method in ("lsq", "qvgen") for b in (2, 3, 4)]
+    assert made == [f"{method}-w{b}a{b}" for method in ("kd-qat", "lsq", "qvgen") for b in (2, 3, 4)]
 
 
 def test_what_is_done_is_skipped(build: Callable[..., Path], trainings: Trainings) -> None:
@@ -137,7 +137,7 @@ def test_checkpoints_are_trained_on_the_pipeline_with_the_better_decoder(
     build: Callable[..., Path], trainings: Trainings
 ) -> None:
     folder = build()
-    assert trainings.decoders == ["vae vae-decoder"] * 6
+    assert trainings.decoders == ["vae vae-decoder"] * 9
     assert (folder / "text2video" / "pipeline" / "vae" / DECODER).read_text() == "vae vae-decoder"
 
 
@@ -165,7 +165,7 @@ def test_install_puts_whole_folders_into_the_package(
         "judges/frame.safetensors": "judge_heads judges",
         **{
             f"checkpoints/{method}-w{b}a{b}/evalharness.json": "checkpoints checkpoints"
-            for method in ("lsq", "qvgen")
+            for method in ("lsq", "kd-qat", "qvgen")
             for b in (4, 3, 2)
         },
         "checkpoints/rtn-w2a2/evalharness.json": "old",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evalharness.models.tinyworld import TinyWorld
 from evalharness.stats import Interval, Resampler, bootstrap_ci
+from evalharness.tinyworld import judge_files
 from evalharness.tinyworld.calibration.conditions import CONDITIONS
 from evalharness.tinyworld.calibration.rules import Verdict
 from evalharness.tinyworld.calibration.scoring import Scores
@@ -48,9 +50,11 @@ def as_json(
     verdicts: Sequence[Verdict],
     model: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """All figures, raw (0 to 1)."""
+    """All figures, raw (0 to 1), and which model and judges they are of."""
     return {
         "format": 1,
+        "model_fingerprint": TinyWorld().fingerprint(),
+        "judges": {file.path.rsplit("/", 1)[1]: file.sha256 for file in judge_files.weight_files()},
         "conditions": {
             condition: {dimension: _plain(value) for dimension, value in row.items()}
             for condition, row in table.items()

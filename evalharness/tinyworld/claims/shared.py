@@ -16,8 +16,9 @@ from evalharness.stages.context import StageContext
 from evalharness.tinyworld.claims.grid import VALIDATION_SEED, Arm, Grid
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
+
+    from evalharness.tinyworld.training.text2video import Clips
 
 __all__ = ["ArmContext", "Shared"]
 
@@ -27,9 +28,9 @@ class _LoadedForMany(LoadedTinyWorld):
 
     def __init__(self, device: str, folder: Path, training_clips: int) -> None:
         super().__init__(device, folder, training_clips)
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept: dict[int, Clips] = {}
 
-    def _training_clips(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _training_clips(self, seed: int) -> Clips:
         if seed not in self._kept:
             self._kept[seed] = super()._training_clips(seed)
         return self._kept[seed]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ASSETS = Path(__file__).parent.parent / "assets"
-PUBLISHED = [(method, bits) for bits in ("4", "3", "2") for method in ("lsq", "qvgen")]
+PUBLISHED = [(method, bits) for bits in ("4", "3", "2") for method in ("lsq", "kd-qat", "qvgen")]
 MODULES = "evalharness.tinyworld.training"
 
 Call = Callable[[Sequence[str]], int]
