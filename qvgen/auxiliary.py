@@ -39,8 +39,9 @@ class Phi(nn.Module):
         return int(self.L.shape[1])
 
     def forward(self) -> Tensor:
-        """Dense [out, in] float32."""
-        return (self.L * self.gamma) @ self.R
+        """Dense [out, in] float32, under autocast too."""
+        with torch.autocast(self.L.device.type, enabled=False):
+            return (self.L * self.gamma) @ self.R
 
 
 @torch.no_grad()
