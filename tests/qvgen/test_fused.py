@@ -361,7 +361,7 @@ def test_a_layer_is_recorded_as_a_cuda_graph() -> None:
         recorded = step()
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(recorded, out)
+    torch.testing.assert_close(recorded, out)
     for a, p in zip(grads, model.parameters(), strict=True):
         assert p.grad is not None
         torch.testing.assert_close(p.grad, a)
