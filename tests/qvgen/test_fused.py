@@ -217,8 +217,9 @@ def test_product_in_three_parts_is_float32_exact() -> None:
 
 
 @pytest.mark.cuda
-def test_exact_product_on_a_gpu() -> None:
-    large, few = draw(300, 500).cuda().bfloat16(), draw(500, 32, seed=1).cuda()
+@pytest.mark.parametrize("rank", [1, 5, 32, 64])
+def test_exact_product_on_a_gpu(rank: int) -> None:
+    large, few = draw(300, 500).cuda().bfloat16(), draw(500, rank, seed=1).cuda()
     expected = large.double() @ few.double()
     got = fused_weight.exact_product(large, few)
     assert float((got - expected).norm() / expected.norm()) < 1e-6
