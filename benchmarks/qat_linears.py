@@ -1,10 +1,9 @@
-"""The linears of one CogVideoX-2B block, and the fused operators alone."""
+"""The linears of one CogVideoX-2B block."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.measuring import Deadline, compare, held_mb, peak_mb, ratio, unfused
 from qvgen.api import make_clip_context
 from qvgen.config import QuantConfig
-from qvgen.fake_quant import token_fake_quant, weight_fake_quant
 from qvgen.linear import QuantLinear
 from qvgen.official.config import OfficialConfig
 from qvgen.official.linear import OfficialQuantLinear, OfficialTimestep
@@ -141,52 +139,3 @@ def _agreement(
 def _gradient(x: Tensor) -> Tensor:
     assert x.grad is not None
     return x.grad
-
-
-def measure_kernels(device: torch.device, tiny: bool, repeats: int, limit_s: float) -> dict[str, Any]:
-    """Each operator alone: time and the bandwidth that its least traffic would mean."""
-    deadline = Deadline(limit_s)
-    torch.manual_seed(0)
-    results: dict[str, Any] = {}
-    for columns in (32, 64) if tiny else (1920, 7680):
-        x = torch.randn(TINY_TOKENS if tiny else TOKENS, columns, device=device, dtype=torch.bfloat16)
-        clips = [torch.full((1,), 0.95, device=device, requires_grad=True) for _ in range(2)]
-        leaf, grad = x.clone().requires_grad_(), torch.randn_like(x)
-        results[f"tokens {tuple(x.shape)}"] = _both_ways(
-            partial(token_fake_quant, leaf, clips[0], clips[1], 15),
-            [leaf, *clips], grad, (4, 6), device, repeats, deadline,
-        )  # fmt: skip
-    for rows, columns in ((32, 64),) if tiny else ((1920, 1920), (7680, 1920), (1920, 7680)):
-        weight = torch.randn(rows, columns, device=device).requires_grad_()
-        scale = torch.full((rows, 1), 0.3, device=device, requires_grad=True)
-        zero = torch.full((rows, 1), 7.5, device=device, requires_grad=True)
-        left = torch.randn(rows, RANK, device=device).mul_(0.01).requires_grad_()
-        right = torch.randn(RANK, columns, device=device).mul_(0.01).requires_grad_()
-        gamma = torch.ones(RANK, device=device)
-        grad = torch.randn(rows, columns, device=device, dtype=torch.bfloat16)
-
-        def call(leaves: Any = (weight, scale, zero, left, right), gamma: Tensor = gamma) -> Tensor:
-            w, s, z, left, right = leaves
-            return weight_fake_quant(w, s, z, 15, 0.01, phi=(left, gamma, right), dtype=torch.bfloat16)
-
-        # Backward: weight and gradient in, gradient out, and twice the gradient for L and R.
-        leaves = [weight, scale, zero, left, right]
-        results[f"weight {(rows, columns)}"] = _both_ways(
-            call, leaves, grad, (6, 14), device, repeats, deadline
-        )
-    return {"ratios": {}, "operators": results}
-
-
-def _both_ways(
-    call: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor, bytes_each: tuple[int, int],
-    device: torch.device, repeats: int, deadline: Deadline,
-) -> dict[str, Any]:  # fmt: skip
-    out = call()
-
-    def backward() -> None:
-        torch.autograd.grad(out, leaves, grad, retain_graph=True)
-
-    times: dict[str, Any] = compare({"forward": call, "backward": backward}, device, repeats, deadline)
-    for name, count in zip(("forward", "backward"), bytes_each, strict=True):
-        times[name]["gb_per_s"] = out.numel() * count / times[name]["median_ms"] / 1e6
-    return times

@@ -47,7 +47,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measurements(given: argparse.Namespace, device: torch.device) -> dict[str, Callable[[float], Any]]:
     """A function of the time limit for each part."""
-    from benchmarks.qat_linears import measure_kernels, measure_linears
+    from benchmarks.qat_kernels import measure_kernels
+    from benchmarks.qat_linears import measure_linears
     from benchmarks.qat_phi import measure_phi
     from benchmarks.qat_training import measure_step
 
