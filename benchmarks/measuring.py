@@ -55,6 +55,16 @@ def elapsed_ms(action: Callable[[], object], device: torch.device) -> float:
     return float(first.elapsed_time(last))
 
 
+def enqueue_ms(action: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds until the host is through with ``action``; if near its whole time, the device waits."""
+    wait(device)
+    start = time.perf_counter()
+    action()
+    took = (time.perf_counter() - start) * 1e3
+    wait(device)
+    return took
+
+
 def seconds(action: Callable[[], object], device: torch.device) -> float:
     """Seconds by the clock, waiting for the device before and after."""
     wait(device)

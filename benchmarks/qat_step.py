@@ -32,6 +32,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="clips in the batch of part step")
     parser.add_argument("--frames", type=int, default=13, help="latent frames of a clip; 13 are 49 frames")
     parser.add_argument("--compile", action="store_true", help="part step: torch.compile every block")
+    backends = ("default", "cudnn")
+    parser.add_argument("--attention", choices=backends, default="default", help="part step: what attends")
     for part, limit in LIMITS_S.items():
         what = "seconds after which this part begins no further measurement"
         parser.add_argument(f"--{part}-s", type=float, default=limit, help=what)
@@ -58,7 +60,14 @@ def measurements(given: argparse.Namespace, device: torch.device) -> dict[str, C
         "kernels": lambda s: measure_kernels(device, tiny, repeats, s),
         "linears": lambda s: measure_linears(device, tiny, repeats, s),
         "step": lambda s: measure_step(
-            device, tiny, min(repeats, 7), s, samples=given.samples, frames=frames, compiled=given.compile
+            device,
+            tiny,
+            min(repeats, 7),
+            s,
+            samples=given.samples,
+            frames=frames,
+            compiled=given.compile,
+            attention=given.attention,
         ),
         "phi": lambda s: measure_phi(device, tiny, repeats, s),
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measuring import WARMUP, Deadline, elapsed_ms, peak_mb, ratio, summary, unfused
+from benchmarks.measuring import WARMUP, Deadline, elapsed_ms, enqueue_ms, peak_mb, ratio, summary, unfused
 from qvgen.api import quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.training.loop import set_gradient_checkpointing
@@ -93,7 +94,7 @@ def random_batch(device: torch.device, tiny: bool, samples: int, frames: int) ->
 
 def measure_step(
     device: torch.device, tiny: bool, repeats: int, limit_s: float,
-    *, samples: int, frames: int, compiled: bool,
+    *, samples: int, frames: int, compiled: bool, attention: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Teacher without gradients, student with block checkpointing, clipping, AdamW: ``TrainStep``.
 
@@ -109,7 +110,7 @@ def measure_step(
     for name in ("plain", "fused", "plain again", "unfused"):
         if sides and deadline.passed:
             break
-        sides[name] = _side(name, teacher, batch, device, tiny, repeats, compiled)
+        sides[name] = _side(name, teacher, batch, device, tiny, repeats, compiled, attention)
         print(f"  step, {name}: {sides[name]['median_ms']:.0f} ms", flush=True)
         _free(device)
     plain = sides["plain"]["median_ms"]
@@ -128,6 +129,7 @@ def measure_step(
         "samples": samples,
         "latent_frames": frames,
         "compiled_blocks": compiled,
+        "attention": attention,
         "sides": sides,
     }
 
@@ -140,6 +142,7 @@ def _side(
     tiny: bool,
     repeats: int,
     compiled: bool,
+    attention: str,
 ) -> dict[str, Any]:
     # Not the teacher's weights: gradients of zero would make a GPU faster than real ones do.
     student = transformer(device, tiny, seed=1).train()
@@ -153,17 +156,34 @@ def _side(
     losses = []
 
     def once() -> None:
-        losses.append(step([batch]).loss)
+        with attention_backend(attention):
+            losses.append(step([batch]).loss)
 
     with unfused(name == "unfused"):
         for _ in range(WARMUP):
             once()
         peak = peak_mb(once, device)
         times = [elapsed_ms(once, device) for _ in range(2 if name == "unfused" else repeats)]
+        host = enqueue_ms(once, device)
     parameters = sum(p.numel() for p in student.parameters())
     return {
-        **summary(times), "peak_mb": peak, "parameters": parameters, "losses": [float(x) for x in losses]
-    }  # fmt: skip
+        **summary(times),
+        "peak_mb": peak,
+        "host_ms": host,
+        "parameters": parameters,
+        "losses": [float(x) for x in losses],
+    }
+
+
+def attention_backend(name: str) -> AbstractContextManager[None]:
+    """``cudnn`` puts its kernel first, which is the faster one on Hopper; ``default`` leaves it to torch."""
+    if name == "default":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    chosen: AbstractContextManager[None] = sdpa_kernel(order, set_priority=True)
+    return chosen
 
 
 def compile_blocks_(model: nn.Module) -> None:
