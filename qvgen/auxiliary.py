@@ -39,8 +39,9 @@ class Phi(nn.Module):
         return int(self.L.shape[1])
 
     def forward(self) -> Tensor:
-        """Dense [out, in] float32."""
-        return (self.L * self.gamma) @ self.R
+        """Dense [out, in] float32, under autocast too."""
+        with torch.autocast(self.L.device.type, enabled=False):
+            return (self.L * self.gamma) @ self.R
 
 
 @torch.no_grad()
@@ -77,21 +78,23 @@ def leading_factors(error: Tensor, rank: int, solver: Solver = "auto") -> tuple[
 def refactor(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Balanced factors of the same product, columns in descending order of singular value.
 
-    Two thin QR decompositions and one r x r SVD, float32: O((out + in) r^2) instead of the
-    O(out * in * min(out, in)) of an SVD of the product.
+    Two thin QR decompositions and one r x r SVD: O((out + in) r^2) instead of the
+    O(out * in * min(out, in)) of an SVD of the product. All in float64, so that only the rounding
+    of the new factors is left of the error: 4e-8 of the product, where float32 throughout gives 9e-7.
 
     Args:
         left: [..., out, r]; leading dimensions are a batch of layers.
         right: [..., r, in]; r at most min(out, in).
 
     Returns:
-        New left and right of the same shapes.
+        New left and right of the same shapes, float32.
     """
-    q_left, r_left = torch.linalg.qr(left.float())
-    q_right, r_right = torch.linalg.qr(right.float().mT)
+    q_left, r_left = torch.linalg.qr(left.double())
+    q_right, r_right = torch.linalg.qr(right.double().mT)
     u, s, vh = torch.linalg.svd(r_left @ r_right.mT)
     root = s.sqrt()
-    return q_left @ (u * root[..., None, :]), (root[..., :, None] * vh) @ q_right.mT
+    new_left = q_left @ (u * root[..., None, :])
+    return new_left.float(), ((root[..., :, None] * vh) @ q_right.mT).float()
 
 
 @torch.no_grad()

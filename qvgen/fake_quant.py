@@ -9,6 +9,9 @@ Codes are unsigned, 0..q_max with ``q_max = 2^b - 1``. Symmetric quantization is
 constant zero point 2^(b-1): the levels are -2^(b-1)..2^(b-1)-1 times the scale. The lowest level
 has no counterpart above; leaving it out would cost a quarter of the codes at 2 bits, while with it
 the stored integers are ordinary two's complement plus an offset.
+
+The functions here are the definition. On CUDA ``token_fake_quant`` and ``weight_fake_quant`` run
+as the fused operators of ``qvgen.fused``, which give the same codes, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,17 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SCALE_FLOOR = 1e-9
+from qvgen.fused import switch
+from qvgen.fused import token as fused_token
+from qvgen.fused import weight as fused_weight
+from qvgen.levels import SCALE_FLOOR, positive_levels
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in the dtype that codes are computed in."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def positive_levels(q_max: int, symmetric: bool) -> int:
-    """Steps that a range is divided into: q_max, or 2^(b-1)-1 on each side of zero."""
-    return q_max // 2 if symmetric else q_max
 
 
 def weight_codes(weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int) -> Tensor:
@@ -91,7 +92,14 @@ class _WeightFakeQuant(torch.autograd.Function):
 
 
 def weight_fake_quant(
-    weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float = 1.0
+    weight: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    q_max: int,
+    grad_scale: float = 1.0,
+    *,
+    phi: tuple[Tensor, Tensor, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Quantize and dequantize a weight matrix block by block: ``s * (clamp(round(w/s + z)) - z)``.
 
@@ -103,14 +111,38 @@ def weight_fake_quant(
             symmetric quantization.
         q_max: largest code, 2^b - 1.
         grad_scale: factor on the gradients of scale and zero point (LSQ, section 2.2).
+        phi: L [out, r], gamma [r] and R [r, in], float32; ``(L * gamma) R`` is added. gamma gets
+            no gradient from the fused operator.
+        dtype: of the result, rounded once; that of the arithmetic if left out.
 
     Returns:
-        [out, in] float32. With v = w/s + z, gradients are: to w, 1 where the code was not
-        clamped; to s, ``round(v) - v`` there and ``c - z`` elsewhere; to z, ``-s`` where clamped.
+        [out, in], float32 (float64 for float64). With v = w/s + z, gradients are: to w, 1 where the
+        code was not clamped; to s, ``round(v) - v`` there and ``c - z`` elsewhere; to z, ``-s`` where
+        clamped.
     """
+    if _weight_fits(weight, scale, zero_point) and fused_weight.phi_fits(weight, phi):
+        wanted = torch.float32 if dtype is None else dtype
+        return fused_weight.weight_fake_quant(weight, scale, zero_point, phi, q_max, grad_scale, wanted)
     blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
     out: Tensor = _WeightFakeQuant.apply(blocks, scale, zero_point, q_max, grad_scale)  # type: ignore[no-untyped-call]
-    return out.view(weight.shape)
+    out = out.view(weight.shape)
+    if phi is not None:
+        left, gamma, right = phi
+        with torch.autocast(weight.device.type, enabled=False):
+            out = out + (left * gamma) @ right
+    return out if dtype is None else out.to(dtype)
+
+
+def _weight_fits(weight: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
+    """Whether the fused operator takes this: a matrix with a scale per output channel."""
+    per_channel = (*weight.shape[:1], 1)
+    return (
+        weight.dim() == 2
+        and scale.shape == zero_point.shape == per_channel
+        and scale.is_contiguous()
+        and zero_point.is_contiguous()
+        and switch.fits(weight, scale, zero_point)
+    )
 
 
 def token_range(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,16 +172,18 @@ class _TokenFakeQuant(torch.autograd.Function):
     """Dynamic per-token fake quantization; saves its input and the rows' ranges, nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool, dtype: torch.dtype
+    ) -> Tensor:
         low, high = token_range(x)
         scale, zero_point = token_scale(low * lower, high * upper, q_max, symmetric=symmetric)
         ctx.save_for_backward(x, low, high, scale, zero_point, lower, upper)
         ctx.q_max, ctx.symmetric = q_max, symmetric
         codes = _bounded_(torch.div(at_least_float32(x), scale).round_(), zero_point, q_max)
-        return codes.mul_(scale).to(x.dtype)
+        return codes.mul_(scale).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, high, scale, zero_point, lower, upper = ctx.saved_tensors
         x_float, grad = at_least_float32(x), at_least_float32(grad)
         ratio = x_float / scale
@@ -168,11 +202,17 @@ class _TokenFakeQuant(torch.autograd.Function):
             grad_x.addcmul_(extreme, share / extreme.sum(-1, keepdim=True).clamp(min=1))
         grad_lower = (-at_low * low).sum_to_size(lower.shape) if ctx.needs_input_grad[1] else None
         grad_upper = (at_high * high).sum_to_size(upper.shape) if ctx.needs_input_grad[2] else None
-        return grad_x.to(x.dtype), grad_lower, grad_upper, None, None
+        return grad_x.to(x.dtype), grad_lower, grad_upper, None, None, None
 
 
 def token_fake_quant(
-    x: Tensor, lower: Tensor, upper: Tensor, q_max: int, *, symmetric: bool = False
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    q_max: int,
+    *,
+    symmetric: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Quantize and dequantize each token (last-dimension row) over its own clipped range.
 
@@ -187,9 +227,14 @@ def token_fake_quant(
         upper: share of the positive range kept, likewise.
         q_max: largest code, 2^b - 1.
         symmetric: whether zero stands in the middle of the codes.
+        dtype: of the result, rounded once; that of ``x`` if left out.
 
     Returns:
-        Shape and dtype of ``x``.
+        Shape of ``x``.
     """
-    out: Tensor = _TokenFakeQuant.apply(x, lower, upper, q_max, symmetric)  # type: ignore[no-untyped-call]
+    dtype = x.dtype if dtype is None else dtype
+    same = lower.shape == upper.shape
+    if same and switch.fits(x, lower, upper) and all(fused_token.clip_fits(x, c) for c in (lower, upper)):
+        return fused_token.token_fake_quant(x, lower, upper, q_max, symmetric, dtype)
+    out: Tensor = _TokenFakeQuant.apply(x, lower, upper, q_max, symmetric, dtype)  # type: ignore[no-untyped-call]
     return out

@@ -49,14 +49,18 @@ class QuantLinear(nn.Module):
         assert linear.bias is None or isinstance(linear.bias, nn.Parameter)
         return cls(linear.weight, linear.bias, config, context)
 
-    def effective_weight(self) -> Tensor:
-        """Q(W) + Phi, [out, in] float32."""
-        weight: Tensor = self.wquantizer(self.weight)
-        return weight if self.phi is None else weight + self.phi()
+    def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Q(W) + Phi, [out, in], computed in float32 and rounded to ``dtype`` if given."""
+        phi = None if self.phi is None else (self.phi.L, self.phi.gamma, self.phi.R)
+        weight: Tensor = self.wquantizer(self.weight, phi, dtype)
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.effective_weight()
-        return functional.linear(self.aquantizer(x), weight.to(self.weight.dtype), self.bias)
+        # Under autocast the product runs in its dtype: rounded to it at once, both sides save a pass.
+        kind = x.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        weight = self.effective_weight(autocast or self.weight.dtype)
+        return functional.linear(self.aquantizer(x, autocast), weight, self.bias)
 
 
 class FrozenQuantLinear(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
-from qvgen.fake_quant import positive_levels, token_fake_quant, weight_codes, weight_fake_quant
+from qvgen.fake_quant import token_fake_quant, weight_codes, weight_fake_quant
+from qvgen.levels import positive_levels
 from qvgen.ranges import minmax_range, scale_and_zero_point, search_range
 
 TIMESTEPS = 1000
@@ -57,8 +58,15 @@ class WeightQuantizer(nn.Module):
         assert self.linear_scale is not None
         return self.linear_scale
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight_fake_quant(weight, self.scale(), self.zero_point, self.q_max, self.grad_scale)
+    def forward(
+        self,
+        weight: Tensor,
+        phi: tuple[Tensor, Tensor, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return weight_fake_quant(
+            weight, self.scale(), self.zero_point, self.q_max, self.grad_scale, phi=phi, dtype=dtype
+        )
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:
@@ -137,7 +145,9 @@ class ClipContext:
         return ratios[self.bucket].view(-1, *(1,) * (x.dim() - 1))
 
 
-def activation_fake_quant(x: Tensor, lower: Tensor, upper: Tensor, config: QuantConfig) -> Tensor:
+def activation_fake_quant(
+    x: Tensor, lower: Tensor, upper: Tensor, config: QuantConfig, dtype: torch.dtype | None = None
+) -> Tensor:
     """Fake quantization of activations with the granularity, bits and symmetry of ``config``.
 
     ``tensor`` means one range for all tokens and channels of a *sample* (first dimension): a range
@@ -148,23 +158,24 @@ def activation_fake_quant(x: Tensor, lower: Tensor, upper: Tensor, config: Quant
         lower: share of the negative range kept, [1] or [B, 1, ..., 1] as ``ClipContext.pick`` gives it.
         upper: share of the positive range kept, likewise.
         config: the quantizers.
+        dtype: of the result; that of ``x`` if left out.
 
     Returns:
-        Shape and dtype of ``x``.
+        Shape of ``x``.
 
     Raises:
         ValueError: groups that do not fill a token.
     """
     q_max, symmetric = 2**config.a_bits - 1, config.a_symmetric
     if config.a_granularity == "token":
-        return token_fake_quant(x, lower, upper, q_max, symmetric=symmetric)
+        return token_fake_quant(x, lower, upper, q_max, symmetric=symmetric, dtype=dtype)
     if config.a_granularity == "tensor":
         rows = x.flatten(1)
         lower, upper = (r.reshape(-1, 1) for r in (lower, upper))
     else:
         rows = x.unflatten(-1, (group_count("a_group_size", config.a_group_size, x.shape[-1]), -1))
         lower, upper = (r.unsqueeze(-1) for r in (lower, upper))
-    return token_fake_quant(rows, lower, upper, q_max, symmetric=symmetric).reshape(x.shape)
+    return token_fake_quant(rows, lower, upper, q_max, symmetric=symmetric, dtype=dtype).reshape(x.shape)
 
 
 class ActivationQuantizer(nn.Module):
@@ -194,10 +205,10 @@ class ActivationQuantizer(nn.Module):
             return None
         return torch.sigmoid(self.lower), torch.sigmoid(self.upper)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         ratios = self.ratios()
         if ratios is None:
             whole = self.get_buffer("_whole")
-            return activation_fake_quant(x, whole, whole, self.config)
+            return activation_fake_quant(x, whole, whole, self.config, dtype)
         lower, upper = (self.context.pick(r, x) for r in ratios)
-        return activation_fake_quant(x, lower, upper, self.config)
+        return activation_fake_quant(x, lower, upper, self.config, dtype)

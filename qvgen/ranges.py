@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qvgen.fake_quant import SCALE_FLOOR, dequantize, token_range, token_scale, weight_codes
+from qvgen.fake_quant import dequantize, token_range, token_scale, weight_codes
+from qvgen.levels import SCALE_FLOOR
 
 SHRINK_STEPS = 80
 SHRINK_GRID = 100

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from qvgen.fake_quant import SCALE_FLOOR
+from qvgen.levels import SCALE_FLOOR
 
 
 def straight_through_round(x: Tensor) -> Tensor:

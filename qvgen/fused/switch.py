@@ -1,0 +1,76 @@
+"""Whether and where the fused operators run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+MAX_COLUMNS = 16384
+MAX_RANK = 64
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Triton's interpreter runs kernels on the CPU, for tests; Triton reads this when it is imported.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _available() -> bool:
+    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
+        return False
+    # Triton builds a launcher for each kernel.
+    compilers = ("CC" in os.environ, *(shutil.which(name) for name in ("cc", "gcc", "clang")))
+    return INTERPRETED or any(compilers)
+
+
+AVAILABLE = _available()
+
+
+class _Switch:
+    """A plain object, so that torch.compile guards on its attribute; a ContextVar is no such thing."""
+
+    def __init__(self) -> None:
+        # Off unless asked for: the kernels have run in Triton's interpreter, not yet on a GPU.
+        self.on = INTERPRETED or os.environ.get("QVGEN_FUSED") == "1"
+
+
+_SWITCH = _Switch()
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Use the plain reference within, in this process; for comparison.
+
+    Keep a forward pass and its backward pass on the same side where activations are checkpointed.
+    They run at all where the environment has ``QVGEN_FUSED=1``.
+    """
+    before, _SWITCH.on = _SWITCH.on, False
+    try:
+        yield
+    finally:
+        _SWITCH.on = before
+
+
+def fits(rows: Tensor, *others: Tensor) -> bool:
+    """Whether kernels can run on a tensor of these rows (its last dimension) with ``others`` beside it."""
+    return (
+        _SWITCH.on
+        and AVAILABLE
+        and (rows.is_cuda or (INTERPRETED and rows.device.type == "cpu"))
+        and rows.dtype in DTYPES
+        and rows.dim() > 0
+        and 0 < rows.shape[-1] <= MAX_COLUMNS
+        and rows.numel() > 0
+        and rows.stride(-1) == 1
+        and all(t.dtype == torch.float32 and t.device == rows.device for t in others)
+    )
+
+
+def block_of(columns: int) -> tuple[int, int]:
+    """Power of two that holds a row, and the warps that work on it (16 elements a thread)."""
+    block = max(16, 1 << (columns - 1).bit_length())
+    return block, min(32, max(1, block // 512))
