@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
-from qvgen.fake_quant import positive_levels, token_fake_quant, weight_codes, weight_fake_quant
+from qvgen.fake_quant import (
+    SCALE_FLOOR,
+    positive_levels,
+    token_fake_quant,
+    weight_codes,
+    weight_fake_quant,
+)
 from qvgen.ranges import minmax_range, scale_and_zero_point, search_range
 
 TIMESTEPS = 1000
@@ -98,6 +104,11 @@ def initial_scale(weight: Tensor, config: QuantConfig) -> tuple[Tensor, Tensor]:
     shape = scale_shape((weight.shape[0], weight.shape[1]), config)
     rows = weight.reshape(math.prod(shape), -1)
     q_max, integer, symmetric = 2**config.w_bits - 1, config.zero_point == "fixed", config.w_symmetric
+    if config.range_init == "lsq":
+        levels = positive_levels(q_max, symmetric)
+        scale = 2 * rows.float().abs().mean(-1, keepdim=True) / math.sqrt(levels)
+        scale = scale.clamp(min=SCALE_FLOOR)
+        return scale.view(shape), torch.full_like(scale, levels + 1).view(shape)
     if config.range_init == "search":
         low, high = search_range(rows, q_max, integer_zero=integer, symmetric=symmetric)
     else:
