@@ -66,6 +66,7 @@ class LSQ(TrainedMethod):
             w_granularity="tensor",
             a_granularity="tensor",
             a_range="static",
+            clip_first=True,
         )
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:

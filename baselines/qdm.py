@@ -65,7 +65,6 @@ class QDM(TrainedMethod):
         return QuantConfig(
             w_bits=self.w_bits,
             a_bits=self.a_bits,
-            range_init="lsq",
             zero_point="fixed",
             w_symmetric=True,
             a_granularity="tensor",

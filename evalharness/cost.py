@@ -129,7 +129,8 @@ def count_cost(model: nn.Module) -> Cost:
         if described is not None:
             described_weights += described.in_features * described.out_features
             described_bits += described.stored_bits()
-            owned = [module.bias] if isinstance(getattr(module, "bias", None), nn.Parameter) else []
+            bias = getattr(module, "bias", None)
+            owned = [bias] if isinstance(bias, nn.Parameter) else []
         else:
             owned = list(module.parameters(recurse=False))
             if isinstance(module, nn.Linear) and id(module.weight) not in seen:

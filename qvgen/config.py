@@ -46,6 +46,8 @@ class QuantConfig:
         a_group_size: channels in a group, a divisor of each layer's inputs; for ``group`` only.
         a_range: ``dynamic``: taken from the activations at run time; ``static``: a trained step and
             offset for each layer (and timestep bucket), see ``qvgen.static``; granularity ``tensor``.
+        clip_first: whether the gradients of static steps and of weights are those of LSQ's equation 3,
+            which clips before it rounds (see ``fake_quant.weight_fake_quant``).
         range_init: first range of a weight block: ``search`` tries 80 shrunken ranges and keeps the
             one with the least sum of |error|^2.4; ``minmax`` takes the block's extremes; ``lsq`` is
             the step ``2 mean|w| / sqrt(2^(b-1) - 1)`` of the LSQ paper, for symmetric weights.
@@ -78,6 +80,7 @@ class QuantConfig:
     a_granularity: ActivationGranularity = "token"
     a_group_size: int = 64
     a_range: ActivationRange = "dynamic"
+    clip_first: bool = False
 
     def __post_init__(self) -> None:
         check_int("w_bits", self.w_bits, MIN_BITS, MAX_BITS)
@@ -96,6 +99,7 @@ class QuantConfig:
         check_int("w_group_size", self.w_group_size, 2, 1 << 16)
         check_int("a_group_size", self.a_group_size, 2, 1 << 16)
         check_choice("a_range", self.a_range, ("dynamic", "static"))
+        check_choice("clip_first", self.clip_first, (True, False))
         if self.range_init == "lsq" and not self.w_symmetric:
             raise ValueError("range_init lsq is the start of a symmetric step; set w_symmetric too")
         if self.a_range == "static" and (self.a_granularity != "tensor" or self.learn_clip):

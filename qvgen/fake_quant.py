@@ -63,20 +63,27 @@ class _WeightFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float
+        ctx: Any,
+        weight: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        q_max: int,
+        grad_scale: float,
+        clip_first: bool,
     ) -> Tensor:
         ctx.save_for_backward(weight, scale, zero_point)
-        ctx.q_max, ctx.grad_scale = q_max, grad_scale
+        ctx.q_max, ctx.grad_scale, ctx.clip_first = q_max, grad_scale, clip_first
         codes = at_least_float32(weight).div(scale).add_(zero_point).round_().clamp_(0, q_max)
         return codes.sub_(zero_point).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         weight, scale, zero_point = ctx.saved_tensors
         ratio = at_least_float32(weight) / scale
-        rounded = torch.round(ratio + zero_point)
+        shifted = ratio + zero_point
+        rounded = torch.round(shifted)
         codes = rounded.clamp(0, ctx.q_max)
-        inside = rounded == codes
+        inside = (shifted > 0) & (shifted < ctx.q_max) if ctx.clip_first else rounded == codes
         grad_weight = grad * inside
         # d(s*(c-z))/ds = (c - z) - [inside] * w/s;  d/dz = -s outside, 0 inside.
         grad_scale = (grad * (codes - zero_point) - grad_weight * ratio).sum(-1, keepdim=True)
@@ -87,11 +94,18 @@ class _WeightFakeQuant(torch.autograd.Function):
             grad_zero * ctx.grad_scale,
             None,
             None,
+            None,
         )
 
 
 def weight_fake_quant(
-    weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float = 1.0
+    weight: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    q_max: int,
+    grad_scale: float = 1.0,
+    *,
+    clip_first: bool = False,
 ) -> Tensor:
     """Quantize and dequantize a weight matrix block by block: ``s * (clamp(round(w/s + z)) - z)``.
 
@@ -103,13 +117,17 @@ def weight_fake_quant(
             symmetric quantization.
         q_max: largest code, 2^b - 1.
         grad_scale: factor on the gradients of scale and zero point (LSQ, section 2.2).
+        clip_first: whether a value up to half a step beyond the outermost code, which rounds to it,
+            gets the gradients of a clamped one, as in LSQ's equation 3. The result is the same.
 
     Returns:
         [out, in] float32. With v = w/s + z, gradients are: to w, 1 where the code was not
         clamped; to s, ``round(v) - v`` there and ``c - z`` elsewhere; to z, ``-s`` where clamped.
     """
     blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
-    out: Tensor = _WeightFakeQuant.apply(blocks, scale, zero_point, q_max, grad_scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _WeightFakeQuant.apply(  # type: ignore[no-untyped-call]
+        blocks, scale, zero_point, q_max, grad_scale, clip_first
+    )
     return out.view(weight.shape)
 
 

@@ -44,6 +44,7 @@ class WeightQuantizer(nn.Module):
     def __init__(self, weight: Tensor, config: QuantConfig) -> None:
         super().__init__()
         self.q_max = 2**config.w_bits - 1
+        self.clip_first = config.clip_first
         blocks = math.prod(scale_shape((weight.shape[0], weight.shape[1]), config))
         levels = positive_levels(self.q_max, config.w_symmetric)
         self.grad_scale = 1 / math.sqrt(weight.numel() // blocks * levels)
@@ -64,7 +65,9 @@ class WeightQuantizer(nn.Module):
         return self.linear_scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight_fake_quant(weight, self.scale(), self.zero_point, self.q_max, self.grad_scale)
+        return weight_fake_quant(
+            weight, self.scale(), self.zero_point, self.q_max, self.grad_scale, clip_first=self.clip_first
+        )
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:

@@ -13,7 +13,13 @@ from qvgen.quantizers import ClipContext
 
 
 def static_fake_quant(
-    x: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float = 1.0
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    q_max: int,
+    grad_scale: float = 1.0,
+    *,
+    clip_first: bool = False,
 ) -> Tensor:
     """``s (clamp(round(x/s + z), 0, q_max) - z)`` with a given step: LSQ's quantizer, offset by z.
 
@@ -23,15 +29,15 @@ def static_fake_quant(
         zero_point: shape of ``scale``; need not be whole.
         q_max: largest code.
         grad_scale: factor on the gradients of scale and zero point.
+        clip_first: see ``weight_fake_quant``.
 
     Returns:
         Shape and dtype of ``x``. With v = x/s + z the gradient to s is ``round(v) - v`` where the
-        code was not clamped and ``c - z`` elsewhere (LSQ, equation 3, where z is the shift that
-        makes codes unsigned).
+        code was not clamped and ``c - z`` elsewhere (LSQ, equation 3; z makes its codes unsigned).
     """
     scale, zero_point = scale.reshape(-1, 1), zero_point.reshape(-1, 1)
     rows = x.reshape(len(scale), -1)
-    out = weight_fake_quant(rows, scale, zero_point, q_max, grad_scale)
+    out = weight_fake_quant(rows, scale, zero_point, q_max, grad_scale, clip_first=clip_first)
     return out.to(x.dtype).view(x.shape)
 
 
@@ -57,6 +63,7 @@ class StaticActivationQuantizer(nn.Module):
         super().__init__()
         self.context = context
         self.q_max = 2**config.a_bits - 1
+        self.clip_first = config.clip_first
         self.learns_offset = not config.a_symmetric
         self.levels = self.q_max
         self.log_scale = nn.Parameter(torch.zeros(config.buckets, device=device))
@@ -100,4 +107,4 @@ class StaticActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         grad_scale = 1 / math.sqrt(max(1, x[0].numel()) * self.levels)
         scale, zero_point = (self.context.pick(r, x) for r in (self.scale(), self.zero_point()))
-        return static_fake_quant(x, scale, zero_point, self.q_max, grad_scale)
+        return static_fake_quant(x, scale, zero_point, self.q_max, grad_scale, clip_first=self.clip_first)
