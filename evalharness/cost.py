@@ -7,8 +7,9 @@ It knows no method. A module describes itself by two optional methods, as struct
 - ``macs(tokens) -> Mapping[(weight bits, activation bits), count]``: what ``tokens`` rows of input
   cost, 16-bit branches and transforms included.
 
-Such a module, which has ``in_features`` and ``out_features`` as ``nn.Linear`` does, counts as one
-linear and is not looked into. Every other number of a model counts 16 bits. Counted beside the linears
+A module with the first, which has ``in_features`` and ``out_features`` as ``nn.Linear`` does, counts as
+one linear and is not looked into for what it stores; one with the second is not looked into for what
+it computes. Every other number of a model counts 16 bits. Counted beside the linears
 are convolutions and ``scaled_dot_product_attention``, all at 16 bits. Not counted: elementwise work
 (norms, activations, quantizing itself), and products that a model writes by hand.
 """
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Cost", "Described", "StepMacs", "cost_record", "count_cost", "count_macs"]
+__all__ = ["Cost", "Counting", "Described", "StepMacs", "cost_record", "count_cost", "count_macs"]
 
 FULL_BITS = 16
 LOW_BITS = 8
@@ -34,12 +35,17 @@ _FULL = (FULL_BITS, FULL_BITS)
 
 @runtime_checkable
 class Described(Protocol):
-    """A linear layer that tells its own cost."""
+    """A linear layer that tells what it stores."""
 
     in_features: int
     out_features: int
 
     def stored_bits(self) -> int: ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A layer that tells what it computes."""
 
     def macs(self, tokens: int) -> Mapping[tuple[int, int], int]: ...
 
@@ -124,7 +130,7 @@ def count_cost(model: nn.Module) -> Cost:
     linear_weights = linear_bits = described_weights = described_bits = 0
     seen: set[int] = set()
     others = 0
-    for module in _walk(model):
+    for module in _walk(model, Described):
         described = _described(module)
         if described is not None:
             described_weights += described.in_features * described.out_features
@@ -155,8 +161,8 @@ def count_macs(model: nn.Module, call: Callable[[], object]) -> StepMacs:
 
     counted = StepMacs()
     with ExitStack() as stack:
-        for module in _walk(model):
-            if isinstance(module, Described | nn.Linear):
+        for module in _walk(model, Counting):
+            if isinstance(module, Counting | nn.Linear):
                 assert isinstance(module, nn.Module)
                 hook = module.register_forward_pre_hook(_linear_hook(counted), with_kwargs=True)
                 stack.callback(hook.remove)
@@ -167,12 +173,12 @@ def count_macs(model: nn.Module, call: Callable[[], object]) -> StepMacs:
     return counted
 
 
-def _walk(module: nn.Module) -> Iterator[nn.Module]:
-    """The module and those within it, but nothing within a described one."""
+def _walk(module: nn.Module, whole: type[Any]) -> Iterator[nn.Module]:
+    """The module and those within it, but nothing within one of the kind ``whole``."""
     yield module
-    if not isinstance(module, Described):
+    if not isinstance(module, whole):
         for child in module.children():
-            yield from _walk(child)
+            yield from _walk(child, whole)
 
 
 def _described(module: nn.Module) -> Described | None:
@@ -183,7 +189,7 @@ def _linear_hook(counted: StepMacs) -> Callable[..., None]:
     def count(module: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         tokens = math.prod(x.shape[:-1])
-        if isinstance(module, Described):
+        if isinstance(module, Counting):
             counted.linear.update(module.macs(tokens))
         else:
             counted.linear[_FULL] += tokens * module.in_features * module.out_features

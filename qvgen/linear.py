@@ -144,11 +144,8 @@ class FrozenQuantLinear(nn.Module):
         return functional.linear(quantized, self.weight, self.bias)
 
     def stored_bits(self) -> int:
-        """Bits of codes, scales, zero points where they vary, and what quantizes the activations.
-
-        The bias is not counted: it is the model's own.
-        """
-        numbers = self.scale.numel() * (1 if self.config.w_symmetric else 2)
+        """Bits that a checkpoint keeps: packed codes, scales, zero points, what quantizes inputs; no bias."""
+        numbers = self.scale.numel() + self.zero_point.numel()
         if self.config.learn_clip or self.config.a_range == "static":
             numbers += 2 * self.config.buckets
         return self.codes.numel() * self.config.w_bits + 32 * numbers

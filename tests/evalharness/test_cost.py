@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,6 +87,25 @@ def test_the_record_is_what_profile_json_holds(toy: Toy) -> None:
     assert record["macs"] == {"w4a6": 2048, "w16a16": 1792, "convolution": 3456, "attention": 2560}
 
 
+def test_a_layer_that_tells_only_its_bits_is_looked_into_for_its_work() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.in_features, self.out_features = 8, 16
+            self.inner = Low()
+
+        def stored_bits(self) -> int:
+            return 5
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x)
+            return out
+
+    model = nn.Sequential(Wrapped())
+    assert (count_cost(model).linear_bits, count_cost(model).linear_weights) == (5, 128)
+    assert count_macs(model, lambda: model(torch.randn(3, 8))).linear == {(4, 6): 3 * 128, (16, 16): 3 * 48}
+
+
 def test_no_hook_stays_behind_even_after_an_error(toy: Toy) -> None:
     def broken() -> None:
         toy(torch.randn(1, 3, 4, 4))
@@ -135,4 +156,20 @@ def test_layers_of_the_library_describe_themselves() -> None:
     assert macs.linear == {(3, 5): 14 * 48, (16, 16): 14 * 24}
     tensor = QuantConfig(w_bits=4, a_bits=4, w_symmetric=True, w_granularity="tensor")
     whole = convert_(quantize_(nn.Sequential(nn.Linear(8, 6)), tensor))
-    assert count_cost(whole).described_bits == 48 * 4 + 32
+    assert count_cost(whole).described_bits == 48 * 4 + 32 * 2
+
+
+def test_counted_bits_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    from qvgen.api import convert_, quantize_
+    from qvgen.checkpoint import save_quantized
+    from qvgen.config import QuantConfig
+
+    static = {"a_granularity": "tensor", "a_range": "static"}
+    for options in ({"learn_clip": True}, {"w_symmetric": True}, static):
+        config = QuantConfig(w_bits=4, a_bits=4, **options)  # type: ignore[arg-type]
+        model = convert_(quantize_(nn.Sequential(nn.Linear(64, 48, bias=False)), config))
+        save_quantized(model, tmp_path, {})
+        with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+        stored = sum(8 * tensor.numel() * tensor.element_size() for tensor in tensors)
+        assert count_cost(model).total_bits == stored
