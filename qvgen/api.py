@@ -100,7 +100,7 @@ def quantizable_names(model: nn.Module, skip: Collection[str]) -> list[str]:
 
 def make_clip_context(model: nn.Module, config: QuantConfig) -> ClipContext:
     """The context that the layers share; follows the ``timestep`` keyword where it matters."""
-    context = ClipContext(config.clip_buckets if config.learn_clip else 1)
+    context = ClipContext(config.buckets)
     if context.buckets > 1:
         # Kept on the module, so that a deep copy of the model follows its own context.
         model.clip_context = context  # type: ignore[assignment]
@@ -138,7 +138,7 @@ def unquantized_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     own = {
         f"{n}.{t}"
         for n, _ in frozen_layers(model)
-        for t in ("codes", "scale", "zero_point", "lower", "upper")
+        for t in ("codes", "scale", "zero_point", "lower", "upper", "a_scale", "a_zero_point")
     }
     return (
         (name, tensor)

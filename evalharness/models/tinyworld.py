@@ -160,6 +160,43 @@ class LoadedTinyWorld:
             }
             yield TrainBatch(inputs=inputs, target=drawn.target)
 
+    def trajectories(self, transformer: nn.Module, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
+        """States that ``transformer`` goes through while it samples training captions; no clips.
+
+        A batch is one denoising step of ``batch_size // 2`` videos (at least one), each in two rows:
+        without and with its caption. The target is the transformer's own prediction. One run of the
+        sampler follows another.
+        """
+        import torch
+
+        from evalharness.tinyworld import spec, world
+        from evalharness.tinyworld.components import tokenize
+
+        count = max(1, batch_size // 2)
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        shape = self.step_inputs()["hidden_states"].shape[1:]
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            clips = world.decode_clips(world.random_batch(count, generator))
+            ids = tokenize(self.pipeline.tokenizer, [""] * count + [spec.caption(clip) for clip in clips])
+            latents = torch.randn(count, *shape, generator=generator).to(self.device)
+            with torch.no_grad():
+                text = self.pipeline.text_encoder(ids.to(self.device))[0]
+            scheduler.set_timesteps(SETTINGS.steps, device=self.device)
+            for time in scheduler.timesteps:
+                inputs = {
+                    "hidden_states": torch.cat([latents, latents]),
+                    "encoder_hidden_states": text,
+                    "timestep": time.expand(2 * count),
+                    "return_dict": False,
+                }
+                with torch.no_grad():
+                    prediction = transformer(**inputs)[0].float()
+                plain, captioned = prediction.chunk(2)
+                guided = plain + SETTINGS.guidance * (captioned - plain)
+                yield TrainBatch(inputs=inputs, target=prediction)
+                latents = scheduler.step(guided, time, latents, return_dict=False)[0]
+
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         output: torch.Tensor = transformer(**batch.inputs)[0]
         return output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,17 @@ class StageContext:
         draw = getattr(loaded, "few_batches", loaded.batches)
         drawn: Iterator[TrainBatch] = draw(batch_size=batch_size, seed=self.seed + _VALIDATION_SEED)
         return drawn
+
+    @property
+    def trajectories(self) -> Callable[[int], Iterator[TrainBatch]] | None:
+        """Batches along the full-precision model's own sampling; None where the model has none.
+
+        They come from the loaded model's optional ``trajectories(transformer, batch_size=, seed=)``.
+        """
+        draw = getattr(self._session.loaded, "trajectories", None)
+        if draw is None:
+            return None
+        return lambda batch_size: draw(self.teacher(), batch_size=batch_size, seed=self.seed)
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)
