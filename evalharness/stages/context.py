@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evalharness.api import TrainBatch
+from evalharness.api import CalibrationNeeds, LayerStatistics, TrainBatch
+from evalharness.calibration import calibrate, needs_key
 from evalharness.session import Session
 from evalharness.store import atomic_write_text
 
@@ -57,6 +58,28 @@ class StageContext:
     def validation_batches(self, batch_size: int) -> Iterator[TrainBatch]:
         """Batches of data and noise that ``batches`` does not draw: those of a far-off seed."""
         return self._session.loaded.batches(batch_size=batch_size, seed=self.seed + _VALIDATION_SEED)
+
+    def calibration(self, needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]:
+        """Statistics of the layers' inputs while the full-precision model samples calibration prompts.
+
+        The worker keeps the last answer, so that the next cell with the same needs has it at once.
+
+        Raises:
+            ValueError: a model without ``calibration_runs``; see ``evalharness.calibration.calibrate``.
+        """
+        key = needs_key(needs, self.seed)
+        if self._session.calibration[0] != key:
+            self._session.calibration = ("", {})
+            loaded = self._session.full_precision()
+            runs = getattr(loaded, "calibration_runs", None)
+            if runs is None:
+                raise ValueError(
+                    f"model {self._session.spec.model} cannot calibrate: its plugin lacks "
+                    "calibration_runs(seed=...); choose methods that need none or training"
+                )
+            found = calibrate(loaded.transformer, runs(seed=self.seed), needs, self.seed, self.track)
+            self._session.calibration = (key, found)
+        return self._session.calibration[1]
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)
