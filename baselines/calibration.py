@@ -49,6 +49,7 @@ class Statistics(Protocol):
         high: largest value or 0.
         rows: inputs [n, C].
         hessian: mean of x x^T, float32 [C, C], if asked for.
+        mean: mean of x over the same rows, float32 [C], if asked for.
         shares_input_with: name of the first layer that reads the same tensor.
     """
 
@@ -62,6 +63,8 @@ class Statistics(Protocol):
     def rows(self) -> Tensor: ...
     @property
     def hessian(self) -> Tensor | None: ...
+    @property
+    def mean(self) -> Tensor | None: ...
     @property
     def shares_input_with(self) -> str: ...
 

@@ -99,8 +99,8 @@ def round_rows(x: Tensor, config: QuantConfig) -> Tensor:
 
 def output_error(found: Tensor, wanted: Tensor) -> float:
     """Squared error of a layer's output relative to its power; 0 for an output that is all zero."""
-    power = float(wanted.double().square().sum())
-    return float((found - wanted).double().square().sum()) / power if power else 0.0
+    power = float(wanted.square().sum())
+    return float((found - wanted).square().sum()) / power if power else 0.0
 
 
 def positive_scale(scale: Tensor) -> Tensor:

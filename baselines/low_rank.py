@@ -81,12 +81,12 @@ def _exact(matrix: Tensor, rank: int) -> Branch:
         norms = flipped.up.norm(dim=0)  # its columns are V S: the lengths move to the other side
         usable = positive_scale(norms)
         return Branch(flipped.down.T * norms, (flipped.up / usable).T)
-    # The Gram matrix of the short side is enough for the largest ones and cheaper than an SVD.
-    exact = matrix.double()
-    vectors = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -rank:].flip(1)
-    down = vectors.T @ exact
+    # The eigenvectors of the short side's Gram matrix are enough, and cheaper than an SVD. Squaring
+    # costs accuracy at the small end of the spectrum only; the branch takes the large end.
+    vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:].flip(1)
+    down = vectors.T @ matrix
     norms = down.norm(dim=1)
-    return Branch((vectors * norms).float(), (down / positive_scale(norms)[:, None]).float())
+    return Branch(vectors * norms, down / positive_scale(norms)[:, None])
 
 
 def smoothing_candidates(absmax_x: Tensor, absmax_w: Tensor, steps: int) -> Iterator[Tensor]:

@@ -153,8 +153,7 @@ class SVDQuant(QuantMethod):
 
 
 def _hessian(found: Statistics, shift: float, factor: Tensor) -> Tensor:
-    """Mean of x x^T of the shifted and smoothed input; the mean of x is that of the kept rows."""
-    assert found.hessian is not None
-    mean = found.rows.float().mean(0)
-    crossed = shift * (mean[:, None] + mean[None]) + shift**2
+    """Mean of x x^T of the shifted and smoothed input."""
+    assert found.hessian is not None and found.mean is not None
+    crossed = shift * (found.mean[:, None] + found.mean[None]) + shift**2
     return (found.hessian + crossed) / (factor[:, None] * factor[None])

@@ -192,6 +192,7 @@ class LayerStatistics(Protocol):
         high: largest value seen, or 0 if that is larger.
         rows: inputs, [at most needs.rows, C], in the dtype of the model.
         hessian: mean of x x^T, float32 [C, C], or None if it was not asked for.
+        mean: mean of x over the same rows, float32 [C], or None likewise.
         shares_input_with: the first layer that read the same tensor at every call; its own name if
             it was the first (so q, k and v of one attention have the same value).
     """
@@ -206,6 +207,8 @@ class LayerStatistics(Protocol):
     def rows(self) -> torch.Tensor: ...
     @property
     def hessian(self) -> torch.Tensor | None: ...
+    @property
+    def mean(self) -> torch.Tensor | None: ...
     @property
     def shares_input_with(self) -> str: ...
 

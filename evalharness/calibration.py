@@ -66,10 +66,11 @@ def calibrate(
 
 @dataclass(slots=True)
 class _Layer:
-    """Running sums of one linear. ``gram`` is the sum of x x^T over ``gram_rows`` rows."""
+    """Running sums of one linear. ``gram`` and ``total``: sums of x x^T and x over ``gram_rows`` rows."""
 
     absmax: Tensor
     gram: Tensor | None
+    total: Tensor
     gram_rows: int
     rows: Tensor
     priority: Tensor
@@ -88,6 +89,7 @@ class _Statistics:
     high: float
     rows: Tensor
     hessian: Tensor | None
+    mean: Tensor | None
     shares_input_with: str
 
 
@@ -103,7 +105,7 @@ class Collector:
         self._bucket = 0
         self._layers: dict[str, _Layer] = {}
         # The last input and its products: q, k and v read the same tensor, which is reduced once.
-        self._last: tuple[Tensor, str, Tensor, Tensor, Tensor | None, int] | None = None
+        self._last: tuple[Tensor, str, Tensor, Tensor, tuple[Tensor, Tensor, int] | None] | None = None
         linears = {name for name, part in transformer.named_modules() if isinstance(part, nn.Linear)}
         for name in needs.layers:
             if name not in linears:
@@ -145,13 +147,14 @@ class Collector:
         return {name: self._finished(self._layers[name]) for name in self.needs.layers}
 
     def _finished(self, layer: _Layer) -> LayerStatistics:
-        hessian = None if layer.gram is None else layer.gram / max(layer.gram_rows, 1)
+        count = max(layer.gram_rows, 1)
         return _Statistics(
             absmax=layer.absmax,
             low=float(layer.low.min()),
             high=float(layer.high.max()),
             rows=layer.rows,
-            hessian=hessian,
+            hessian=None if layer.gram is None else layer.gram / count,
+            mean=None if layer.gram is None else layer.total / count,
             shares_input_with=layer.leader,
         )
 
@@ -177,10 +180,10 @@ class Collector:
         shared = self._last is not None and self._last[0] is x
         if not shared:
             low, high = rows.amin(0).float(), rows.amax(0).float()
-            gram, count = self._gram(rows) if self.needs.hessian else (None, 0)
-            self._last = (x, name, low, high, gram, count)
+            sums = self._sums(rows) if self.needs.hessian else None
+            self._last = (x, name, low, high, sums)
         assert self._last is not None
-        _, leader, low, high, gram, count = self._last
+        _, leader, low, high, sums = self._last
         layer = self._layers.get(name)
         if layer is None:
             layer = self._layers[name] = self._new(rows, leader)
@@ -190,9 +193,10 @@ class Collector:
         torch.maximum(layer.high, high, out=layer.high)
         absmax = layer.absmax[self._bucket]
         torch.maximum(absmax, torch.maximum(high, -low), out=absmax)
-        if gram is not None and layer.gram is not None:
-            layer.gram += gram
-            layer.gram_rows += count
+        if sums is not None and layer.gram is not None:
+            layer.gram += sums[0]
+            layer.total += sums[1]
+            layer.gram_rows += sums[2]
         if self.needs.rows:
             self._keep_rows(layer, rows)
 
@@ -203,6 +207,7 @@ class Collector:
         return _Layer(
             absmax=torch.zeros(self.needs.buckets, width, device=device),
             gram=torch.zeros(width, width, device=device) if self.needs.hessian else None,
+            total=torch.zeros(width, device=device),
             gram_rows=0,
             rows=rows[:0],
             priority=torch.zeros(0),
@@ -213,19 +218,19 @@ class Collector:
             generator=torch.Generator().manual_seed(self._seed),
         )
 
-    def _gram(self, rows: Tensor) -> tuple[Tensor, int]:
-        """Sum of x x^T over evenly spaced rows of the call, float32 [C, C], and their number."""
+    def _sums(self, rows: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Sums of x x^T and of x over evenly spaced rows of the call, in float32, and their number."""
         import torch
 
         limit = self.needs.hessian_rows_per_call
         if len(rows) > limit:
             steps = torch.linspace(0, len(rows) - 1, limit, device=rows.device)
             rows = rows[steps.round().long()]
-        total = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+        gram = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
         for part in rows.split(_ROWS_AT_ONCE):
             exact = part.float()
-            total.addmm_(exact.T, exact)
-        return total, len(rows)
+            gram.addmm_(exact.T, exact)
+        return gram, rows.float().sum(0), len(rows)
 
     def _keep_rows(self, layer: _Layer, rows: Tensor) -> None:
         """Each row draws a random priority; the highest of all calls stay: a uniform sample."""

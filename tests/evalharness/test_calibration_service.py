@@ -79,6 +79,7 @@ def test_maxima_ranges_and_hessians_are_those_of_all_rows() -> None:
         np.testing.assert_array_equal(statistics.absmax, wanted.astype(np.float32))
         assert (statistics.low, statistics.high) == (float(rows.min()), float(rows.max()))
         assert statistics.hessian is not None
+        np.testing.assert_allclose(statistics.mean, rows.mean(0), atol=1e-5)
         exact = rows.astype(np.float64).T @ rows / len(rows)
         np.testing.assert_allclose(statistics.hessian, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
