@@ -123,12 +123,17 @@ def chosen_layers(model: nn.Module, skip: Collection[str], spared: str = "") -> 
     """Names of the linears to quantize: all but ``skip`` and those that the pattern ``spared`` finds.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left, or a weight holds NaN or infinity (its layer is named).
     """
     names = quantizable_names(model, skip)
     kept = tuple(name for name in names if not spared or not re.search(spared, name))
     if not kept:
         raise ValueError(f"nothing to quantize: the method spares every linear that matches {spared!r}")
+    for name in kept:
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"layer {name}: a weight to quantize holds NaN or infinity; the model is broken")
     return kept
 
 
