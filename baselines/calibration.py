@@ -23,6 +23,8 @@ SOLVERS = ("rtn", "gptq")
 class Needs:
     """What to collect of each layer's input while the full-precision model samples.
 
+    The defaults are the same for all methods, so that one calibration serves several.
+
     Attributes:
         layers: names of the linears.
         prompts: videos to sample.
@@ -34,7 +36,7 @@ class Needs:
 
     layers: tuple[str, ...]
     prompts: int
-    buckets: int = 1
+    buckets: int = 10
     rows: int = 512
     hessian: bool = False
     hessian_rows_per_call: int = 128

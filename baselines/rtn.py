@@ -64,7 +64,7 @@ class RTN(QuantMethod):
 
         names = chosen_layers(model, ctx.skip_layers)
         hessian = self.solver == "gptq"
-        needs = Needs(layers=names, prompts=self.prompts, rows=0, hessian=hessian)
+        needs = Needs(layers=names, prompts=self.prompts, hessian=hessian)
         statistics = calibrate(ctx, needs, self.name)
 
         def build(group: list[str], linears: list[nn.Linear]) -> list[nn.Module]:

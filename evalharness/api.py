@@ -191,8 +191,8 @@ class LayerStatistics(Protocol):
         low: smallest value seen, or 0 if that is smaller.
         high: largest value seen, or 0 if that is larger.
         rows: inputs, [at most needs.rows, C], in the dtype of the model.
-        hessian: mean of x x^T, float32 [C, C], or None if it was not asked for.
-        mean: mean of x over the same rows, float32 [C], or None likewise.
+        hessian: mean of x x^T, float32 [C, C]; may be None if it was not asked for.
+        mean: mean of x over the same rows, float32 [C]; likewise.
         shares_input_with: the first layer that read the same tensor at every call; its own name if
             it was the first (so q, k and v of one attention have the same value).
     """

@@ -255,13 +255,12 @@ class Collector:
 
 
 def needs_key(needs: CalibrationNeeds, seed: int) -> str:
-    """The same for needs that give the same statistics."""
+    """The same for needs that give the same statistics, but for the Hessian being there or not."""
     fields: Sequence[Any] = (
         tuple(needs.layers),
         needs.prompts,
         needs.buckets,
         needs.rows,
-        needs.hessian,
         needs.hessian_rows_per_call,
         seed,
     )

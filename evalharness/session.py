@@ -25,14 +25,14 @@ class Session:
 
     Attributes:
         emit: sends a progress event to the parent process.
-        calibration: key and result of the last calibration; see ``StageContext.calibration``.
+        calibration: key, whether with Hessians, and result of the last one; see ``StageContext.calibration``.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.registry = Registry(spec.plugin_files)
         self.emit: Callable[[Mapping[str, Any]], None] = lambda event: None
-        self.calibration: tuple[str, Mapping[str, LayerStatistics]] = ("", {})
+        self.calibration: tuple[str, bool, Mapping[str, LayerStatistics]] = ("", False, {})
         self._metrics: dict[str, Metric] = {}
         self._active = ""
         self._is_fixed = False

@@ -62,14 +62,16 @@ class StageContext:
     def calibration(self, needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]:
         """Statistics of the layers' inputs while the full-precision model samples calibration prompts.
 
-        The worker keeps the last answer, so that the next cell with the same needs has it at once.
+        The worker keeps the last answer, so that the next cell with the same needs has it at once. It
+        may hold Hessians that were not asked for.
 
         Raises:
             ValueError: a model without ``calibration_runs``; see ``evalharness.calibration.calibrate``.
         """
         key = needs_key(needs, self.seed)
-        if self._session.calibration[0] != key:
-            self._session.calibration = ("", {})
+        known, with_hessian, found = self._session.calibration
+        if known != key or (needs.hessian and not with_hessian):
+            self._session.calibration = ("", False, {})
             loaded = self._session.full_precision()
             runs = getattr(loaded, "calibration_runs", None)
             if runs is None:
@@ -78,8 +80,8 @@ class StageContext:
                     "calibration_runs(seed=...); choose methods that need none or training"
                 )
             found = calibrate(loaded.transformer, runs(seed=self.seed), needs, self.seed, self.track)
-            self._session.calibration = (key, found)
-        return self._session.calibration[1]
+            self._session.calibration = (key, needs.hessian, found)
+        return found
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)

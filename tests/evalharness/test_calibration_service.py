@@ -155,7 +155,6 @@ def test_every_need_is_part_of_the_key() -> None:
         {"prompts": 4},
         {"buckets": 1},
         {"rows": 41},
-        {"hessian": False},
         {"hessian_rows_per_call": 999},
     ]
     keys = {needs_key(dataclasses.replace(Needs(), **change), 0) for change in changes}  # type: ignore[arg-type]
@@ -198,8 +197,12 @@ def test_tinyworld_calibrates_at_full_precision_and_once(
     held_out = {prompt.text for prompt in tiny.prompts.values()}
     assert not held_out & set(captions)
     assert StageContext(tiny, 3, tmp_path / "log").calibration(needs) is found and len(captions) == 2
+    more = StageContext(tiny, 3, tmp_path / "log").calibration(dataclasses.replace(needs, hessian=True))
+    assert more[name].hessian is not None and len(captions) == 4
+    assert torch.equal(more[name].rows, found[name].rows), "the Hessian changes nothing else"
+    assert StageContext(tiny, 3, tmp_path / "log").calibration(needs) is more and len(captions) == 4
     again = StageContext(tiny, 4, tmp_path / "log").calibration(needs)
-    assert not torch.equal(again[name].rows, found[name].rows) and len(captions) == 4
+    assert not torch.equal(again[name].rows, found[name].rows) and len(captions) == 6
 
 
 def test_calibration_captions_are_of_the_training_split() -> None:
