@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from baselines.calibration import MODES, SOLVERS, Mode, Needs, Solver, Statistics, calibrate
+from baselines.calibration import Needs, Statistics, calibrate
+from baselines.two_modes import TwoModes
 from qvgen.config import QuantConfig, RangeInit, check_choice, check_int
-from qvgen.method import QuantMethod
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,21 +25,19 @@ AUTHOR_SPARES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SVDQuant(QuantMethod):
+class SVDQuant(TwoModes):
     """Smoothing by grid search, a 16-bit branch of low rank, the residual quantized.
 
+    Author mode is symmetric in groups of 64 (the largest divisor of a layer's inputs up to 64), has
+    inputs after GELU shifted and unsigned, and spares embedders, modulation, output and the k and v
+    of cross-attention.
+
     Attributes:
-        mode: ``fair``: the granularity, symmetry and skip list of all methods. ``author``: symmetric,
-            in groups of 64 (the largest divisor of a layer's inputs up to 64), inputs after GELU
-            shifted and unsigned, embedders, modulation, output and cross-attention's k and v spared.
         rank: of the branch.
-        solver: of the residual's codes: ``rtn`` or ``gptq``.
         range: of a block of the final residual in fair mode; author mode takes the extremes, as do
             the searches of both.
         grid: steps of the smoothing's exponent; 20 gives the authors' 39 candidates.
         iterations: at most so many refinements of the branch, ended by the first rise of the error.
-        prompts: calibration videos.
-        rows: input rows of each layer that errors are measured on.
     """
 
     name: ClassVar[str] = "svdquant"
@@ -48,21 +45,15 @@ class SVDQuant(QuantMethod):
     paper: ClassVar[str] = "arXiv 2411.05007"
     needs: ClassVar[str] = "calibration"
 
-    mode: Mode = "fair"
     rank: int = 32
-    solver: Solver = "rtn"
     range: RangeInit = "search"
     grid: int = 20
     iterations: int = 100
-    prompts: int = 16
-    rows: int = 512
 
     def quant_config(self) -> QuantConfig:
-        check_choice("mode", self.mode, MODES)
-        check_choice("solver", self.solver, SOLVERS)
+        self.check_shared()
         check_choice("range", self.range, ("search", "minmax"))
-        limits = {"rank": 4096, "grid": 1000, "iterations": 10000, "prompts": 4096, "rows": 1 << 16}
-        for name, high in limits.items():
+        for name, high in {"rank": 4096, "grid": 1000, "iterations": 10000}.items():
             check_int(name, getattr(self, name), 1, high)
         author = self.mode == "author"
         return QuantConfig(
@@ -98,11 +89,6 @@ class SVDQuant(QuantMethod):
 
         groups = input_groups(statistics)
         return replace_layers_(model, groups, build, self.quant_config(), ctx, self.name)
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        from qvgen.checkpoint import save_quantized
-
-        save_quantized(model, folder, {"method": self.name, "mode": self.mode}, self.quant_config())
 
     def _layers(self, linears: list[nn.Linear], found: Statistics) -> tuple[list[nn.Module], list[float]]:
         """Finished layers of linears that share their input, and the falling errors of the branch."""

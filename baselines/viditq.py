@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from baselines.calibration import MODES, SOLVERS, Mode, Needs, Solver, Statistics, calibrate
+from baselines.calibration import Needs, Statistics, calibrate
+from baselines.two_modes import TwoModes
 from qvgen.config import QuantConfig, RangeInit, check_choice, check_float, check_int
-from qvgen.method import QuantMethod
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,20 +26,18 @@ AUTHOR_SPARES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ViDiTQ(QuantMethod):
+class ViDiTQ(TwoModes):
     """Input channels scaled by what calibration saw (static), then a Hadamard rotation (dynamic).
 
     Channel j of the input is multiplied by ``max|W_j|^alpha / max|X_j|^(1-alpha)``, the weight divided
-    by it; both are then rotated, and rounded once.
+    by it; both are then rotated, and rounded once. Author mode has symmetric activations, plain
+    extremes, the authors' alpha and spared layers (embedders, modulation, output, cross-attention)
+    and mixed precision.
 
     Attributes:
-        mode: ``fair``: the granularity, symmetry and skip list of all methods, every layer at the
-            cell's bits. ``author``: activations symmetric, plain extremes, the authors' alpha and
-            spared layers (embedders, modulation, output, cross-attention), mixed precision.
         alpha: exponent in [0, 1]; None: the one of 0.1, 0.2, ..., 0.9 with the least output error
             over ``sweep_layers`` layers; in author mode 0.5665.
         rotate: whether to rotate. A layer of a width without a known transform is never rotated.
-        solver: of the codes: ``rtn`` or ``gptq``.
         range: of a weight row in fair mode.
         buckets: timestep ranges with maxima of their own.
         over_time: how a channel's maxima over the ranges become one: ``max`` as the authors' code
@@ -48,8 +45,6 @@ class ViDiTQ(QuantMethod):
         promoted: share of the layers that mixed precision keeps at 8 bits (author mode).
         double_quant: reproduce the public code, which rounds the balanced weight, rotates the
             rounded one and rounds again over the largest range of all three.
-        prompts: calibration videos.
-        rows: input rows of each layer that errors are measured on.
         sweep_layers: layers, evenly spaced, that alpha is judged on.
     """
 
@@ -58,30 +53,25 @@ class ViDiTQ(QuantMethod):
     paper: ClassVar[str] = "arXiv 2406.02540"
     needs: ClassVar[str] = "calibration"
 
-    mode: Mode = "fair"
     alpha: float | None = None
     rotate: bool = True
-    solver: Solver = "rtn"
     range: RangeInit = "search"
     buckets: int = 10
     over_time: Literal["max", "mean"] = "max"
     promoted: float = 0.25
     double_quant: bool = False
-    prompts: int = 16
-    rows: int = 512
     sweep_layers: int = 24
 
     def quant_config(self) -> QuantConfig:
-        check_choice("mode", self.mode, MODES)
+        self.check_shared()
         if self.alpha is not None:
             check_float("alpha", self.alpha, 0.0, 1.0)
-        check_choice("solver", self.solver, SOLVERS)
         check_choice("range", self.range, ("search", "minmax"))
         check_choice("over_time", self.over_time, ("max", "mean"))
         check_float("promoted", self.promoted, 0.0, 1.0)
         for name in ("rotate", "double_quant"):
             check_choice(name, getattr(self, name), (True, False))
-        for name, high in {"buckets": 1000, "prompts": 4096, "rows": 1 << 16, "sweep_layers": 4096}.items():
+        for name, high in {"buckets": 1000, "sweep_layers": 4096}.items():
             check_int(name, getattr(self, name), 1, high)
         if self.double_quant and self.solver == "gptq":
             raise ValueError("double_quant reproduces code that rounds to nearest; leave solver at rtn")
@@ -115,11 +105,6 @@ class ViDiTQ(QuantMethod):
             return [self._layer(linears[0], statistics[group[0]], alpha, configs[group[0]])]
 
         return replace_layers_(model, [[n] for n in names], build, self.quant_config(), ctx, self.name)
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        from qvgen.checkpoint import save_quantized
-
-        save_quantized(model, folder, {"method": self.name, "mode": self.mode}, self.quant_config())
 
     def _chosen_alpha(
         self,

@@ -186,8 +186,11 @@ def test_saved_and_loaded_are_the_same(mode: str, tmp_path: Path) -> None:
     method.save(live, tmp_path)
     x = inputs(7)
     assert torch.equal(live(x), method.load(make_block(), tmp_path)(x))
+    other = ViDiTQ(w_bits=4, a_bits=4, mode="fair" if mode == "author" else "author")
+    with pytest.raises(ValueError, match=f"mode '{mode}', wanted '{other.mode}'"):
+        other.load(make_block(), tmp_path)
     with pytest.raises(ValueError, match="w_bits 4, wanted 3"):
-        ViDiTQ(w_bits=3, a_bits=4).load(make_block(), tmp_path)
+        ViDiTQ(w_bits=3, a_bits=4, mode=mode).load(make_block(), tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
