@@ -122,16 +122,16 @@ class FrozenQuantLinear(nn.Module):
         """Recompute the cached ``weight`` after a change of codes, scale or zero point."""
         self.weight.copy_(dequantize(self.codes, self.scale, self.zero_point))
 
+    def forward(self, x: Tensor) -> Tensor:
+        lower, upper = (self.context.pick(r, x) for r in (self.lower, self.upper))
+        return functional.linear(activation_fake_quant(x, lower, upper, self.config), self.weight, self.bias)
+
     def stored_bits(self) -> int:
         """Bits that a checkpoint keeps of the weight: packed codes, scales and zero points; no bias."""
         ratios = self.lower.numel() + self.upper.numel() if self.config.learn_clip else 0
         return self.codes.numel() * self.config.w_bits + 32 * (
             self.scale.numel() + self.zero_point.numel() + ratios
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        lower, upper = (self.context.pick(r, x) for r in (self.lower, self.upper))
-        return functional.linear(activation_fake_quant(x, lower, upper, self.config), self.weight, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         dtype = self.weight.dtype

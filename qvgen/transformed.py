@@ -6,7 +6,8 @@ the input that makes both sides easier to round. SVDQuant adds a low-rank branch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -103,6 +104,25 @@ class TransformedQuantLinear(nn.Module):
         matrix = 16 if self.inner.config.store_dtype == "bfloat16" else 32
         own += [(self.down, matrix), (self.up, matrix)]
         return self.inner.stored_bits() + sum(t.numel() * bits for t, bits in own if t is not None)
+
+    def macs(self, tokens: int) -> Mapping[tuple[int, int], int]:
+        """Multiply-accumulates for ``tokens`` rows of input, by bits of weights and activations.
+
+        The branch and the transform, as executed here (one small product for each factor), at 16/16.
+        """
+        config = self.inner.config
+        counts = Counter({(config.w_bits, config.a_bits): tokens * self.in_features * self.out_features})
+        extra = self.transform.rank * (self.in_features + self.out_features)
+        if self.rotation is not None:
+            extra += self.in_features * sum(self.rotation.factors)
+        if extra:
+            counts[16, 16] += tokens * extra
+        return counts
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """That of ``inner``."""
+        return self.inner.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         names = ("input_scale", "static_range")

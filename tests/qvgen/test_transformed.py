@@ -115,6 +115,15 @@ def test_stored_bits_are_those_of_the_file(tmp_path: Path) -> None:
     assert [name for name, _ in finished_layers(live)] == ["0", "2", "3"]
 
 
+def test_multiplications_are_counted_by_what_runs() -> None:
+    layer = layer_of(nn.Linear(24, 7), ALL)
+    assert layer.rotation is not None and layer.rotation.factors == (12, 2)
+    low, branch, turn = 10 * 24 * 7, 10 * 3 * (24 + 7), 10 * 24 * (12 + 2)
+    assert dict(layer.macs(10)) == {(3, 4): low, (16, 16): branch + turn}
+    assert dict(layer_of(nn.Linear(24, 7), Transform(scaled=True)).macs(10)) == {(3, 4): low}
+    assert layer.bias is layer.inner.bias is not None
+
+
 def test_a_plain_model_has_no_new_keys(tmp_path: Path) -> None:
     model = make_model()
     for index in (0, 2, 3):
