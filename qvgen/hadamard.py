@@ -1,10 +1,10 @@
 """Orthogonal Hadamard transforms as a few small matrix products.
 
 A Hadamard matrix H of order n has entries +1 and -1 and H H^T = n I. Kronecker products of them are
-Hadamard again, so H_n = H_m x H_(2^k) is applied to a row of n = m * 2^k numbers, seen as a table,
-one axis after the other: n * (m + ...) multiplications in place of n * n. Orders m other than powers
-of two come from Paley's two constructions over a prime field (R. E. A. C. Paley, 1933), which give
-12, 20, 28, 60, 108 and 140: the widths of the CogVideoX and Wan families.
+Hadamard again, so H_n = H_a x H_b x ... is applied to a row of n = a * b * ... numbers, seen as a
+table, one axis after the other: n * (a + b + ...) multiplications in place of n * n. Orders other than
+powers of two come from Paley's two constructions over a prime field (R. E. A. C. Paley, 1933), such as
+12, 20, 28, 60, 108 and 140; they make up the widths of the CogVideoX and Wan families.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-_LARGEST_POWER = 6
+_LARGEST_FACTOR = 256
+_FACTOR_PENALTY = 16
 
 
 def paley_order(order: int) -> bool:
@@ -41,19 +42,37 @@ def paley_matrix(order: int) -> Tensor:
 
 
 def hadamard_factors(size: int) -> tuple[int, ...] | None:
-    """Orders of the factors whose product is ``size``: (m, 2^a, 2^b, ...), or None if none is known.
+    """Orders of the factors whose product is ``size``, largest first, or None if none are known.
 
-    m is the smallest usable one; the powers of two are at most 64, as equal as can be.
+    The cheapest known: least sum of orders (multiplications for each number of a row), with a
+    penalty of 16 for each factor, since each reads and writes the row once.
     """
-    odd = size & -size
-    rest, twos = size // odd, odd.bit_length() - 1
-    used = next((j for j in range(twos + 1) if rest << j == 1 or paley_order(rest << j)), None)
-    if used is None:
-        return None
-    power = twos - used
-    pieces = math.ceil(power / _LARGEST_POWER)
-    split = [2 ** (power // pieces + (i < power % pieces)) for i in range(pieces)]
-    return (rest << used, *split) if rest << used > 1 else tuple(split)
+    if size == 1:
+        return ()
+    candidates = [
+        order
+        for order in range(2, min(size, _LARGEST_FACTOR) + 1)
+        if size % order == 0 and (order & (order - 1) == 0 or paley_order(order))
+    ]
+    found = _cheapest(size, tuple(candidates))
+    return None if found is None else tuple(sorted(found, reverse=True))
+
+
+def _cheapest(size: int, candidates: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Factors from ``candidates``, which rise, none larger than the one before."""
+    if size == 1:
+        return ()
+    best: tuple[int, ...] | None = None
+    for index, order in enumerate(candidates):
+        if size % order == 0:
+            rest = _cheapest(size // order, candidates[: index + 1])
+            if rest is not None and (best is None or _price((order, *rest)) < _price(best)):
+                best = (order, *rest)
+    return best
+
+
+def _price(factors: tuple[int, ...]) -> int:
+    return sum(factors) + _FACTOR_PENALTY * len(factors)
 
 
 class Hadamard(nn.Module):

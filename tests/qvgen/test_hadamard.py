@@ -10,7 +10,7 @@ import torch
 from qvgen.hadamard import Hadamard, hadamard_factors, paley_matrix, random_signs
 
 PALEY = [4, 12, 20, 28, 60, 108, 140]
-WIDTHS = [1, 2, 64, 96, 120, 128, 240, 256, 560, 960]
+WIDTHS = [1, 2, 60, 64, 96, 120, 128, 140, 240, 256, 560, 960]
 
 
 @pytest.mark.parametrize("order", PALEY)
@@ -27,11 +27,15 @@ def test_orders_without_a_prime_are_refused() -> None:
 
 
 def test_model_widths_have_factors() -> None:
-    table = {1536: 12, 1920: 60, 5120: 20, 7680: 60, 8960: 140, 13824: 108, 4096: 64, 240: 60, 3072: 12}
-    for width, first in table.items():
+    table = {240: (20, 12), 1920: (20, 12, 8), 8960: (28, 20, 16), 13824: (12, 12, 12, 8), 128: (16, 8)}
+    for width, wanted in table.items():
+        assert hadamard_factors(width) == wanted
+    for width in (1536, 3072, 4096, 5120, 7680, 12288, 60 * 128, 140 * 64):
         factors = hadamard_factors(width)
-        assert factors is not None and factors[0] == first and int(np.prod(factors)) == width
+        assert factors is not None and int(np.prod(factors)) == width
+        assert sum(factors) <= 0.05 * width, "far from the dense product"
     assert [hadamard_factors(width) for width in (3, 6, 7, 50, 2 * 23)] == [None] * 5
+    assert hadamard_factors(1) == ()
 
 
 @pytest.mark.parametrize("width", WIDTHS)
