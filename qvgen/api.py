@@ -13,6 +13,7 @@ from qvgen.config import QuantConfig, QVGenConfig, did_you_mean
 from qvgen.linear import FrozenQuantLinear, QuantLinear
 from qvgen.phi_init import attach_phis_
 from qvgen.quantizers import ClipContext
+from qvgen.transformed import TransformedQuantLinear
 
 
 def quantize_(model: nn.Module, config: QuantConfig | QVGenConfig, skip: Collection[str] = ()) -> nn.Module:
@@ -70,7 +71,15 @@ def convert_(model: nn.Module) -> nn.Module:
                 "a low-bit model, phi_end drop removes it at the last step"
             )
         model.set_submodule(name, FrozenQuantLinear.from_trained(layer))
-    config = next(iter(layers.values())).config
+    return finish_(model, next(iter(layers.values())).config)
+
+
+@torch.no_grad()
+def finish_(model: nn.Module, config: QuantConfig) -> nn.Module:
+    """Round what is not quantized to the dtype that a checkpoint stores; eval mode, no gradients.
+
+    The last step of ``convert_`` and of methods that put inference layers in place themselves.
+    """
     for _, tensor in unquantized_tensors(model):
         tensor.copy_(tensor.to(stored_dtype(tensor, config)))
     return model.requires_grad_(False).eval()
@@ -126,6 +135,17 @@ def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
 def frozen_layers(model: nn.Module) -> Iterator[tuple[str, FrozenQuantLinear]]:
     """Name and module of each layer in inference form."""
     return ((n, m) for n, m in model.named_modules() if isinstance(m, FrozenQuantLinear))
+
+
+def finished_layers(model: nn.Module) -> Iterator[tuple[str, FrozenQuantLinear | TransformedQuantLinear]]:
+    """Name and module of each finished layer, with all that surrounds its codes (for ``stored_bits``)."""
+    for name, module in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if isinstance(module, TransformedQuantLinear) or (
+            isinstance(module, FrozenQuantLinear)
+            and not isinstance(model.get_submodule(parent), TransformedQuantLinear)
+        ):
+            yield name, module
 
 
 def phis(model: nn.Module) -> list[Phi]:

@@ -222,6 +222,34 @@ class LoadedTinyWorld:
             ).frames
         return np.asarray(np.round(np.clip(frames, 0.0, 1.0) * 255.0), dtype=np.uint8)
 
+    def calibration_runs(self, *, seed: int) -> Iterator[int]:
+        """Sample captions of the training split, singles and pairs by turns, without decoding them."""
+        import itertools
+        import random
+
+        import torch
+
+        from evalharness.tinyworld import spec
+        from evalharness.tinyworld.components import TEXT_LENGTH
+
+        rng = random.Random(seed)  # noqa: S311 - draws captions, no secrets
+        for number in itertools.count():
+            clip = spec.random_clip(rng, held_out=False, pair=number % 2 == 1)
+            noise = torch.Generator().manual_seed(rng.getrandbits(63))
+            with torch.no_grad():
+                self.pipeline(
+                    prompt=spec.caption(clip),
+                    height=SETTINGS.height,
+                    width=SETTINGS.width,
+                    num_frames=SETTINGS.frames,
+                    num_inference_steps=SETTINGS.steps,
+                    guidance_scale=SETTINGS.guidance,
+                    generator=noise,
+                    max_sequence_length=TEXT_LENGTH,
+                    output_type="latent",
+                )
+            yield number
+
     def step_inputs(self) -> dict[str, Any]:
         """One guided step: two rows, with and without caption."""
         import torch

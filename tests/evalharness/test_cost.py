@@ -159,6 +159,28 @@ def test_layers_of_the_library_describe_themselves() -> None:
     assert count_cost(whole).described_bits == 48 * 4 + 32 * 2
 
 
+def test_a_transformed_layer_counts_once_with_its_branch_and_rotation() -> None:
+    from qvgen.config import QuantConfig
+    from qvgen.linear import FrozenQuantLinear
+    from qvgen.quantizers import ClipContext
+    from qvgen.transformed import Transform, TransformedQuantLinear
+
+    bias = nn.Parameter(torch.zeros(6))
+    frozen = FrozenQuantLinear(
+        (6, 8), bias, QuantConfig(w_bits=3, a_bits=5), ClipContext(1),
+        device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+    layer = TransformedQuantLinear(frozen, Transform(scaled=True, rotated=True, rank=2))
+    model = nn.Sequential(layer, nn.Linear(6, 4, bias=False))
+    cost = count_cost(model)
+    # 48 codes of 3 bits, scales and zero points of 6 rows, 8 channel factors, branch 2 x (8 + 6) in 16 bits.
+    assert cost.described_bits == 48 * 3 + 32 * (2 * 6 + 8) + 16 * 28
+    assert (cost.described_weights, cost.linear_weights, cost.other_numbers) == (48, 48 + 24, 6)
+    x = torch.randn(2, 7, 8)
+    # Rotated as one product of 8 x 8.
+    assert count_macs(model, lambda: model(x)).linear == {(3, 5): 14 * 48, (16, 16): 14 * (28 + 64 + 24)}
+
+
 def test_counted_bits_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     from qvgen.api import convert_, quantize_
     from qvgen.checkpoint import save_quantized
