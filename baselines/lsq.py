@@ -1,4 +1,4 @@
-"""Learned step size quantization (Esser et al., ICLR 2020), per channel, for a diffusion model."""
+"""Learned step size quantization (Esser et al., ICLR 2020) for a diffusion model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from baselines.modes import Mode, check_mode
 from qvgen.config import QuantConfig, check_choice
 from qvgen.method import TrainedMethod
 from qvgen.training.recipe import Loss
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LSQ(TrainedMethod):
-    """Learnt weight steps with a fixed integer zero point, dynamic activations, the task loss.
+    """Learnt steps, trained on the model's own loss. ``recipe.loss`` is set by ``kd``.
 
-    Differs from the original as every method of a fair comparison must: steps per output channel
-    with a searched start instead of one per tensor, activations dynamic per token instead of a
-    learnt static step, AdamW instead of SGD. ``recipe.loss`` is set by ``kd``.
+    Mode ``author`` has the paper's quantizers: one symmetric step for each weight matrix and one
+    static step for the inputs of each layer, both learnt and started at ``2 mean|v| / sqrt(Q_P)``.
+    Mode ``fair`` has what all methods of a fair comparison share: steps per output channel with a
+    searched start and a fixed integer zero point, activations dynamic per token. Both train with
+    AdamW on the logarithm of the steps, instead of SGD on the steps.
 
     Attributes:
+        mode: ``fair`` or ``author``.
         kd: learn from the full-precision teacher instead of the training target.
     """
 
@@ -34,9 +38,11 @@ class LSQ(TrainedMethod):
     paper: ClassVar[str] = "arXiv 1902.08153"
     needs: ClassVar[str] = "training"
 
+    mode: Mode = "fair"
     kd: bool = False
 
     def __post_init__(self) -> None:
+        check_mode(self.mode)
         check_choice("kd", self.kd, (True, False))
         given = self.recipe
         TrainedMethod.__post_init__(self)
@@ -48,9 +54,27 @@ class LSQ(TrainedMethod):
         object.__setattr__(self, "recipe", dataclasses.replace(self.recipe, loss=loss))
 
     def quant_config(self) -> QuantConfig:
-        return QuantConfig(w_bits=self.w_bits, a_bits=self.a_bits, zero_point="fixed")
+        if self.mode == "fair":
+            return QuantConfig(w_bits=self.w_bits, a_bits=self.a_bits, zero_point="fixed")
+        return QuantConfig(
+            w_bits=self.w_bits,
+            a_bits=self.a_bits,
+            range_init="lsq",
+            zero_point="fixed",
+            w_symmetric=True,
+            a_symmetric=True,
+            w_granularity="tensor",
+            a_granularity="tensor",
+            a_range="static",
+            clip_first=True,
+        )
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
+        from baselines.static_steps import start_lsq_
+        from baselines.training import observe_and_train_
         from qvgen.training.run import quantize_and_train_
 
-        return quantize_and_train_(model, self.quant_config(), self.recipe, ctx)
+        config, size = self.quant_config(), self.recipe.batch_size
+        if self.mode == "fair":
+            return quantize_and_train_(model, config, self.recipe, ctx)
+        return observe_and_train_(model, config, self.recipe, ctx, start_lsq_, observed=(1, size))

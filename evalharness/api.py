@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bits",
+    "CalibrationNeeds",
     "EvalProtocol",
     "GenerationSettings",
+    "LayerStatistics",
     "LoadedModel",
     "Method",
     "MethodContext",
@@ -154,8 +156,71 @@ class TrainBatch(NamedTuple):
     target: torch.Tensor
 
 
+class CalibrationNeeds(Protocol):
+    """What a method asks of ``ctx.calibration``. Any object with these attributes will do.
+
+    Attributes:
+        layers: names of the linears to watch, as ``named_modules`` of the transformer spells them.
+        prompts: videos that the full-precision sampler makes, at least 1.
+        buckets: timestep ranges that channel maxima are kept for; bucket ``floor(t * G / 1000)``.
+        rows: input rows (tokens) to keep of each layer, a uniform sample over all calls; 0: none.
+        hessian: whether to collect the mean of x x^T.
+        hessian_rows_per_call: rows of one call that it takes in, evenly spaced.
+    """
+
+    @property
+    def layers(self) -> Sequence[str]: ...
+    @property
+    def prompts(self) -> int: ...
+    @property
+    def buckets(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def hessian(self) -> bool: ...
+    @property
+    def hessian_rows_per_call(self) -> int: ...
+
+
+class LayerStatistics(Protocol):
+    """What one linear with C inputs saw during calibration; tensors on the model's device.
+
+    Attributes:
+        absmax: largest magnitude of each channel by timestep bucket, float32 [G, C]; 0 where a
+            bucket was never visited.
+        low: smallest value seen, or 0 if that is smaller.
+        high: largest value seen, or 0 if that is larger.
+        rows: inputs, [at most needs.rows, C], in the dtype of the model.
+        hessian: mean of x x^T, float32 [C, C]; may be None if it was not asked for.
+        mean: mean of x over the same rows, float32 [C]; likewise.
+        shares_input_with: the first layer that read the same tensor at every call; its own name if
+            it was the first (so q, k and v of one attention have the same value).
+    """
+
+    @property
+    def absmax(self) -> torch.Tensor: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def rows(self) -> torch.Tensor: ...
+    @property
+    def hessian(self) -> torch.Tensor | None: ...
+    @property
+    def mean(self) -> torch.Tensor | None: ...
+    @property
+    def shares_input_with(self) -> str: ...
+
+
 class LoadedModel(Protocol):
-    """A pipeline in memory. ``transformer`` is the module that methods quantize; assignable."""
+    """A pipeline in memory. ``transformer`` is the module that methods quantize; assignable.
+
+    A model may also offer ``calibration_runs(*, seed) -> Iterator[int]``: an endless iterator, each
+    step of which samples one video from a caption of the training split (never one of a protocol)
+    with the generation settings and the present ``transformer``, and yields its running number.
+    Without it methods that calibrate cannot be run on the model.
+    """
 
     transformer: nn.Module
 
@@ -203,8 +268,10 @@ class MethodContext(Protocol):
     """What a method gets to work with; the prepare stage builds it.
 
     The harness's own also has ``state_folder``, a path where a training may save what it needs to
-    go on after a kill, ``rewind_log(lines)`` and ``validation_batches(batch_size)``. A method must
-    do without them where they are absent.
+    go on after a kill, ``rewind_log(lines)``, ``validation_batches(batch_size)`` and
+    ``calibration(needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]``, which raises ValueError
+    for a model without ``calibration_runs``. A method must do without them where they are absent, or
+    say that it cannot.
     """
 
     seed: int

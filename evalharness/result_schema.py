@@ -60,7 +60,12 @@ class DimensionEstimate(Estimate):
 
 
 class Profile(BaseModel):
-    """Cost of one cell. Times in milliseconds, sizes in MB (10^6 bytes); unknown keys are kept."""
+    """Cost of one cell. Times in milliseconds, sizes in MB (10^6 bytes); unknown keys are kept.
+
+    The last four are counted, not measured (``evalharness.cost``): mean bits that linears store for a
+    weight, mean bits of their inputs, percent of all MACs with both operands of at most 8 bits, and
+    the size of all that is stored.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -69,6 +74,10 @@ class Profile(BaseModel):
     weights_mb: float | None = None
     checkpoint_mb: float | None = None
     device: str | None = None
+    weight_bits: float | None = None
+    act_bits: float | None = None
+    low_bit_macs_pct: float | None = None
+    stored_mb: float | None = None
 
 
 class CellResult(_Frozen):

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalharness.api import EvalProtocol, LoadedModel, Metric, Model, Prompt
+from evalharness.api import EvalProtocol, LayerStatistics, LoadedModel, Metric, Model, Prompt
 from evalharness.cells import Cell, build_method
 from evalharness.executor import WorkerSpec
 from evalharness.registry import Registry
@@ -25,12 +25,14 @@ class Session:
 
     Attributes:
         emit: sends a progress event to the parent process.
+        calibration: key, whether with Hessians, and result of the last one; see ``StageContext.calibration``.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.registry = Registry(spec.plugin_files)
         self.emit: Callable[[Mapping[str, Any]], None] = lambda event: None
+        self.calibration: tuple[str, bool, Mapping[str, LayerStatistics]] = ("", False, {})
         self._metrics: dict[str, Metric] = {}
         self._active = ""
         self._is_fixed = False

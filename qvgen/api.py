@@ -13,6 +13,7 @@ from qvgen.config import QuantConfig, QVGenConfig, did_you_mean
 from qvgen.linear import FrozenQuantLinear, QuantLinear
 from qvgen.phi_init import attach_phis_
 from qvgen.quantizers import ClipContext
+from qvgen.transformed import TransformedQuantLinear
 
 
 def quantize_(model: nn.Module, config: QuantConfig | QVGenConfig, skip: Collection[str] = ()) -> nn.Module:
@@ -70,7 +71,15 @@ def convert_(model: nn.Module) -> nn.Module:
                 "a low-bit model, phi_end drop removes it at the last step"
             )
         model.set_submodule(name, FrozenQuantLinear.from_trained(layer))
-    config = next(iter(layers.values())).config
+    return finish_(model, next(iter(layers.values())).config)
+
+
+@torch.no_grad()
+def finish_(model: nn.Module, config: QuantConfig) -> nn.Module:
+    """Round what is not quantized to the dtype that a checkpoint stores; eval mode, no gradients.
+
+    The last step of ``convert_`` and of methods that put inference layers in place themselves.
+    """
     for _, tensor in unquantized_tensors(model):
         tensor.copy_(tensor.to(stored_dtype(tensor, config)))
     return model.requires_grad_(False).eval()
@@ -100,7 +109,7 @@ def quantizable_names(model: nn.Module, skip: Collection[str]) -> list[str]:
 
 def make_clip_context(model: nn.Module, config: QuantConfig) -> ClipContext:
     """The context that the layers share; follows the ``timestep`` keyword where it matters."""
-    context = ClipContext(config.clip_buckets if config.learn_clip else 1)
+    context = ClipContext(config.buckets)
     if context.buckets > 1:
         # Kept on the module, so that a deep copy of the model follows its own context.
         model.clip_context = context  # type: ignore[assignment]
@@ -128,6 +137,17 @@ def frozen_layers(model: nn.Module) -> Iterator[tuple[str, FrozenQuantLinear]]:
     return ((n, m) for n, m in model.named_modules() if isinstance(m, FrozenQuantLinear))
 
 
+def finished_layers(model: nn.Module) -> Iterator[tuple[str, FrozenQuantLinear | TransformedQuantLinear]]:
+    """Name and module of each finished layer, with all that surrounds its codes (for ``stored_bits``)."""
+    for name, module in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if isinstance(module, TransformedQuantLinear) or (
+            isinstance(module, FrozenQuantLinear)
+            and not isinstance(model.get_submodule(parent), TransformedQuantLinear)
+        ):
+            yield name, module
+
+
 def phis(model: nn.Module) -> list[Phi]:
     """All auxiliary modules, in the order of ``named_modules``."""
     return [layer.phi for _, layer in quant_layers(model) if layer.phi is not None]
@@ -138,7 +158,7 @@ def unquantized_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     own = {
         f"{n}.{t}"
         for n, _ in frozen_layers(model)
-        for t in ("codes", "scale", "zero_point", "lower", "upper")
+        for t in ("codes", "scale", "zero_point", "lower", "upper", "a_scale", "a_zero_point")
     }
     return (
         (name, tensor)

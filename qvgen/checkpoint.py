@@ -22,9 +22,10 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
-from qvgen.api import frozen_layers, make_clip_context, quantizable_names, stored_dtype, unquantized_tensors
+from qvgen.api import frozen_layers, stored_dtype, unquantized_tensors
 from qvgen.config import QuantConfig, from_json, to_json
 from qvgen.files import atomic_write_bytes
+from qvgen.layer_table import described_layers, make_frozen_
 from qvgen.linear import FrozenQuantLinear
 from qvgen.official.config import OfficialConfig
 from qvgen.official.files import WEIGHTS_NAME as RELEASED_NAME
@@ -38,7 +39,9 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "quantization_config.json"
 
 
-def save_quantized(model: nn.Module, folder: Path, meta: Mapping[str, Any]) -> None:
+def save_quantized(
+    model: nn.Module, folder: Path, meta: Mapping[str, Any], config: QuantConfig | None = None
+) -> None:
     """Write a model from ``convert_`` into an existing folder.
 
     Args:
@@ -46,6 +49,8 @@ def save_quantized(model: nn.Module, folder: Path, meta: Mapping[str, Any]) -> N
         folder: where the two files go; older ones are replaced.
         meta: JSON values to keep beside, e.g. ``{"method": "qvgen"}``; ``load_quantized`` compares
             those it is asked to.
+        config: the quantizers by which the model is called, where layers differ; those of the first
+            layer if left out. A layer with others of its own is listed under ``layer_configs``.
 
     Raises:
         ValueError: the model has no converted layer.
@@ -53,9 +58,10 @@ def save_quantized(model: nn.Module, folder: Path, meta: Mapping[str, Any]) -> N
     layers = dict(frozen_layers(model))
     if not layers:
         raise ValueError("nothing to save: the model holds no converted layer; call convert_ first")
-    config = next(iter(layers.values())).config
+    if config is None:
+        config = next(iter(layers.values())).config
     data = format_safetensors(_stored_tensors(model, layers, config))
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "meta": dict(meta),
@@ -63,6 +69,7 @@ def save_quantized(model: nn.Module, folder: Path, meta: Mapping[str, Any]) -> N
         "layers": {name: [layer.out_features, layer.in_features] for name, layer in layers.items()},
         "weights_sha256": hashlib.sha256(data).hexdigest(),
     }
+    header |= described_layers(model, config)
     atomic_write_bytes(folder / WEIGHTS_NAME, data)
     atomic_write_bytes(folder / CONFIG_NAME, (json.dumps(header, indent=1) + "\n").encode())
 
@@ -85,8 +92,8 @@ def load_quantized(model: nn.Module, folder: Path, expect: Mapping[str, Any]) ->
     header = read_header(folder)
     config = _checked_config(header, folder, expect)
     tensors = _read_tensors(folder / WEIGHTS_NAME, header["weights_sha256"])
-    _make_frozen(model, header["layers"], config)
-    _fill(model, tensors, config, folder / WEIGHTS_NAME)
+    make_frozen_(model, header, config, folder / CONFIG_NAME)
+    _fill(model, tensors, folder / WEIGHTS_NAME)
     return model.requires_grad_(False).eval()
 
 
@@ -149,8 +156,8 @@ def _stored_tensors(
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     for name, tensor in unquantized_tensors(model):
         tensors[name] = tensor.detach().cpu().to(stored_dtype(tensor, config))
-    for name in layers:
-        tensors[f"{name}.codes"] = pack(tensors[f"{name}.codes"], config.w_bits)
+    for name, layer in layers.items():
+        tensors[f"{name}.codes"] = pack(tensors[f"{name}.codes"], layer.config.w_bits)
     return {name: tensors[name].contiguous() for name in sorted(tensors)}
 
 
@@ -184,33 +191,13 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not valid safetensors ({error})") from None
 
 
-def _make_frozen(model: nn.Module, layers: Mapping[str, Any], config: QuantConfig) -> None:
-    """Replace the listed linears by empty inference layers."""
-    linears = set(quantizable_names(model, ()))
-    for name, shape in layers.items():
-        if name not in linears:
-            raise ValueError(f"layer {name!r} of the checkpoint is no linear of this model")
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        if list(weight.shape) != shape:
-            raise ValueError(f"layer {name!r}: checkpoint has {shape}, the model {list(weight.shape)}")
-    context = make_clip_context(model, config)
-    for name in layers:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        size = (linear.out_features, linear.in_features)
-        device, dtype = linear.weight.device, linear.weight.dtype
-        frozen = FrozenQuantLinear(size, linear.bias, config, context, device=device, dtype=dtype)
-        model.set_submodule(name, frozen)
-
-
 @torch.no_grad()
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], config: QuantConfig, path: Path) -> None:
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     layers = dict(frozen_layers(model))
     state = model.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name, layer in layers.items():
-        shapes[f"{name}.codes"] = (packed_bytes(layer.codes.numel(), config.w_bits),)
+        shapes[f"{name}.codes"] = (packed_bytes(layer.codes.numel(), layer.config.w_bits),)
     missing, surplus = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing or surplus:
         which = "lacks" if missing else "has a surplus tensor"
@@ -222,5 +209,5 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], config: QuantConfig, 
         if not (name.endswith(".codes") and name.removesuffix(".codes") in layers):
             tensor.copy_(tensors[name])
     for name, layer in layers.items():
-        layer.codes.copy_(unpack(tensors[f"{name}.codes"], config.w_bits, tuple(layer.codes.shape)))
+        layer.codes.copy_(unpack(tensors[f"{name}.codes"], layer.config.w_bits, tuple(layer.codes.shape)))
         layer.refresh_()

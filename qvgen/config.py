@@ -16,11 +16,12 @@ FORMAT_VERSION = 1
 
 ConfigT = TypeVar("ConfigT")
 
-RangeInit = Literal["search", "minmax"]
+RangeInit = Literal["search", "minmax", "lsq"]
 ZeroPoint = Literal["learned", "fixed"]
 ScaleParam = Literal["log", "linear"]
 WeightGranularity = Literal["tensor", "channel", "group"]
 ActivationGranularity = Literal["token", "tensor", "group"]
+ActivationRange = Literal["dynamic", "static"]
 Annealing = Literal["cosine", "linear", "quadratic", "cubic", "sqrt"]
 PhiInit = Literal["error", "zero", "random"]
 Direction = Literal["small", "large", "random"]
@@ -43,8 +44,13 @@ class QuantConfig:
         a_granularity: what shares a range at run time: one ``token`` (last-dimension row),
             a ``group`` of channels in it, or one sample's whole ``tensor``.
         a_group_size: channels in a group, a divisor of each layer's inputs; for ``group`` only.
+        a_range: ``dynamic``: taken from the activations at run time; ``static``: a trained step and
+            offset for each layer (and timestep bucket), see ``qvgen.static``; granularity ``tensor``.
+        clip_first: whether the gradients of static steps and of weights are those of LSQ's equation 3,
+            which clips before it rounds (see ``fake_quant.weight_fake_quant``).
         range_init: first range of a weight block: ``search`` tries 80 shrunken ranges and keeps the
-            one with the least sum of |error|^2.4; ``minmax`` takes the block's extremes.
+            one with the least sum of |error|^2.4; ``minmax`` takes the block's extremes; ``lsq`` is
+            the step ``2 mean|w| / sqrt(2^(b-1) - 1)`` of the LSQ paper, for symmetric weights.
         zero_point: ``learned`` is LSQ+ (real-valued, trained), ``fixed`` is LSQ (integer, constant).
             Says nothing where ``w_symmetric`` leaves no choice.
         scale_param: what the optimiser sees of a weight scale: its logarithm, or the scale itself
@@ -52,7 +58,8 @@ class QuantConfig:
         learn_clip: whether each layer learns how much of a token's range it keeps.
         clip_init: share of the range kept at the start, in (0, 1); used with ``learn_clip``.
         clip_buckets: number G of learnt clips per layer; the one at ``floor(t * G / 1000)`` serves
-            diffusion timestep t. 1 means one clip for all timesteps.
+            diffusion timestep t. 1 means one clip for all timesteps. With ``a_range`` static: of
+            steps and offsets.
         store_dtype: dtype of unquantized tensors of two or more dimensions in a converted model;
             smaller ones stay float32.
     """
@@ -72,11 +79,13 @@ class QuantConfig:
     w_group_size: int = 64
     a_granularity: ActivationGranularity = "token"
     a_group_size: int = 64
+    a_range: ActivationRange = "dynamic"
+    clip_first: bool = False
 
     def __post_init__(self) -> None:
         check_int("w_bits", self.w_bits, MIN_BITS, MAX_BITS)
         check_int("a_bits", self.a_bits, MIN_BITS, MAX_BITS)
-        check_choice("range_init", self.range_init, ("search", "minmax"))
+        check_choice("range_init", self.range_init, ("search", "minmax", "lsq"))
         check_choice("zero_point", self.zero_point, ("learned", "fixed"))
         check_choice("scale_param", self.scale_param, ("log", "linear"))
         check_choice("store_dtype", self.store_dtype, ("bfloat16", "float32"))
@@ -89,6 +98,20 @@ class QuantConfig:
         check_choice("a_granularity", self.a_granularity, ("token", "tensor", "group"))
         check_int("w_group_size", self.w_group_size, 2, 1 << 16)
         check_int("a_group_size", self.a_group_size, 2, 1 << 16)
+        check_choice("a_range", self.a_range, ("dynamic", "static"))
+        check_choice("clip_first", self.clip_first, (True, False))
+        if self.range_init == "lsq" and not self.w_symmetric:
+            raise ValueError("range_init lsq is the start of a symmetric step; set w_symmetric too")
+        if self.a_range == "static" and (self.a_granularity != "tensor" or self.learn_clip):
+            raise ValueError(
+                f"a_range static goes with a_granularity tensor and without learn_clip; a_granularity is "
+                f"{self.a_granularity!r}, learn_clip {self.learn_clip}"
+            )
+
+    @property
+    def buckets(self) -> int:
+        """Timestep buckets of clips or static steps; 1 where there are neither."""
+        return self.clip_buckets if self.learn_clip or self.a_range == "static" else 1
 
     @property
     def learns_zero_point(self) -> bool:

@@ -64,20 +64,27 @@ class _WeightFakeQuant(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float
+        ctx: Any,
+        weight: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        q_max: int,
+        grad_scale: float,
+        clip_first: bool,
     ) -> Tensor:
         ctx.save_for_backward(weight, scale, zero_point)
-        ctx.q_max, ctx.grad_scale = q_max, grad_scale
+        ctx.q_max, ctx.grad_scale, ctx.clip_first = q_max, grad_scale, clip_first
         codes = at_least_float32(weight).div(scale).add_(zero_point).round_().clamp_(0, q_max)
         return codes.sub_(zero_point).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         weight, scale, zero_point = ctx.saved_tensors
         ratio = at_least_float32(weight) / scale
-        rounded = torch.round(ratio + zero_point)
+        shifted = ratio + zero_point
+        rounded = torch.round(shifted)
         codes = rounded.clamp(0, ctx.q_max)
-        inside = rounded == codes
+        inside = (shifted > 0) & (shifted < ctx.q_max) if ctx.clip_first else rounded == codes
         grad_weight = grad * inside
         # d(s*(c-z))/ds = (c - z) - [inside] * w/s;  d/dz = -s outside, 0 inside.
         grad_scale = (grad * (codes - zero_point) - grad_weight * ratio).sum(-1, keepdim=True)
@@ -86,6 +93,7 @@ class _WeightFakeQuant(torch.autograd.Function):
             grad_weight.to(weight.dtype),
             grad_scale * ctx.grad_scale,
             grad_zero * ctx.grad_scale,
+            None,
             None,
             None,
         )
@@ -100,6 +108,7 @@ def weight_fake_quant(
     *,
     phi: tuple[Tensor, Tensor, Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    clip_first: bool = False,
 ) -> Tensor:
     """Quantize and dequantize a weight matrix block by block: ``s * (clamp(round(w/s + z)) - z)``.
 
@@ -114,23 +123,41 @@ def weight_fake_quant(
         phi: L [out, r], gamma [r] and R [r, in], float32; ``(L * gamma) R`` is added. gamma gets
             no gradient from the fused operator.
         dtype: of the result, rounded once; that of the arithmetic if left out.
+        clip_first: whether a value up to half a step beyond the outermost code, which rounds to it,
+            gets the gradients of a clamped one, as in LSQ's equation 3. The result is the same.
+            Never fused.
 
     Returns:
         [out, in], float32 (float64 for float64). With v = w/s + z, gradients are: to w, 1 where the
         code was not clamped; to s, ``round(v) - v`` there and ``c - z`` elsewhere; to z, ``-s`` where
         clamped.
     """
-    if _weight_fits(weight, scale, zero_point) and fused_weight.phi_fits(weight, phi):
+    if not clip_first and _weight_fits(weight, scale, zero_point) and fused_weight.phi_fits(weight, phi):
         wanted = torch.float32 if dtype is None else dtype
         return fused_weight.weight_fake_quant(weight, scale, zero_point, phi, q_max, grad_scale, wanted)
-    blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
-    out: Tensor = _WeightFakeQuant.apply(blocks, scale, zero_point, q_max, grad_scale)  # type: ignore[no-untyped-call]
-    out = out.view(weight.shape)
+    out = plain_fake_quant(weight, scale, zero_point, q_max, grad_scale, clip_first=clip_first)
     if phi is not None:
         left, gamma, right = phi
         with torch.autocast(weight.device.type, enabled=False):
             out = out + (left * gamma) @ right
     return out if dtype is None else out.to(dtype)
+
+
+def plain_fake_quant(
+    weight: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    q_max: int,
+    grad_scale: float = 1.0,
+    *,
+    clip_first: bool = False,
+) -> Tensor:
+    """``weight_fake_quant`` without Phi, by its definition: never the fused operator."""
+    blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
+    out: Tensor = _WeightFakeQuant.apply(  # type: ignore[no-untyped-call]
+        blocks, scale, zero_point, q_max, grad_scale, clip_first
+    )
+    return out.view(weight.shape)
 
 
 def _weight_fits(weight: Tensor, scale: Tensor, zero_point: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import torch
@@ -20,6 +20,7 @@ from qvgen.quantizers import (
     group_count,
     scale_shape,
 )
+from qvgen.static import StaticActivationQuantizer, static_fake_quant
 
 
 class QuantLinear(nn.Module):
@@ -39,7 +40,9 @@ class QuantLinear(nn.Module):
         if config.a_granularity == "group":
             group_count("a_group_size", config.a_group_size, self.in_features)
         self.wquantizer = WeightQuantizer(weight, config)
-        self.aquantizer = ActivationQuantizer(config, context, weight.device)
+        static = config.a_range == "static"
+        kind = StaticActivationQuantizer if static else ActivationQuantizer
+        self.aquantizer = kind(config, context, weight.device)
         self.phi: Phi | None = None
 
     @classmethod
@@ -72,7 +75,8 @@ class FrozenQuantLinear(nn.Module):
 
     State: ``codes`` uint8 [out, in], ``scale`` and ``zero_point`` of ``quantizers.scale_shape``
     ([out, 1] per channel; 2^(b-1) is the zero point of symmetric codes), ``bias`` [out] or None,
-    ``lower`` and ``upper`` clip ratios [G] (of length 1 and value 1 where nothing is clipped).
+    ``lower`` and ``upper`` clip ratios [G] (of length 1 and value 1 where nothing is clipped); with
+    static activations ``a_scale`` and ``a_zero_point`` [G].
     """
 
     codes: Tensor
@@ -81,6 +85,8 @@ class FrozenQuantLinear(nn.Module):
     lower: Tensor
     upper: Tensor
     weight: Tensor
+    a_scale: Tensor
+    a_zero_point: Tensor
 
     def __init__(
         self, shape: tuple[int, int], bias: nn.Parameter | None, config: QuantConfig, context: ClipContext,
@@ -96,6 +102,9 @@ class FrozenQuantLinear(nn.Module):
             self.register_buffer(name, torch.zeros(scale_shape(shape, config), device=device))
         for name in ("lower", "upper"):
             self.register_buffer(name, torch.ones(buckets, device=device), persistent=config.learn_clip)
+        static = config.a_range == "static"
+        for name in ("a_scale", "a_zero_point"):
+            self.register_buffer(name, torch.ones(config.buckets, device=device), persistent=static)
         self.register_buffer("weight", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
@@ -114,6 +123,9 @@ class FrozenQuantLinear(nn.Module):
         frozen.codes.copy_(layer.wquantizer.codes(layer.weight))
         frozen.scale.copy_(layer.wquantizer.scale())
         frozen.zero_point.copy_(layer.wquantizer.zero_point)
+        if isinstance(layer.aquantizer, StaticActivationQuantizer):
+            frozen.a_scale.copy_(layer.aquantizer.scale())
+            frozen.a_zero_point.copy_(layer.aquantizer.zero_point())
         ratios = layer.aquantizer.ratios()
         if ratios is not None:
             frozen.lower.copy_(ratios[0])
@@ -127,12 +139,29 @@ class FrozenQuantLinear(nn.Module):
         self.weight.copy_(dequantize(self.codes, self.scale, self.zero_point))
 
     def forward(self, x: Tensor) -> Tensor:
-        lower, upper = (self.context.pick(r, x) for r in (self.lower, self.upper))
-        return functional.linear(activation_fake_quant(x, lower, upper, self.config), self.weight, self.bias)
+        if self.config.a_range == "static":
+            scale, zero_point = (self.context.pick(r, x) for r in (self.a_scale, self.a_zero_point))
+            quantized = static_fake_quant(x, scale, zero_point, 2**self.config.a_bits - 1)
+        else:
+            lower, upper = (self.context.pick(r, x) for r in (self.lower, self.upper))
+            quantized = activation_fake_quant(x, lower, upper, self.config)
+        return functional.linear(quantized, self.weight, self.bias)
+
+    def stored_bits(self) -> int:
+        """Bits that a checkpoint keeps: packed codes, scales, zero points, what quantizes inputs; no bias."""
+        numbers = self.scale.numel() + self.zero_point.numel()
+        if self.config.learn_clip or self.config.a_range == "static":
+            numbers += 2 * self.config.buckets
+        return self.codes.numel() * self.config.w_bits + 32 * numbers
+
+    def macs(self, tokens: int) -> Mapping[tuple[int, int], int]:
+        """Multiply-accumulates for ``tokens`` rows of input, by bits of weights and activations."""
+        return {(self.config.w_bits, self.config.a_bits): tokens * self.in_features * self.out_features}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         dtype = self.weight.dtype
-        exact = {name: getattr(self, name) for name in ("scale", "zero_point", "lower", "upper")}
+        names = ("scale", "zero_point", "lower", "upper", "a_scale", "a_zero_point")
+        exact = {name: getattr(self, name) for name in names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in exact.items():
             moved = getattr(self, name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import token_fake_quant, weight_codes, weight_fake_quant
-from qvgen.levels import positive_levels
+from qvgen.levels import SCALE_FLOOR, positive_levels
 from qvgen.ranges import minmax_range, scale_and_zero_point, search_range
 
 TIMESTEPS = 1000
@@ -39,6 +39,7 @@ class WeightQuantizer(nn.Module):
     def __init__(self, weight: Tensor, config: QuantConfig) -> None:
         super().__init__()
         self.q_max = 2**config.w_bits - 1
+        self.clip_first = config.clip_first
         blocks = math.prod(scale_shape((weight.shape[0], weight.shape[1]), config))
         levels = positive_levels(self.q_max, config.w_symmetric)
         self.grad_scale = 1 / math.sqrt(weight.numel() // blocks * levels)
@@ -65,7 +66,14 @@ class WeightQuantizer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         return weight_fake_quant(
-            weight, self.scale(), self.zero_point, self.q_max, self.grad_scale, phi=phi, dtype=dtype
+            weight,
+            self.scale(),
+            self.zero_point,
+            self.q_max,
+            self.grad_scale,
+            phi=phi,
+            dtype=dtype,
+            clip_first=self.clip_first,
         )
 
     @torch.no_grad()
@@ -106,6 +114,11 @@ def initial_scale(weight: Tensor, config: QuantConfig) -> tuple[Tensor, Tensor]:
     shape = scale_shape((weight.shape[0], weight.shape[1]), config)
     rows = weight.reshape(math.prod(shape), -1)
     q_max, integer, symmetric = 2**config.w_bits - 1, config.zero_point == "fixed", config.w_symmetric
+    if config.range_init == "lsq":
+        levels = positive_levels(q_max, symmetric)
+        scale = 2 * rows.float().abs().mean(-1, keepdim=True) / math.sqrt(levels)
+        scale = scale.clamp(min=SCALE_FLOOR)
+        return scale.view(shape), torch.full_like(scale, levels + 1).view(shape)
     if config.range_init == "search":
         low, high = search_range(rows, q_max, integer_zero=integer, symmetric=symmetric)
     else:

@@ -160,6 +160,43 @@ class LoadedTinyWorld:
             }
             yield TrainBatch(inputs=inputs, target=drawn.target)
 
+    def trajectories(self, transformer: nn.Module, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
+        """States that ``transformer`` goes through while it samples training captions; no clips.
+
+        A batch is one denoising step of ``batch_size // 2`` videos (at least one), each in two rows:
+        without and with its caption. The target is the transformer's own prediction. One run of the
+        sampler follows another.
+        """
+        import torch
+
+        from evalharness.tinyworld import spec, world
+        from evalharness.tinyworld.components import tokenize
+
+        count = max(1, batch_size // 2)
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        shape = self.step_inputs()["hidden_states"].shape[1:]
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            clips = world.decode_clips(world.random_batch(count, generator))
+            ids = tokenize(self.pipeline.tokenizer, [""] * count + [spec.caption(clip) for clip in clips])
+            latents = torch.randn(count, *shape, generator=generator).to(self.device)
+            with torch.no_grad():
+                text = self.pipeline.text_encoder(ids.to(self.device))[0]
+            scheduler.set_timesteps(SETTINGS.steps, device=self.device)
+            for time in scheduler.timesteps:
+                inputs = {
+                    "hidden_states": torch.cat([latents, latents]),
+                    "encoder_hidden_states": text,
+                    "timestep": time.expand(2 * count),
+                    "return_dict": False,
+                }
+                with torch.no_grad():
+                    prediction = transformer(**inputs)[0].float()
+                plain, captioned = prediction.chunk(2)
+                guided = plain + SETTINGS.guidance * (captioned - plain)
+                yield TrainBatch(inputs=inputs, target=prediction)
+                latents = scheduler.step(guided, time, latents, return_dict=False)[0]
+
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         output: torch.Tensor = transformer(**batch.inputs)[0]
         return output
@@ -184,6 +221,34 @@ class LoadedTinyWorld:
                 output_type="np",
             ).frames
         return np.asarray(np.round(np.clip(frames, 0.0, 1.0) * 255.0), dtype=np.uint8)
+
+    def calibration_runs(self, *, seed: int) -> Iterator[int]:
+        """Sample captions of the training split, singles and pairs by turns, without decoding them."""
+        import itertools
+        import random
+
+        import torch
+
+        from evalharness.tinyworld import spec
+        from evalharness.tinyworld.components import TEXT_LENGTH
+
+        rng = random.Random(seed)  # noqa: S311 - draws captions, no secrets
+        for number in itertools.count():
+            clip = spec.random_clip(rng, held_out=False, pair=number % 2 == 1)
+            noise = torch.Generator().manual_seed(rng.getrandbits(63))
+            with torch.no_grad():
+                self.pipeline(
+                    prompt=spec.caption(clip),
+                    height=SETTINGS.height,
+                    width=SETTINGS.width,
+                    num_frames=SETTINGS.frames,
+                    num_inference_steps=SETTINGS.steps,
+                    guidance_scale=SETTINGS.guidance,
+                    generator=noise,
+                    max_sequence_length=TEXT_LENGTH,
+                    output_type="latent",
+                )
+            yield number
 
     def step_inputs(self) -> dict[str, Any]:
         """One guided step: two rows, with and without caption."""

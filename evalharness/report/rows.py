@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 Value = str | int | float | None
 
-COST_COLUMNS = ("step_ms", "peak_mem_mb", "weights_mb")
+COUNTED_COLUMNS = ("weight_bits", "act_bits", "low_bit_macs_pct", "stored_mb")
+COST_COLUMNS = ("step_ms", "peak_mem_mb", "weights_mb", *COUNTED_COLUMNS)
 AGAINST_REFERENCE = "against full precision"
 _CELL_COLUMNS = ("model", "protocol", "method", "bits_w", "bits_a", "seed")
 

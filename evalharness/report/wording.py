@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evalharness.report.rows import bits_label, coverage_text, estimate_text
+from evalharness.report.rows import COUNTED_COLUMNS, bits_label, cost, coverage_text, estimate_text
 
 if TYPE_CHECKING:
     from evalharness.ranking import BitsRanking, Ranked
@@ -150,5 +150,13 @@ def legend(results: Results) -> list[str]:
         lines.append(
             "execution `fake`: quantization is simulated in floating point. Its step time is the cost "
             "of the simulation, so no speed-up is given."
+        )
+    if any(cost(cell, column) is not None for cell in results.cells for column in COUNTED_COLUMNS):
+        lines.append(
+            "`weight_bits`, `act_bits`, `low_bit_macs_pct` and `stored_mb` are counted, not measured: mean "
+            "stored bits for a weight of a linear (scales, zero points, branches and layers kept at 16 bits "
+            "included), mean bits of the inputs of linears over their multiply-accumulates, percent of all "
+            "multiply-accumulates of a step, attention included, with both operands of at most 8 bits, and "
+            "MB of all weights."
         )
     return lines

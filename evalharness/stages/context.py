@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evalharness.api import TrainBatch
+from evalharness.api import CalibrationNeeds, LayerStatistics, TrainBatch
+from evalharness.calibration import calibrate, needs_key
 from evalharness.session import Session
 from evalharness.store import atomic_write_text
 
@@ -63,6 +64,41 @@ class StageContext:
         draw = getattr(loaded, "few_batches", loaded.batches)
         drawn: Iterator[TrainBatch] = draw(batch_size=batch_size, seed=self.seed + _VALIDATION_SEED)
         return drawn
+
+    @property
+    def trajectories(self) -> Callable[[int], Iterator[TrainBatch]] | None:
+        """Batches along the full-precision model's own sampling; None where the model has none.
+
+        They come from the loaded model's optional ``trajectories(transformer, batch_size=, seed=)``.
+        """
+        draw = getattr(self._session.loaded, "trajectories", None)
+        if draw is None:
+            return None
+        return lambda batch_size: draw(self.teacher(), batch_size=batch_size, seed=self.seed)
+
+    def calibration(self, needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]:
+        """Statistics of the layers' inputs while the full-precision model samples calibration prompts.
+
+        The worker keeps the last answer, so that the next cell with the same needs has it at once. It
+        may hold Hessians that were not asked for.
+
+        Raises:
+            ValueError: a model without ``calibration_runs``; see ``evalharness.calibration.calibrate``.
+        """
+        key = needs_key(needs, self.seed)
+        known, with_hessian, found = self._session.calibration
+        if known != key or (needs.hessian and not with_hessian):
+            self._session.calibration = ("", False, {})
+            loaded = self._session.full_precision()
+            runs = getattr(loaded, "calibration_runs", None)
+            if runs is None:
+                raise ValueError(
+                    f"model {self._session.spec.model} cannot calibrate: its plugin lacks "
+                    "calibration_runs(seed=...); choose methods that need none or training"
+                )
+            found = calibrate(loaded.transformer, runs(seed=self.seed), needs, self.seed, self.track)
+            self._session.calibration = (key, needs.hessian, found)
+        return found
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)

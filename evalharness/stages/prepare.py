@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.api import Method, Needs
+from evalharness.calibration import VERSION as CALIBRATION_VERSION
 from evalharness.cells import Cell, build_method
 from evalharness.checkpoints import (
     CARD_NAME,
@@ -115,6 +116,8 @@ def inputs_hash(
         }
         if published_sha256 is None and method.needs == Needs.TRAINING:
             inputs["training_clips"] = training_clips(registry, cell.model, identity["device"])
+        if published_sha256 is None and method.needs == Needs.CALIBRATION:
+            inputs["calibration"] = CALIBRATION_VERSION
     return digest(inputs)
 
 

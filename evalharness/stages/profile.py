@@ -10,6 +10,8 @@ take while it runs, ``step_mem_mb`` what a step takes on top of what was held be
 pipeline and without what else the process holds, so that rows can be compared. ``process_mem_mb``
 has all of that in it: on cpu the resident size of the worker process (Python and libraries too), on
 cuda the allocator's peak (with the full-precision transformer that a worker keeps).
+
+Beside what is measured stands what is counted: ``evalharness.cost``.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalharness.cells import Cell
+from evalharness.cost import cost_record
 from evalharness.executor import Task
 from evalharness.hashing import digest
 from evalharness.memory import call_memory
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["profile_hash", "run", "work"]
 
-VERSION = 3
+VERSION = 4
 WARM_UP_STEPS = {"cpu": 2, "cuda": 10}  # a GPU loads its kernels one by one when first used
 MAX_STEPS = 15
 MAX_SECONDS = 1.5
@@ -85,6 +88,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     with torch.inference_mode():
         times = _seconds(lambda: loaded.transformer(**inputs), device)
         memory = call_memory(lambda: loaded.transformer(**inputs), device)
+        counted = cost_record(loaded.transformer, lambda: loaded.transformer(**inputs))
     executed = _tensor_bytes(loaded.transformer)
     return {
         "step_ms": round(statistics.median(times) * 1000, 3),
@@ -96,6 +100,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         "executed_mb": _megabytes(executed),
         "checkpoint_mb": None if folder is None else _megabytes(_folder_bytes(folder)),
         "device": _device_name(device),
+        **counted,
     }
 
 

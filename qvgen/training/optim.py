@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from qvgen.auxiliary import Phi
 from qvgen.quantizers import ActivationQuantizer, WeightQuantizer
+from qvgen.static import StaticActivationQuantizer
 from qvgen.training.recipe import TrainRecipe
 
 _GROUP_OF_MODULE: tuple[tuple[type[nn.Module], str], ...] = (
     (WeightQuantizer, "scales"),
     (Phi, "phi"),
     (ActivationQuantizer, "clips"),
+    (StaticActivationQuantizer, "clips"),
 )
 _DECAYED = ("weights", "phi")
 

@@ -25,7 +25,7 @@ class TrainRecipe:
         lr_weights: peak learning rate of weights, biases, norms and all else unquantized.
         lr_scales: of weight scales and zero points (a relative step for log-scales).
         lr_phi: of Phi's L and R.
-        lr_clips: of the activation clips' logits.
+        lr_clips: of the activation clips' logits, and of static activation steps and offsets.
         betas: AdamW's decay rates; the official code's are 0.9 and 0.95.
         eps: AdamW's epsilon.
         weight_decay: AdamW's decay of weights and Phi. Scales, zero points and clips have none:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from qvgen.api import convert_, quantize_
@@ -13,15 +15,28 @@ from qvgen.training.recipe import TrainRecipe
 
 
 def quantize_and_train_(
-    model: nn.Module, config: QuantConfig | QVGenConfig, recipe: TrainRecipe, ctx: TrainContext
+    model: nn.Module,
+    config: QuantConfig | QVGenConfig,
+    recipe: TrainRecipe,
+    ctx: TrainContext,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """Quantize, train and convert ``model`` in place; float32 while training, its own dtype after.
+
+    Args:
+        model: full precision.
+        config: the quantizers.
+        recipe: the training.
+        ctx: its surroundings.
+        prepare: called with the quantized model before it trains, to set what data must tell.
 
     Raises:
         ValueError: as ``quantize_`` and ``train_``.
     """
     dtype = next(model.parameters()).dtype
     quantize_(nn.Module.float(model), config, ctx.skip_layers)
+    if prepare is not None:
+        prepare(model)
     schedule = None
     if isinstance(config, QVGenConfig):
         schedule = RankSchedule.of(config, recipe.steps)

@@ -64,7 +64,16 @@ def record(method: str, bits: int, seed: int = 0, **changes: Any) -> CellRecord:
         "n_videos_expected": 2,
         "n_videos_ok": 2,
         "n_failed": 0,
-        "profile": {"step_ms": 12.5, "peak_mem_mb": 900.0, "weights_mb": bits / 2},
+        "profile": {
+            "step_ms": 12.5,
+            "peak_mem_mb": 900.0,
+            "weights_mb": bits / 2,
+            "weight_bits": bits + 0.25,
+            "act_bits": float(bits),
+            "low_bit_macs_pct": 0.0 if is_reference else 62.5,
+            "stored_mb": bits / 2,
+            "macs": {"attention": 8},
+        },
         "train_minutes": 3.25 if trained else None,
         "train_log": log if trained else [],
         "method_config": {"granularity": "per_token"},
@@ -148,7 +157,8 @@ def test_leaderboard_csv_has_the_promised_columns() -> None:
     assert header == (
         "model,protocol,method,bits_w,bits_a,seed,source,execution,coverage,"
         "subject_consistency,subject_consistency_lo,subject_consistency_hi,color,color_lo,color_hi,"
-        "mean,mean_lo,mean_hi,step_ms,peak_mem_mb,weights_mb,train_minutes"
+        "mean,mean_lo,mean_hi,step_ms,peak_mem_mb,weights_mb,"
+        "weight_bits,act_bits,low_bit_macs_pct,stored_mb,train_minutes"
     )
 
 

@@ -361,6 +361,9 @@ def test_the_profile_counts_bytes(toy_run: Call, tmp_path: Path) -> None:
     weights = [file.stat().st_size for file in files if file.suffix == ".safetensors"]
     assert record["weights_mb"] == pytest.approx(sum(weights) / 1e6, abs=1e-3)
     assert record["checkpoint_mb"] == pytest.approx(sum(f.stat().st_size for f in files) / 1e6, abs=1e-3)
+    # Counted, not measured: the toy's layers stay nn.Linear, so nothing of it is low-bit.
+    assert (record["weight_bits"], record["act_bits"], record["low_bit_macs_pct"]) == (16.0, 16.0, 0.0)
+    assert record["stored_mb"] == pytest.approx(numbers * 2 / 1e6, abs=1e-3)
     assert record["step_ms"] > 0
     assert record["steps_timed"] > 1
     assert record["process_mem_mb"] > 50  # a process with torch loaded

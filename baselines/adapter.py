@@ -1,0 +1,79 @@
+"""A low-rank adapter that is quantized together with its weight: ``Q(W + B A)`` of EfficientDM."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qvgen.api import quant_layers
+from qvgen.linear import QuantLinear
+
+
+class Adapter(nn.Module):
+    """Turns W into ``W + B A``; B is zero at the start, A uniform as Kaiming's.
+
+    Scale-aware learning rate: EfficientDM gives A and B of a layer the rate ``eta * unit``, unit being
+    the layer's mean weight step. Here the trained tensors are A / unit and B / unit, all at the rate
+    eta. AdamW's step does not depend on the size of gradients, so both are the same thing (but for its
+    epsilon and the clipping of gradients), and one optimiser group serves all layers.
+
+    Args:
+        shape: [out, in] of the weight.
+        rank: rows of A.
+        unit: positive; 1 for no scale-awareness.
+        generator: draws A, on the CPU.
+        device: where the parameters go.
+    """
+
+    unit: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        unit: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(shape[1])
+        a = (torch.rand(rank, shape[1], generator=generator) * 2 - 1) * bound
+        self.A = nn.Parameter((a / unit).to(device))
+        self.B = nn.Parameter(torch.zeros(shape[0], rank, device=device))
+        self.register_buffer("unit", torch.tensor(unit, device=device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``W + B A``, [out, in], in the dtype of ``weight``."""
+        return weight + ((self.B * self.unit) @ (self.A * self.unit)).to(weight.dtype)
+
+
+def attach_adapters_(model: nn.Module, rank: int, seed: int, *, scale_aware: bool) -> None:
+    """Give every layer of a model from ``quantize_`` an adapter, and leave only these to be trained.
+
+    Beside A and B the weight steps and what quantizes activations stay trainable; weights, biases,
+    norms and all else are frozen. A layer smaller than ``rank`` gets what it has.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for _, layer in quant_layers(model):
+        unit = float(layer.wquantizer.scale().mean()) if scale_aware else 1.0
+        shape = (layer.out_features, layer.in_features)
+        adapter = Adapter(shape, min(rank, *shape), unit, generator, layer.weight.device)
+        parametrize.register_parametrization(layer, "weight", adapter)
+        for part in (adapter, layer.wquantizer, layer.aquantizer):
+            part.requires_grad_(True)
+
+
+def merge_adapters_(model: nn.Module) -> None:
+    """Add each adapter's product into its layer's weight and remove it; the function stays the same."""
+    for _, layer in quant_layers(model):
+        if is_adapted(layer):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+def is_adapted(layer: QuantLinear) -> bool:
+    """Whether the layer's weight has an adapter."""
+    return parametrize.is_parametrized(layer, "weight")

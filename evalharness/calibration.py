@@ -1,0 +1,267 @@
+"""What the layers of a model see while it samples: the calibration data of post-training methods.
+
+A method declares what it needs (``api.CalibrationNeeds``); the service watches the listed linears
+with hooks while the model's own full-precision sampler runs over calibration prompts. Everything is
+reduced on the fly, so memory depends on the number of layers and their width, not on the number of
+tokens. torch is imported by the functions, as everywhere in the harness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evalharness.api import CalibrationNeeds, LayerStatistics
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = ["VERSION", "Collector", "calibrate", "needs_key"]
+
+# Part of the hash of every cell that calibrates; raise it when the same needs give other numbers.
+VERSION = 1
+
+TIMESTEPS = 1000
+_ROWS_AT_ONCE = 4096
+
+
+def calibrate(
+    transformer: nn.Module,
+    runs: Iterator[int],
+    needs: CalibrationNeeds,
+    seed: int,
+    track: Callable[[range, str], Iterator[int]],
+) -> Mapping[str, LayerStatistics]:
+    """Run the sampler ``needs.prompts`` times and return the statistics of each layer.
+
+    Args:
+        transformer: the module that the sampler calls; it is watched, not changed.
+        runs: each ``next`` samples one video (``LoadedModel.calibration_runs``).
+        needs: what to collect, and of which layers.
+        seed: decides which rows are kept.
+        track: progress bar.
+
+    Raises:
+        ValueError: a name that is no linear, a layer that was never called, NaN or infinity in a
+            layer's input (the first such layer in the order of execution is named).
+    """
+    import torch
+
+    collector = Collector(transformer, needs, seed)
+    with torch.no_grad(), collector.watching():
+        for run in track(range(needs.prompts), "calibration"):
+            try:
+                next(runs)
+            except StopIteration:
+                raise ValueError(
+                    f"calibration: the model gave {run} runs, {needs.prompts} were asked"
+                ) from None
+            collector.check(run)
+    return collector.result()
+
+
+@dataclass(slots=True)
+class _Layer:
+    """Running sums of one linear. ``gram`` and ``total``: sums of x x^T and x over ``gram_rows`` rows."""
+
+    absmax: Tensor
+    gram: Tensor | None
+    total: Tensor
+    gram_rows: int
+    rows: Tensor
+    priority: Tensor
+    low: Tensor
+    high: Tensor
+    leader: str
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """Satisfies ``api.LayerStatistics``."""
+
+    absmax: Tensor
+    low: float
+    high: float
+    rows: Tensor
+    hessian: Tensor | None
+    mean: Tensor | None
+    shares_input_with: str
+
+
+class Collector:
+    """Hooks on the linears of a transformer and what they have seen so far."""
+
+    def __init__(self, transformer: nn.Module, needs: CalibrationNeeds, seed: int) -> None:
+        from torch import nn
+
+        self.needs = needs
+        self._transformer = transformer
+        self._seed = seed
+        self._bucket = 0
+        self._layers: dict[str, _Layer] = {}
+        # The last input and its products: q, k and v read the same tensor, which is reduced once.
+        self._last: tuple[Tensor, str, Tensor, Tensor, tuple[Tensor, Tensor, int] | None] | None = None
+        linears = {name for name, part in transformer.named_modules() if isinstance(part, nn.Linear)}
+        for name in needs.layers:
+            if name not in linears:
+                raise ValueError(f"calibration: {name!r} is no linear of the model")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks are in place within the block, and gone after it whatever happens."""
+        handles = [self._transformer.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        try:
+            for name in self.needs.layers:
+                layer = self._transformer.get_submodule(name)
+                handles.append(layer.register_forward_pre_hook(self._hook(name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last = None
+
+    def check(self, run: int) -> None:
+        """Raise ValueError if a layer has seen NaN or infinity, naming the first in order of execution."""
+        import torch
+
+        if not self._layers:
+            return
+        finite = torch.stack([torch.isfinite(layer.absmax).all() for layer in self._layers.values()])
+        if not bool(finite.all()):
+            name = list(self._layers)[int(finite.int().argmin())]
+            raise ValueError(
+                f"calibration: the input of layer {name} holds NaN or infinity (prompt {run}); the "
+                "full-precision model itself fails there, so nothing can be calibrated"
+            )
+
+    def result(self) -> dict[str, LayerStatistics]:
+        """Statistics by layer, in the order of ``needs.layers``."""
+        missing = next((name for name in self.needs.layers if name not in self._layers), None)
+        if missing is not None:
+            raise ValueError(f"calibration: layer {missing} was never called; leave it out (skip layers)")
+        return {name: self._finished(self._layers[name]) for name in self.needs.layers}
+
+    def _finished(self, layer: _Layer) -> LayerStatistics:
+        count = max(layer.gram_rows, 1)
+        return _Statistics(
+            absmax=layer.absmax,
+            low=float(layer.low.min()),
+            high=float(layer.high.max()),
+            rows=layer.rows,
+            hessian=None if layer.gram is None else layer.gram / count,
+            mean=None if layer.gram is None else layer.total / count,
+            shares_input_with=layer.leader,
+        )
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Start of a denoising step: the sampler gives all its rows the same timestep."""
+        timestep = kwargs.get("timestep")
+        self._last = None
+        if timestep is not None and self.needs.buckets > 1:
+            first = float(timestep.reshape(-1)[0])
+            self._bucket = min(int(first * self.needs.buckets / TIMESTEPS), self.needs.buckets - 1)
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._see(name, args[0])
+
+        return hook
+
+    def _see(self, name: str, x: Tensor) -> None:
+        """Take in one input of a layer, [..., C]."""
+        import torch
+
+        rows = x.detach().reshape(-1, x.shape[-1])
+        shared = self._last is not None and self._last[0] is x
+        if not shared:
+            low, high = rows.amin(0).float(), rows.amax(0).float()
+            sums = self._sums(rows) if self.needs.hessian else None
+            self._last = (x, name, low, high, sums)
+        assert self._last is not None
+        _, leader, low, high, sums = self._last
+        layer = self._layers.get(name)
+        if layer is None:
+            layer = self._layers[name] = self._new(rows, leader)
+        elif layer.leader != leader:
+            layer.leader = name  # not at every call: it shares with nobody
+        torch.minimum(layer.low, low, out=layer.low)
+        torch.maximum(layer.high, high, out=layer.high)
+        absmax = layer.absmax[self._bucket]
+        torch.maximum(absmax, torch.maximum(high, -low), out=absmax)
+        if sums is not None and layer.gram is not None:
+            layer.gram += sums[0]
+            layer.total += sums[1]
+            layer.gram_rows += sums[2]
+        if self.needs.rows:
+            self._keep_rows(layer, rows)
+
+    def _new(self, rows: Tensor, leader: str) -> _Layer:
+        import torch
+
+        width, device = rows.shape[1], rows.device
+        return _Layer(
+            absmax=torch.zeros(self.needs.buckets, width, device=device),
+            gram=torch.zeros(width, width, device=device) if self.needs.hessian else None,
+            total=torch.zeros(width, device=device),
+            gram_rows=0,
+            rows=rows[:0],
+            priority=torch.zeros(0),
+            low=torch.zeros(width, device=device),
+            high=torch.zeros(width, device=device),
+            leader=leader,
+            # One seed for all layers: those that read the same tokens keep the same ones.
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+
+    def _sums(self, rows: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Sums of x x^T and of x over evenly spaced rows of the call, in float32, and their number."""
+        import torch
+
+        limit = self.needs.hessian_rows_per_call
+        if len(rows) > limit:
+            steps = torch.linspace(0, len(rows) - 1, limit, device=rows.device)
+            rows = rows[steps.round().long()]
+        gram = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+        for part in rows.split(_ROWS_AT_ONCE):
+            exact = part.float()
+            gram.addmm_(exact.T, exact)
+        return gram, rows.float().sum(0), len(rows)
+
+    def _keep_rows(self, layer: _Layer, rows: Tensor) -> None:
+        """Each row draws a random priority; the highest of all calls stay: a uniform sample."""
+        import torch
+
+        limit = self.needs.rows
+        drawn = torch.rand(len(rows), generator=layer.generator)
+        if len(layer.priority) == limit:
+            kept = torch.nonzero(drawn > layer.priority.min())[:, 0]
+        else:
+            kept = torch.arange(len(rows))
+        if len(kept) > limit:
+            kept = kept[torch.topk(drawn[kept], limit).indices]
+        if not len(kept):
+            return
+        priority = torch.cat([layer.priority, drawn[kept]])
+        merged = torch.cat([layer.rows, rows[kept.to(rows.device)]])
+        if len(priority) > limit:
+            best = torch.topk(priority, limit).indices.sort().values
+            priority, merged = priority[best], merged[best.to(rows.device)]
+        layer.priority, layer.rows = priority, merged
+
+
+def needs_key(needs: CalibrationNeeds, seed: int) -> str:
+    """The same for needs that give the same statistics, but for the Hessian being there or not."""
+    fields: Sequence[Any] = (
+        tuple(needs.layers),
+        needs.prompts,
+        needs.buckets,
+        needs.rows,
+        needs.hessian_rows_per_call,
+        seed,
+    )
+    return hashlib.sha256(repr(fields).encode()).hexdigest()

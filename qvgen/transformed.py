@@ -1,0 +1,170 @@
+"""A finished linear whose input is changed before it is quantized: scaled, rotated, shifted.
+
+Post-training methods quantize a weight W' for which ``T(x) W'^T = x W^T`` with T an invertible map of
+the input that makes both sides easier to round. SVDQuant adds a low-rank branch in 16 bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qvgen.config import QuantConfig, check_choice, check_float, check_int
+from qvgen.fake_quant import at_least_float32, token_scale
+from qvgen.hadamard import Hadamard
+from qvgen.linear import FrozenQuantLinear
+from qvgen.quantizers import ClipContext
+
+INNER = "inner"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transform:
+    """What a ``TransformedQuantLinear`` does around its quantized product; stored in checkpoints.
+
+    Attributes:
+        scaled: multiply each input channel by a factor of its own.
+        rotated: apply the fast Hadamard transform after that.
+        rank: columns of the low-rank branch, which reads the scaled, unrotated, unquantized input;
+            0: none.
+        shift: added to the input before all else (SVDQuant's unsigned activations after GELU).
+        static: one activation range for all tokens and steps, fixed by calibration.
+    """
+
+    scaled: bool = False
+    rotated: bool = False
+    rank: int = 0
+    shift: float = 0.0
+    static: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("scaled", "rotated", "static"):
+            check_choice(name, getattr(self, name), (True, False))
+        check_int("rank", self.rank, 0, 1 << 16)
+        check_float("shift", self.shift, -1e6, 1e6)
+
+
+class TransformedQuantLinear(nn.Module):
+    """``y = Qa(H(m (x + c))) W'^T + (m (x + c)) D^T U^T + b'``; parts that are not asked for are left out.
+
+    State: that of ``inner`` (codes of W', scales, bias b'), ``input_scale`` m float32 [in],
+    ``down`` D [r, in] and ``up`` U [out, r] in the dtype the model computes in, ``static_range``
+    float32 [2]. New ones hold zeros, to be filled by a method or from a checkpoint.
+    """
+
+    input_scale: Tensor | None
+    down: Tensor | None
+    up: Tensor | None
+    static_range: Tensor | None
+
+    def __init__(self, inner: FrozenQuantLinear, transform: Transform) -> None:
+        super().__init__()
+        self.out_features, self.in_features = inner.out_features, inner.in_features
+        self.inner = inner
+        self.transform = transform
+        weight, rank = inner.weight, transform.rank
+        device = weight.device
+        self.rotation = Hadamard(self.in_features, device) if transform.rotated else None
+        scale = torch.zeros(self.in_features, device=device) if transform.scaled else None
+        self.register_buffer("input_scale", scale)
+        self.register_buffer("down", weight.new_zeros(rank, self.in_features) if rank else None)
+        self.register_buffer("up", weight.new_zeros(self.out_features, rank) if rank else None)
+        self.register_buffer("static_range", torch.zeros(2, device=device) if transform.static else None)
+
+    def transformed(self, x: Tensor) -> Tensor:
+        """The input of the low-rank branch, [..., in]: shifted and scaled."""
+        if self.transform.shift:
+            x = x + self.transform.shift
+        return x if self.input_scale is None else (x * self.input_scale).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.transformed(x)
+        branch = None
+        if self.down is not None and self.up is not None:
+            branch = functional.linear(functional.linear(x, self.down), self.up)
+        if self.rotation is not None:
+            x = self.rotation(x)
+        if self.static_range is None:
+            y = self.inner(x)
+        else:
+            x = static_fake_quant(x, self.static_range, self.inner.config)
+            y = functional.linear(x, self.inner.weight, self.inner.bias)
+        result: Tensor = y if branch is None else y + branch
+        return result
+
+    def stored_bits(self) -> int:
+        """Bits that a checkpoint keeps of the weight: codes, scales, branch, input scale; no bias."""
+        own = [(self.input_scale, 32), (self.static_range, 32)]
+        matrix = 16 if self.inner.config.store_dtype == "bfloat16" else 32
+        own += [(self.down, matrix), (self.up, matrix)]
+        return self.inner.stored_bits() + sum(t.numel() * bits for t, bits in own if t is not None)
+
+    def macs(self, tokens: int) -> Mapping[tuple[int, int], int]:
+        """Multiply-accumulates for ``tokens`` rows of input, by bits of weights and activations.
+
+        The branch and the transform, as executed here (one small product for each factor), at 16/16.
+        """
+        config = self.inner.config
+        counts = Counter({(config.w_bits, config.a_bits): tokens * self.in_features * self.out_features})
+        extra = self.transform.rank * (self.in_features + self.out_features)
+        if self.rotation is not None:
+            extra += self.in_features * sum(self.rotation.factors)
+        if extra:
+            counts[16, 16] += tokens * extra
+        return counts
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """That of ``inner``."""
+        return self.inner.bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        names = ("input_scale", "static_range")
+        exact = {n: t for n in names if isinstance(t := getattr(self, n), Tensor)}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in exact.items():  # a rounded scale would no longer cancel the weight's
+            moved = getattr(self, name)
+            if moved.dtype != value.dtype:
+                setattr(self, name, value.to(moved.device))
+        return self
+
+
+def static_fake_quant(x: Tensor, bounds: Tensor, config: QuantConfig) -> Tensor:
+    """Fake quantization over one fixed range ``bounds`` = (low <= 0, high >= 0); shape and dtype of ``x``."""
+    q_max = 2**config.a_bits - 1
+    scale, zero_point = token_scale(bounds[0], bounds[1], q_max, symmetric=config.a_symmetric)
+    codes = at_least_float32(x).div(scale).round_().add_(zero_point).clamp_(0, q_max)
+    return codes.sub_(zero_point).mul_(scale).to(x.dtype)
+
+
+@torch.no_grad()
+def frozen_from_codes(
+    linear: nn.Linear, config: QuantConfig, codes: Tensor, scale: Tensor, zero_point: Tensor
+) -> FrozenQuantLinear:
+    """A finished layer from integer codes, in place of ``linear``.
+
+    It takes a copy of the bias, and the device and dtype of the weight.
+
+    Args:
+        linear: the full-precision layer.
+        config: the quantizers; no learnt clips.
+        codes: [out, in], whole numbers from 0 to 2^w_bits - 1.
+        scale: float32, of ``quantizers.scale_shape``.
+        zero_point: likewise.
+    """
+    assert not config.learn_clip
+    shape = (linear.out_features, linear.in_features)
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
+    layer = FrozenQuantLinear(shape, bias, config, ClipContext(1), device=weight.device, dtype=weight.dtype)
+    for name, value in (("codes", codes), ("scale", scale), ("zero_point", zero_point)):
+        getattr(layer, name).copy_(value)
+    layer.refresh_()
+    return layer
