@@ -270,7 +270,8 @@ class MethodContext(Protocol):
     The harness's own also has ``state_folder``, a path where a training may save what it needs to
     go on after a kill, ``rewind_log(lines)``, ``validation_batches(batch_size)`` and
     ``calibration(needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]``, which raises ValueError
-    for a model without ``calibration_runs``. A method must do without them where they are absent, or
+    for a model without ``calibration_runs``; and ``trajectories(batch_size)``, the inputs along the
+    full-precision sampler's own way, where the model has them. A method must do without them where they are absent, or
     say that it cannot.
     """
 

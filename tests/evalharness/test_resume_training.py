@@ -38,7 +38,9 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 def log(cell: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (cell / "train.jsonl").read_text().splitlines()]
+    """The whole lines: the last one may still be being written."""
+    text = (cell / "train.jsonl").read_text()
+    records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
