@@ -271,8 +271,8 @@ class MethodContext(Protocol):
     go on after a kill, ``rewind_log(lines)``, ``validation_batches(batch_size)`` and
     ``calibration(needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]``, which raises ValueError
     for a model without ``calibration_runs``; and ``trajectories(batch_size)``, the inputs along the
-    full-precision sampler's own way, where the model has them. A method must do without them where they are absent, or
-    say that it cannot.
+    full-precision sampler's own way, where the model has them. A method must do without them where
+    they are absent, or say that it cannot.
     """
 
     seed: int
