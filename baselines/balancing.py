@@ -12,7 +12,7 @@ from baselines.calibration import Statistics
 from baselines.layerwise import Rounded, output_error, positive_scale, round_rows, round_weight
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import weight_codes, weight_fake_quant
-from qvgen.hadamard import Hadamard, hadamard_factors, random_signs
+from qvgen.hadamard import Hadamard, hadamard_factors, paired_factors, random_signs
 from qvgen.ranges import minmax_range, scale_and_zero_point
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def balance(weight: Tensor, found: Statistics, options: BalanceOptions) -> Balan
     mask = channel_mask(weight, found, options).double()
     rotation = None
     if options.rotate and hadamard_factors(weight.shape[1]) is not None:
-        rotation = Hadamard(weight.shape[1], weight.device)
+        paired = paired_factors(weight.shape[1]) is not None
+        rotation = Hadamard(weight.shape[1], weight.device, paired=paired)
         mask = mask * random_signs(weight.shape[1], _SIGN_SEED).to(mask)
     divided = weight.double() / mask
     turned: Tensor = divided if rotation is None else rotation(divided)

@@ -160,7 +160,9 @@ class ViDiTQ(TwoModes):
         from qvgen.transformed import Transform
 
         balanced = balance(linear.weight, found, self._balance(alpha))
-        transform = Transform(scaled=True, rotated=balanced.rotation is not None)
+        rotation = balanced.rotation
+        paired = rotation is not None and rotation.paired
+        transform = Transform(scaled=True, rotated=rotation is not None, paired=paired)
         if self.double_quant:
             rounded = rounded_twice(linear.weight, balanced, config)
         else:

@@ -9,6 +9,7 @@ powers of two come from Paley's two constructions over a prime field (R. E. A. C
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 _LARGEST_FACTOR = 256
 _FACTOR_PENALTY = 16
+_LARGEST_IN_PAIR = 128
+_SMALLEST_PAIRED = 256
+_TILE = 16
 
 
 def paley_order(order: int) -> bool:
@@ -58,6 +62,51 @@ def hadamard_factors(size: int) -> tuple[int, ...] | None:
     return None if found is None else tuple(sorted(found, reverse=True))
 
 
+def paired_factors(size: int) -> tuple[int, int] | None:
+    """Two orders of at most 128 whose product is ``size``, or None: what one kernel can apply at a time.
+
+    The pair with the fewest multiplications on tensor cores, whose tiles are powers of two of at
+    least 16. Each order is a factor of ``hadamard_factors`` or a product of some. Sizes below 256
+    have none: there are no tiles to fill.
+    """
+    if size < _SMALLEST_PAIRED:
+        return None
+    pairs = [
+        (order, size // order)
+        for order in range(_LARGEST_IN_PAIR, 1, -1)
+        if size % order == 0
+        and 1 < size // order <= _LARGEST_IN_PAIR
+        and all(hadamard_factors(one) is not None for one in (order, size // order))
+    ]
+    return min(pairs, key=_tile_price, default=None)
+
+
+def tile_width(order: int) -> int:
+    """The power of two, at least 16, that a factor of this order is padded to in a kernel."""
+    return max(_TILE, 1 << (order - 1).bit_length())
+
+
+def hadamard_matrix(order: int) -> Tensor:
+    """Sylvester's or Paley's matrix of an order, or a product of such; float32 [order, order] of +-1.
+
+    Raises:
+        ValueError: none is known.
+    """
+    if order & (order - 1) == 0:
+        return _sylvester(order)
+    if paley_order(order):
+        return paley_matrix(order)
+    factors = hadamard_factors(order)
+    if factors is None:
+        raise ValueError(f"no Hadamard matrix of order {order} is known")
+    return functools.reduce(torch.kron, [hadamard_matrix(factor) for factor in factors])
+
+
+def _tile_price(pair: tuple[int, int]) -> int:
+    first, second = (tile_width(order) for order in pair)
+    return first * second * (first + second)
+
+
 def _cheapest(size: int, candidates: tuple[int, ...]) -> tuple[int, ...] | None:
     """Factors from ``candidates``, which rise, none larger than the one before."""
     if size == 1:
@@ -79,22 +128,21 @@ class Hadamard(nn.Module):
     """``x -> x Q`` on the last dimension, Q orthogonal with entries +-1/sqrt(n).
 
     Applying it to inputs and to the rows of a weight leaves the layer's output as it was. It has no
-    state: the factors are rebuilt from the size.
+    state: the factors are rebuilt from the size. ``paired`` takes ``paired_factors``; that is another
+    Q, so weight and input need the same.
 
     Raises:
-        ValueError: a size for which ``hadamard_factors`` knows nothing.
+        ValueError: a size for which ``hadamard_factors`` or ``paired_factors`` knows nothing.
     """
 
-    def __init__(self, size: int, device: torch.device | None = None) -> None:
+    def __init__(self, size: int, device: torch.device | None = None, *, paired: bool = False) -> None:
         super().__init__()
-        factors = hadamard_factors(size)
+        factors = paired_factors(size) if paired else hadamard_factors(size)
         if factors is None:
             raise ValueError(f"no Hadamard transform of size {size} is known; leave this layer unrotated")
-        self.size, self.factors = size, factors
+        self.size, self.factors, self.paired = size, tuple(factors), paired
         for index, order in enumerate(factors):
-            is_power = order & (order - 1) == 0
-            matrix = _sylvester(order) if is_power else paley_matrix(order)
-            self.register_buffer(f"factor_{index}", matrix.to(device), persistent=False)
+            self.register_buffer(f"factor_{index}", hadamard_matrix(order).to(device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., n] to [..., n], same dtype. Scaled first: the factors' entries are exact in any dtype."""

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from qvgen.config import QuantConfig, check_choice, check_float, check_int
 from qvgen.fake_quant import at_least_float32, token_scale
+from qvgen.fused import rotate as fused_rotate
 from qvgen.hadamard import Hadamard
 from qvgen.linear import FrozenQuantLinear
 from qvgen.quantizers import ClipContext
@@ -35,6 +36,7 @@ class Transform:
             0: none.
         shift: added to the input before all else (SVDQuant's unsigned activations after GELU).
         static: one activation range for all tokens and steps, fixed by calibration.
+        paired: the rotation is that of ``hadamard.paired_factors``, which one kernel can apply.
     """
 
     scaled: bool = False
@@ -42,9 +44,10 @@ class Transform:
     rank: int = 0
     shift: float = 0.0
     static: bool = False
+    paired: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("scaled", "rotated", "static"):
+        for name in ("scaled", "rotated", "static", "paired"):
             check_choice(name, getattr(self, name), (True, False))
         check_int("rank", self.rank, 0, 1 << 16)
         check_float("shift", self.shift, -1e6, 1e6)
@@ -70,7 +73,12 @@ class TransformedQuantLinear(nn.Module):
         self.transform = transform
         weight, rank = inner.weight, transform.rank
         device = weight.device
-        self.rotation = Hadamard(self.in_features, device) if transform.rotated else None
+        self.rotation = None
+        if transform.rotated:
+            self.rotation = Hadamard(self.in_features, device, paired=transform.paired)
+        only = Transform(scaled=True, rotated=True, paired=transform.paired)
+        per_token = inner.config.a_granularity == "token" and inner.config.a_range == "dynamic"
+        self._one_pass = transform == only and per_token and not inner.config.learn_clip
         scale = torch.zeros(self.in_features, device=device) if transform.scaled else None
         self.register_buffer("input_scale", scale)
         self.register_buffer("down", weight.new_zeros(rank, self.in_features) if rank else None)
@@ -84,6 +92,9 @@ class TransformedQuantLinear(nn.Module):
         return x if self.input_scale is None else (x * self.input_scale).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        fused = self._fused_input(x)
+        if fused is not None:
+            return functional.linear(fused, self.inner.weight, self.inner.bias)
         x = self.transformed(x)
         branch = None
         if self.down is not None and self.up is not None:
@@ -97,6 +108,16 @@ class TransformedQuantLinear(nn.Module):
             y = functional.linear(x, self.inner.weight, self.inner.bias)
         result: Tensor = y if branch is None else y + branch
         return result
+
+    def _fused_input(self, x: Tensor) -> Tensor | None:
+        """The quantized input by one kernel, where there is nothing but scale, rotation and range."""
+        config = self.inner.config
+        if self.rotation is None or self.input_scale is None or not self._one_pass:
+            return None
+        if not fused_rotate.rotation_fits(x, self.input_scale, self.rotation):
+            return None
+        q_max, symmetric = 2**config.a_bits - 1, config.a_symmetric
+        return fused_rotate.rotate_fake_quant(x, self.input_scale, self.rotation, q_max, symmetric)
 
     def stored_bits(self) -> int:
         """Bits that a checkpoint keeps of the weight: codes, scales, branch, input scale; no bias."""

@@ -7,7 +7,15 @@ import pytest
 import scipy.linalg
 import torch
 
-from qvgen.hadamard import Hadamard, hadamard_factors, paley_matrix, random_signs
+from qvgen.hadamard import (
+    Hadamard,
+    hadamard_factors,
+    hadamard_matrix,
+    paired_factors,
+    paley_matrix,
+    random_signs,
+    tile_width,
+)
 
 PALEY = [4, 12, 20, 28, 60, 108, 140]
 WIDTHS = [1, 2, 60, 64, 96, 120, 128, 140, 240, 256, 560, 960]
@@ -36,6 +44,34 @@ def test_model_widths_have_factors() -> None:
         assert sum(factors) <= 0.05 * width, "far from the dense product"
     assert [hadamard_factors(width) for width in (3, 6, 7, 50, 2 * 23)] == [None] * 5
     assert hadamard_factors(1) == ()
+
+
+def test_pairs_fill_their_tiles() -> None:
+    table = {240: None, 960: (60, 16), 1920: (60, 32), 7680: (128, 60), 8960: (112, 80), 13824: (128, 108)}
+    for width, wanted in table.items():
+        assert paired_factors(width) == wanted
+    assert [paired_factors(width) for width in (2 * 509, 256 * 256)] == [None, None]
+    assert [tile_width(order) for order in (2, 16, 17, 60, 128)] == [16, 16, 32, 64, 128]
+    with pytest.raises(ValueError, match="size 240"):
+        Hadamard(240, paired=True)
+
+
+def test_products_of_known_orders_are_hadamard() -> None:
+    for order in (2, 64, 112, 120):  # 112 = 28 * 4, 120 = 60 * 2: no construction of their own
+        matrix = hadamard_matrix(order).numpy()
+        np.testing.assert_array_equal(matrix @ matrix.T, order * np.eye(order))
+    np.testing.assert_array_equal(hadamard_matrix(64), scipy.linalg.hadamard(64))
+    with pytest.raises(ValueError, match="order 52"):
+        hadamard_matrix(52)
+
+
+@pytest.mark.parametrize("width", [960, 1920, 8960])
+def test_a_paired_transform_is_the_dense_one(width: int) -> None:
+    transform = Hadamard(width, paired=True)
+    one, other = (hadamard_matrix(order).double().numpy() for order in transform.factors)
+    x = torch.randn(3, width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
+    wanted = x.numpy() @ np.kron(one, other) / np.sqrt(width)
+    np.testing.assert_allclose(transform(x).numpy(), wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
