@@ -203,7 +203,8 @@ def _exact(x: Tensor, balance: Tensor, rotation: Hadamard) -> Tensor:
     for axis in range(len(rotation.factors)):
         matrix = rotation.get_buffer(f"factor_{axis}").double()
         table = torch.tensordot(table, matrix, dims=([1], [0]))  # the axis goes last: all in turn
-    return table.reshape(x.shape) / rotation.size**0.5
+    result: Tensor = table.reshape(x.shape) / rotation.size**0.5
+    return result
 
 
 def _for_one(times: dict[str, Any], sets: int) -> None:
