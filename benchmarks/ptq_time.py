@@ -71,7 +71,7 @@ class Sampler:
         frames = 2 if given.tiny else 13
         self._draw = lambda: random_batch(device, given.tiny, 2, frames).inputs
         self._device, self._steps = device, given.steps
-        self._scheduler = CogVideoXDDIMScheduler(  # type: ignore[no-untyped-call]
+        self._scheduler = CogVideoXDDIMScheduler(
             prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
             snr_shift_scale=3.0,
         )  # fmt: skip
