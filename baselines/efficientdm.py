@@ -49,6 +49,8 @@ class EfficientDM(TrainedMethod):
     summary: ClassVar[str] = "low-rank adapter quantized with the weight, learning from the teacher"
     paper: ClassVar[str] = "arXiv 2310.03270"
     needs: ClassVar[str] = "training"
+    exact: ClassVar[str] = "Q(W + BA), rates by step size"
+    adapted: ClassVar[str] = "base weight not quantized twice; rates for a short training"
 
     mode: Mode = "fair"
     rank: int | None = None

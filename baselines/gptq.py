@@ -21,5 +21,7 @@ class GPTQ(RTN):
     summary: ClassVar[str] = "rounding that makes good its own error on calibration inputs"
     paper: ClassVar[str] = "arXiv 2210.17323"
     needs: ClassVar[str] = "calibration"
+    exact: ClassVar[str] = "the solver, with act-order"
+    adapted: ClassVar[str] = "ranges searched beforehand; unseen inputs rounded to nearest"
 
     solver: Solver = "gptq"

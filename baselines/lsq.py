@@ -37,6 +37,8 @@ class LSQ(TrainedMethod):
     summary: ClassVar[str] = "learned step sizes, trained on the model's own loss"
     paper: ClassVar[str] = "arXiv 1902.08153"
     needs: ClassVar[str] = "training"
+    exact: ClassVar[str] = "gradient and gradient scale of the step; in author mode the quantizers"
+    adapted: ClassVar[str] = "fair mode: a step a channel, dynamic activations; AdamW"
 
     mode: Mode = "fair"
     kd: bool = False

@@ -42,6 +42,8 @@ class QDM(TrainedMethod):
     summary: ClassVar[str] = "timestep-aware activations, learning from the teacher's prediction (adapted)"
     paper: ClassVar[str] = "NeurIPS 2023, Q-DM"
     needs: ClassVar[str] = "training"
+    exact: ClassVar[str] = "the teacher's prediction as the target"
+    adapted: ClassVar[str] = "all else: no public code"
 
     mode: Mode = "fair"
     buckets: int = 50

@@ -33,6 +33,8 @@ class RTN(QuantMethod):
     summary: ClassVar[str] = "round to nearest, no data, no training"
     paper: ClassVar[str] = "none"
     needs: ClassVar[str] = "none"
+    exact: ClassVar[str] = "rounding"
+    adapted: ClassVar[str] = "the range search is QVGen's"
 
     range: RangeInit = "search"
     solver: Solver = "rtn"
@@ -95,6 +97,7 @@ class RTNMinMax(RTN):
 
     name: ClassVar[str] = "rtn-minmax"
     summary: ClassVar[str] = "round to nearest over the full range of each row"
+    adapted: ClassVar[str] = ""
 
     range: RangeInit = "minmax"
 
@@ -106,6 +109,7 @@ class RTNStatic(RTN):
     name: ClassVar[str] = "rtn-static"
     summary: ClassVar[str] = "round to nearest, one calibrated activation range a layer: the worst case"
     needs: ClassVar[str] = "calibration"
+    adapted: ClassVar[str] = ""
 
     range: RangeInit = "minmax"
     activations: Literal["token", "static"] = "static"

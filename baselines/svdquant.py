@@ -44,6 +44,8 @@ class SVDQuant(TwoModes):
     summary: ClassVar[str] = "outliers smoothed into the weight and absorbed by a 16-bit low-rank branch"
     paper: ClassVar[str] = "arXiv 2411.05007"
     needs: ClassVar[str] = "calibration"
+    exact: ClassVar[str] = "smoothing grid, alternating refinement, early stop"
+    adapted: ClassVar[str] = "fair mode: others' granularity; q, k, v judged by layer output"
 
     rank: int = 32
     range: RangeInit = "search"

@@ -52,6 +52,10 @@ class ViDiTQ(TwoModes):
     summary: ClassVar[str] = "channels balanced by calibration and rotated by a fast Hadamard transform"
     paper: ClassVar[str] = "arXiv 2406.02540"
     needs: ClassVar[str] = "calibration"
+    exact: ClassVar[str] = "balancing, rotation"
+    adapted: ClassVar[str] = (
+        "fair mode: no mixed precision, alpha swept; author mode: layers ranked by output error"
+    )
 
     alpha: float | None = None
     rotate: bool = True

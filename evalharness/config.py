@@ -44,7 +44,7 @@ class RunConfig:
     methods: str | list[str] = field(
         default="",
         metadata={
-            "help": "methods to compare, e.g. qvgen,qvgen[rank=16],lsq; full precision is always added"
+            "help": "methods to compare: all, or e.g. qvgen,qvgen[rank=16],lsq; full precision is always in"
         },
     )
     bits: str | int | list[str | int] = field(

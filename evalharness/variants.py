@@ -24,6 +24,7 @@ from evalharness.registry import Registry
 
 __all__ = ["Row", "resolve_rows", "split_names"]
 
+ALL = "all"
 _KEYS = ("method", "options")
 _COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")
 _INLINE = re.compile(r"(?P<method>[^\[\]]+)\[(?P<options>[^\[\]]+)\]")
@@ -41,6 +42,7 @@ class Row:
 def resolve_rows(config: RunConfig, registry: Registry) -> list[Row]:
     """The rows that ``--methods`` names, without the reference, in that order.
 
+    ``all`` names every installed method, by the alphabet, unless one has this name.
     A method's options are those of ``method_options`` and ``--set``. A variant has the same ones of
     its method, then its own over them, then those that ``method_options`` and ``--set`` give under
     its label. An option that has parts (such as ``recipe``) is merged part by part.
@@ -49,7 +51,7 @@ def resolve_rows(config: RunConfig, registry: Registry) -> list[Row]:
         UserError: an unknown method or option target, a label that is no name or is taken, an entry
             of another form.
     """
-    names = [name for name in split_names(config.methods) if name != REFERENCE]
+    names = _named(config, registry)
     declared = [_declared(label, entry) for label, entry in config.variants.items()]
     rows = {row.label: row for row in declared}
     for name in names:
@@ -70,6 +72,16 @@ def resolve_rows(config: RunConfig, registry: Registry) -> list[Row]:
         if name not in used:
             raise UserError(f"--set gives options for method {name!r}, which is not in --methods")
     return [_with_options(row, given) for row in chosen]
+
+
+def _named(config: RunConfig, registry: Registry) -> list[str]:
+    """Entries of ``--methods`` without the reference; ``all`` is every installed method."""
+    installed = registry.names("methods")
+    names: list[str] = []
+    for name in split_names(config.methods):
+        is_all = name == ALL and ALL not in config.variants and ALL not in installed
+        names += installed if is_all else [name]
+    return [name for name in dict.fromkeys(names) if name != REFERENCE]
 
 
 def split_names(value: str | Sequence[Any]) -> list[str]:

@@ -33,6 +33,9 @@ class QuantMethod:
     """Base of the methods built on this library: checked config, ``save`` and ``load``.
 
     Attributes:
+        bits: which widths there are, for lists.
+        exact: what is as published, for lists.
+        adapted: what is not; ``docs/methods/`` has it in full.
         w_bits: bits of weights, 2..8.
         a_bits: bits of activations, 2..8.
     """
@@ -41,6 +44,9 @@ class QuantMethod:
     summary: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[str]
+    bits: ClassVar[str] = "W2-8 A2-8"
+    exact: ClassVar[str] = ""
+    adapted: ClassVar[str] = ""
 
     w_bits: int
     a_bits: int
@@ -107,6 +113,8 @@ class KDQAT(TrainedMethod):
     summary: ClassVar[str] = "distillation with learnable quantizers: QVGen without Phi"
     paper: ClassVar[str] = "arXiv 2505.11497"
     needs: ClassVar[str] = "training"
+    exact: ClassVar[str] = "forward pass, loss"
+    adapted: ClassVar[str] = "an ablation of qvgen, no published method"
 
     learn_clip: bool = True
     clip_buckets: int = 1
@@ -149,6 +157,8 @@ class QVGen(KDQAT):
 
     name: ClassVar[str] = "qvgen"
     summary: ClassVar[str] = "distillation with a low-rank helper whose rank decays to zero"
+    exact: ClassVar[str] = "forward pass, Phi from the SVD of the error, rank decay, loss"
+    adapted: ClassVar[str] = "scales learnt as logarithms; recipe for a short training"
 
     rank: int = 32
     phi_init: PhiInit = "error"

@@ -11,6 +11,8 @@ from evalharness.registry import KINDS, Registry
 
 __all__ = ["execute"]
 
+_DETAILS = ("exact", "adapted")
+
 
 def execute(arguments: list[str]) -> int:
     """Print a table, or JSON with ``--json``."""
@@ -31,6 +33,8 @@ def execute(arguments: list[str]) -> int:
         if len(kinds) > 1:
             print(f"{kind}:")
         print(_table(entries))
+        if kind == "methods" and len(kinds) == 1:
+            print(_details(entries), end="")
     return 0
 
 
@@ -48,7 +52,8 @@ def _entries(registry: Registry, kind: str) -> list[dict[str, Any]]:
 
 def _facts(kind: str, cls: type[Any]) -> dict[str, Any]:
     if kind == "methods":
-        return {"needs": _text(cls, "needs"), "paper": _text(cls, "paper")}
+        facts = {name: _text(cls, name) for name in ("needs", "bits", "paper", *_DETAILS)}
+        return {name: text for name, text in facts.items() if text or name in ("needs", "paper")}
     if kind == "metrics":
         info = cls().info
         return {
@@ -69,7 +74,20 @@ def _text(cls: type[Any], name: str) -> str:
 def _table(entries: list[dict[str, Any]]) -> str:
     if not entries:
         return "  (none)"
-    columns = [key for key in entries[0] if key != "source"]
-    widths = {key: max(len(str(entry[key])) for entry in entries) for key in columns}
-    lines = ["  ".join(f"{entry[key]!s:<{widths[key]}}" for key in columns).rstrip() for entry in entries]
+    longest = max(entries, key=len)  # an optional column is there if any entry has it
+    columns = [key for key in longest if key not in ("source", *_DETAILS)]
+    widths = {key: max(len(str(entry.get(key, "-"))) for entry in entries) for key in columns}
+    lines = [
+        "  ".join(f"{entry.get(key, '-')!s:<{widths[key]}}" for key in columns).rstrip() for entry in entries
+    ]
     return "\n".join(f"  {line}" for line in lines)
+
+
+def _details(entries: list[dict[str, Any]]) -> str:
+    """What of each method is as published and what is not, where its class says so."""
+    told = [entry for entry in entries if any(key in entry for key in _DETAILS)]
+    lines = []
+    for entry in told:
+        parts = "; ".join(f"{key}: {entry[key]}" for key in _DETAILS if key in entry)
+        lines.append(f"  {entry['name']}: {parts}\n")
+    return "\n" + "".join(lines) if lines else ""

@@ -129,12 +129,16 @@ def judge(session: Session, cell: Cell, unseen: Mapping[str, LayerStatistics]) -
         context = StageContext(session, cell.seed, Path(folder) / "log.jsonl")
         method = build_method(session.registry, cell)
         model = method.apply(session.fresh_transformer(), context).eval()
-    return [
-        Row(cell.label, cell.bits.label, cell.seed, name, sqnr_db(layer, original, found), stored_bits(layer))
-        for name, found in unseen.items()
-        if not is_plain(layer := model.get_submodule(name))
-        and (original := session.pristine.get_submodule(name))
-    ]
+    rows = []
+    for name, found in unseen.items():
+        layer, original = model.get_submodule(name), session.pristine.get_submodule(name)
+        if not is_plain(layer):
+            count = getattr(layer, "stored_bits", None)
+            size = original.weight.numel()  # type: ignore[operator]
+            bits = int(count()) if callable(count) else None
+            quality = sqnr_db(layer, original, found)
+            rows.append(Row(cell.label, cell.bits.label, cell.seed, name, quality, bits, size))
+    return rows
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -154,13 +158,6 @@ def sqnr_db(layer: nn.Module, original: nn.Module, found: LayerStatistics) -> fl
         noise = float((layer(x).double() - wanted).square().sum())
     power = float(wanted.square().sum())
     return 10 * math.log10(power / noise) if noise and power else math.inf
-
-
-def stored_bits(layer: nn.Module) -> float | None:
-    """Bits that are stored for each weight, where the layer tells."""
-    count = getattr(layer, "stored_bits", None)
-    size = getattr(layer, "in_features", 0) * getattr(layer, "out_features", 0)
-    return count() / size if callable(count) and size else None
 
 
 def write(rows: Sequence[Row], out: Path, judged: str, command: str) -> None:

@@ -17,7 +17,8 @@ class Row:
         seed: of calibration.
         layer: name of the linear.
         sqnr_db: signal to quantization noise of its output, dB.
-        stored_bits: for each weight; None where unknown.
+        stored_bits: of the layer; None where unknown.
+        weights: how many the layer has.
     """
 
     method: str
@@ -25,7 +26,8 @@ class Row:
     seed: int
     layer: str
     sqnr_db: float
-    stored_bits: float | None
+    stored_bits: int | None
+    weights: int
 
     @property
     def kind(self) -> str:
@@ -69,15 +71,16 @@ def _medians(rows: Sequence[Row]) -> str:
     for name in _methods(rows):
         mine = [row for row in rows if row.method == name]
         values = sorted(row.sqnr_db for row in mine)
-        bits = [row.stored_bits for row in mine if row.stored_bits is not None]
+        known = [row for row in mine if row.stored_bits is not None]
+        bits = sum(row.stored_bits or 0 for row in known)
         lines.append(
             [
                 f"`{name}`", str(len(values)), f"{statistics.median(values):.1f}",
                 f"{statistics.fmean(values):.1f}", f"{values[0]:.1f}", f"{values[-1]:.1f}",
-                f"{statistics.fmean(bits):.1f}" if bits else "-",
+                f"{bits / sum(row.weights for row in known):.1f}" if known else "-",
             ]
         )  # fmt: skip
-    return _table(["method", "layers", "median", "mean", "least", "largest", "stored bits"], lines)
+    return _table(["method", "layers", "median", "mean", "least", "largest", "stored bits a weight"], lines)
 
 
 def _kinds(rows: Sequence[Row]) -> str:

@@ -83,6 +83,20 @@ def test_ls_tells_what_a_method_needs_and_whose_it_is(toy_site: Path) -> None:
     }
 
 
+def test_ls_tells_what_is_exact_and_what_adapted(toy_site: Path) -> None:
+    command = [sys.executable, "-m", "evalharness", "ls", "methods"]
+    environment = {**os.environ, "PYTHONPATH": str(toy_site)}
+    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    told = {e["name"]: e for e in ls(toy_site, "methods") if "exact" in e}
+    assert {"gptq", "svdquant", "viditq"} <= set(told)
+    for name, entry in told.items():
+        assert entry["bits"] == "W2-8 A2-8"
+        assert f"  {name}: exact: {entry['exact']}" in text
+    assert "adapted" in told["qdm"] and "adapted" not in told["rtn-minmax"]
+    plain = next(line for line in text.splitlines() if line.startswith("  toy-train "))
+    assert plain.split()[1:3] == ["training", "-"], "a plugin need not say its bits"
+
+
 def test_ls_tells_what_a_metric_measures(toy_site: Path) -> None:
     entry = next(e for e in ls(toy_site, "metrics") if e["name"] == "toy.motion")
     assert entry["dimension"] == "motion"

@@ -50,6 +50,21 @@ def test_commas_within_brackets_part_no_names(text: str | list[str], names: list
     assert split_names(text) == names
 
 
+def test_all_names_every_installed_method_once(toy: Path) -> None:
+    installed = Registry().names("methods")
+    assert len(installed) > 2
+    assert list(rows(methods="all")) == installed
+    last = installed[-1]
+    found = rows(methods=f"{last},bf16,all,toy-train[steps=2]")
+    assert list(found) == [last, *installed[:-1], "toy-train-steps2"]
+    with pytest.raises(UserError, match="unknown method 'al'"):
+        rows(methods="al")
+
+
+def test_a_variant_may_be_called_all(toy: Path) -> None:
+    assert rows(methods="all", variants={"all": {"method": "toy-round"}}) == {"all": ("toy-round", {})}
+
+
 def test_a_variant_has_the_options_of_its_method_under_its_own(toy: Path) -> None:
     """In rising order: method_options, --set of the method, the variant, --set of the label."""
     found = rows(
