@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,12 +129,17 @@ def chosen_layers(model: nn.Module, skip: Collection[str], spared: str = "") -> 
     kept = tuple(name for name in names if not spared or not re.search(spared, name))
     if not kept:
         raise ValueError(f"nothing to quantize: the method spares every linear that matches {spared!r}")
-    for name in kept:
+    check_weights(model, kept)
+    return kept
+
+
+def check_weights(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise ValueError, with the layer's name, for a weight that holds NaN or infinity."""
+    for name in names:
         weight = model.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         if not torch.isfinite(weight).all():
             raise ValueError(f"layer {name}: a weight to quantize holds NaN or infinity; the model is broken")
-    return kept
 
 
 def input_groups(statistics: Mapping[str, Statistics]) -> list[list[str]]:

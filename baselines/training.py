@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from baselines.inputs import InputStats, observe_inputs
+from baselines.layerwise import check_weights
 from qvgen.api import quantizable_names
 from qvgen.config import QuantConfig
 from qvgen.training.run import quantize_and_train_
@@ -40,10 +41,12 @@ def observe_and_train_(
         ValueError: as ``quantize_and_train_`` and ``observe_inputs``.
     """
     dtype = next(model.parameters()).dtype
+    names = quantizable_names(model, ctx.skip_layers)
+    check_weights(model, names)  # before NaN in one shows as the next layer's input
     nn.Module.float(model)
     stats = observe_inputs(
         model,
-        quantizable_names(model, ctx.skip_layers),
+        names,
         ctx,
         batches=observed[0],
         batch_size=observed[1],

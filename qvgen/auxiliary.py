@@ -102,11 +102,19 @@ def refactor_all_(phis: Sequence[Phi], kept: int) -> None:
     """Re-factorise the first ``kept`` columns of every Phi in place and zero the others.
 
     Layers of one shape go through one batched decomposition.
+
+    Raises:
+        ValueError: NaN or infinity in a Phi: the training diverged, or its data holds some.
     """
     for group in by_shape(phis):
         keep = min(kept, group[0].rank)
         lefts = torch.stack([phi.L[:, :keep] for phi in group])
         rights = torch.stack([phi.R[:keep] for phi in group])
+        if not (torch.isfinite(lefts).all() and torch.isfinite(rights).all()):
+            raise ValueError(
+                "training diverged: Phi holds NaN or infinity; lower lr_phi or lr_weights, or look for NaN "
+                "in the training data"
+            )
         for phi, left, right in zip(group, *refactor(lefts, rights), strict=True):
             phi.L.zero_()[:, :keep] = left
             phi.R.zero_()[:keep] = right
