@@ -1,8 +1,9 @@
-"""Layers judged one by one: the arithmetic by hand, the command in small, the order of the published table."""
+"""Layers judged one by one: the arithmetic by hand, the command in small, the order that was published."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import statistics
 from dataclasses import replace
@@ -110,7 +111,7 @@ def test_the_published_order(published: dict[str, list[Row]], bits: str) -> None
         name: statistics.median(row.sqnr_db for row in rows if row.method == name)
         for name in {row.method for row in rows}
     }
-    for worse, better in [*zip(order, order[1:], strict=False), ("gptq", "viditq"), ("gptq", "svdquant")]:
+    for worse, better in [*itertools.pairwise(order), ("gptq", "viditq"), ("gptq", "svdquant")]:
         assert medians[worse] < medians[better]
         wins, count, _ = paired(rows, better, worse)
         assert count == 30 and wins >= 25, (worse, better)
