@@ -34,8 +34,7 @@ class _Switch:
     """A plain object, so that torch.compile guards on its attribute; a ContextVar is no such thing."""
 
     def __init__(self) -> None:
-        # Off unless asked for: the kernels have run in Triton's interpreter, not yet on a GPU.
-        self.on = INTERPRETED or os.environ.get("QVGEN_FUSED") == "1"
+        self.on = os.environ.get("QVGEN_FUSED") != "0"
 
 
 _SWITCH = _Switch()
@@ -46,7 +45,7 @@ def disabled() -> Iterator[None]:
     """Use the plain reference within, in this process; for comparison.
 
     Keep a forward pass and its backward pass on the same side where activations are checkpointed.
-    They run at all where the environment has ``QVGEN_FUSED=1``.
+    The environment variable ``QVGEN_FUSED=0`` does it for a whole process.
     """
     before, _SWITCH.on = _SWITCH.on, False
     try:
