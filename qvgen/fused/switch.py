@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MAX_COLUMNS = 16384
 MAX_RANK = 64
@@ -67,6 +67,11 @@ def fits(rows: Tensor, *others: Tensor) -> bool:
         and rows.stride(-1) == 1
         and all(t.dtype == torch.float32 and t.device == rows.device for t in others)
     )
+
+
+def traced(x: Tensor) -> bool:
+    """Whether something traces the program, which needs operators that it knows; else they only cost time."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter)
 
 
 def block_of(columns: int) -> tuple[int, int]:
