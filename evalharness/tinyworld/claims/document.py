@@ -83,10 +83,16 @@ def _provenance(runs: Sequence[Run]) -> str:
                 f"- held out: one batch of {batch} samples of {clips} clips"
                 for batch, clips in sorted(validation)
             ),
+            f"- float32 products: {_list({_products(record) for record in records})}",
             f"- code {_list({_code(record) for record in records})}; torch "
             f"{_list({str(record['versions']['torch']) for record in records})}",
         ]
     return "\n".join(lines)
+
+
+def _products(record: Mapping[str, Any]) -> str:
+    """``highest``: exact; ``high``: TF32 on GPUs that have it."""
+    return str(record.get("float32_products", "not recorded"))
 
 
 def _code(record: Mapping[str, Any]) -> str:
