@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from baselines.modes import Mode, check_mode
+from baselines.modes import Mode, check_mode, clipped_config
 from qvgen.config import QuantConfig, check_choice, check_float, check_int
 from qvgen.method import TrainedMethod
 
@@ -73,13 +73,7 @@ class EfficientDM(TrainedMethod):
 
     def quant_config(self) -> QuantConfig:
         if self.mode == "fair":
-            return QuantConfig(
-                w_bits=self.w_bits,
-                a_bits=self.a_bits,
-                zero_point="fixed",
-                learn_clip=True,
-                clip_buckets=self.buckets,
-            )
+            return clipped_config(self.w_bits, self.a_bits, self.buckets)
         return QuantConfig(
             w_bits=self.w_bits,
             a_bits=self.a_bits,
