@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from evalharness.tinyworld.claims.document import number, section
@@ -25,7 +25,7 @@ def scale_of(found: Mapping[str, Any]) -> float:
 
 def as_markdown(found: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """The page; ``figures`` is file name -> caption."""
-    scale = scale_of(found)
+    scale, seeds = scale_of(found), list(found["sources"])
     parts = [
         "# Scores of several trainings compared",
         _provenance(found),
@@ -38,13 +38,16 @@ def as_markdown(found: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         section(
             "Mean over dimensions: the first arm scores higher than the second",
             ("setting", "higher", "than", *_HEAD),
-            ((r["setting"], r["higher"], r["than"], *_cells(r, scale)) for r in _means(found["hypotheses"])),
+            (
+                (r["setting"], r["higher"], r["than"], *_cells(r, seeds, scale))
+                for r in _means(found["hypotheses"])
+            ),
         ),
         section(
             "Trend: that difference is larger at the first setting than at the second",
             ("setting", "over", "higher", "than", *_HEAD),
             (
-                (r["setting"], r["over"], r["higher"], r["than"], *_cells(r, scale))
+                (r["setting"], r["over"], r["higher"], r["than"], *_cells(r, seeds, scale))
                 for r in _means(found["trends"])
             ),
         ),
@@ -52,11 +55,7 @@ def as_markdown(found: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         section(
             "Mean over dimensions by arm; brackets: over training seeds",
             ("setting", "arm", "mean", "by training", "n"),
-            (
-                (r["setting"], r["arm"], _score(r["mean"], scale), _by_seed(r, scale, ".2f"), _n(r["mean"]))
-                for r in found["levels"]
-                if r["mean"]["n"]
-            ),
+            (_level(row, seeds, scale) for row in found["levels"] if row["mean"]["n"]),
         ),
         *_dimensions(found, scale),
         _missing(found["missing"]),
@@ -103,11 +102,11 @@ def _means(rows: Sequence[Row]) -> Iterator[Row]:
     return (row for row in rows if row["dimension"] == MEAN)
 
 
-def _cells(row: Row, scale: float) -> tuple[str, ...]:
+def _cells(row: Row, seeds: Iterable[str], scale: float) -> tuple[str, ...]:
     return (
         number(row["both"], scale, "+.2f"),
         *(_ends(row[name], scale) for name in ("seeds", "prompts")),
-        _by_seed(row, scale, "+.2f"),
+        _by_seed(row, seeds, scale, "+.2f"),
         _n(row["both"]),
         row["verdict"],
     )
@@ -119,13 +118,15 @@ def _ends(estimate: Mapping[str, Any], scale: float) -> str:
     return f"[{estimate['lo'] * scale:+.2f}, {estimate['hi'] * scale:+.2f}]"
 
 
-def _by_seed(row: Row, scale: float, form: str) -> str:
-    values = (None if value is None else format(value * scale, form) for value in row["by_seed"].values())
-    return " ".join(value or "-" for value in values) or "-"
+def _by_seed(row: Row, seeds: Iterable[str], scale: float, form: str) -> str:
+    """In the order of the seeds, a dash for one without a value."""
+    values = (row["by_seed"].get(seed) for seed in seeds)
+    return " ".join("-" if value is None else format(value * scale, form) for value in values)
 
 
-def _score(estimate: Mapping[str, Any], scale: float) -> str:
-    return number(estimate, scale, ".2f")
+def _level(row: Row, seeds: Iterable[str], scale: float) -> tuple[str, ...]:
+    mean = number(row["mean"], scale, ".2f")
+    return row["setting"], row["arm"], mean, _by_seed(row, seeds, scale, ".2f"), _n(row["mean"])
 
 
 def _n(estimate: Mapping[str, Any]) -> str:
