@@ -179,7 +179,7 @@ def test_coverage_is_at_least_nominal(seed: float, prompt: float, together: floa
 
 
 def test_each_part_alone_covers_too_little_where_the_other_matters() -> None:
-    """Why verdicts don't go by them: the reason stands in docs/protocols.md with these numbers."""
+    """Why verdicts don't go by them: the reason stands in docs/findings.md with such numbers."""
     tables = drawn(0.1, 1.0, 0.3)  # the prompt matters most
     found = [crossed(square(values), ["d"]).seeds for values in tables]
     assert np.mean([each.lo <= 0 <= each.hi for each in found]) < 0.88  # type: ignore[operator]

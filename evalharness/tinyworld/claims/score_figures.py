@@ -35,9 +35,9 @@ def _means(found: Mapping[str, Any]) -> tuple[Figure, str] | None:
     if not rows:
         return None
     names = list(dict.fromkeys(_pair(row) for row in rows))
-    panels = _panels(rows, names, width=2.5, line=0.42)
+    figure, panels = _panels(_settings(found, rows), names, width=2.5, line=0.42)
     color = next(iter(look_of(["any"]).values())).color
-    for setting, axes in panels[1].items():
+    for setting, axes in panels.items():
         for row in (row for row in rows if row["setting"] == setting):
             place = names.index(_pair(row))
             _bars(axes, row, place, scale_of(found), color)
@@ -49,7 +49,7 @@ def _means(found: Mapping[str, Any]) -> tuple[Figure, str] | None:
         "training seeds and prompts taken as random, which decides; thick line: prompts alone; small grey "
         "dots above: each training."
     )
-    return panels[0], caption
+    return figure, caption
 
 
 def _dimensions(found: Mapping[str, Any]) -> tuple[Figure, str] | None:
@@ -59,7 +59,7 @@ def _dimensions(found: Mapping[str, Any]) -> tuple[Figure, str] | None:
         return None
     names = [name for name in found["dimensions"] if any(row["dimension"] == name for row in rows)]
     looks = look_of(_pair(row) for row in rows)
-    figure, panels = _panels(rows, names, width=2.6, line=0.13 + 0.13 * len(looks))
+    figure, panels = _panels(_settings(found, rows), names, width=2.6, line=0.13 + 0.13 * len(looks))
     for setting, axes in panels.items():
         for row in (row for row in rows if row["setting"] == setting):
             style = looks[_pair(row)]
@@ -74,10 +74,15 @@ def _dimensions(found: Mapping[str, Any]) -> tuple[Figure, str] | None:
     return figure, caption
 
 
+def _settings(found: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    """Those that the rows have, in the order of all."""
+    there = {row["setting"] for row in rows}
+    return [name for name in dict.fromkeys(row["setting"] for row in found["hypotheses"]) if name in there]
+
+
 def _panels(
-    rows: Sequence[Row], names: Sequence[str], *, width: float, line: float
+    settings: Sequence[str], names: Sequence[str], *, width: float, line: float
 ) -> tuple[Figure, dict[str, Axes]]:
-    settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure = empty_figure(1.8 + width * len(settings), 1.0 + line * len(names))
     all_axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
     for axes, setting in zip(all_axes, settings, strict=True):
@@ -102,4 +107,4 @@ def _bars(
 
 
 def _pair(row: Row) -> str:
-    return f"{row['higher']} - {row['than']}"
+    return f"{row['higher']} minus {row['than']}"
