@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.save:
         _write_run_config(grid, args.save, args.out / "checkpoints" / "run.yaml")
     shared = Shared(grid, args.device)
+    if args.tf32:
+        _take_tf32(shared)
     left = train_arms(grid, shared, args.out, save=args.save, minutes=args.minutes, lanes=args.lanes)
     log.info("%d of %d arms finished", len(grid.arms) - left, len(grid.arms))
     return 1 if left else 0
@@ -90,9 +92,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--minutes", type=float, help="begin no arm after so many minutes")
     parser.add_argument("--save", type=_names, default=[], help="arms whose weights are kept: a,b-w3a3")
+    parser.add_argument("--tf32", action="store_true", help="TF32 products on CUDA; the records say so")
     parser.add_argument("--list", action="store_true", help="name the arms and the cost; train nothing")
     parser.add_argument("--step-ms", type=float, default=30.0, help="for the estimate of the cost")
     return parser.parse_args(arguments)
+
+
+def _take_tf32(shared: Shared) -> None:
+    import torch
+
+    shared.teacher  # noqa: B018  # loading a model chooses exact products
+    torch.set_float32_matmul_precision("high")
 
 
 def _is_named(arm: Arm, names: Sequence[str]) -> bool:
