@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from baselines.modes import Mode, check_mode
+from baselines.modes import Mode, check_mode, timestep_config
 from qvgen.config import QuantConfig, check_choice, check_float, check_int
 from qvgen.method import TrainedMethod
 
@@ -74,23 +74,8 @@ class EfficientDM(TrainedMethod):
         object.__setattr__(self, "recipe", dataclasses.replace(self.recipe, lr_weights=self.lr_adapter))
 
     def quant_config(self) -> QuantConfig:
-        if self.mode == "fair":
-            return QuantConfig(
-                w_bits=self.w_bits,
-                a_bits=self.a_bits,
-                zero_point="fixed",
-                learn_clip=True,
-                clip_buckets=self.buckets,
-            )
-        return QuantConfig(
-            w_bits=self.w_bits,
-            a_bits=self.a_bits,
-            range_init="minmax",
-            zero_point="fixed",
-            a_granularity="tensor",
-            a_range="static",
-            clip_buckets=self.buckets,
-        )
+        config = timestep_config(self.mode, self.w_bits, self.a_bits, self.buckets)
+        return config if self.mode == "fair" else dataclasses.replace(config, range_init="minmax")
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         from baselines.adapter import attach_adapters_

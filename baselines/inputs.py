@@ -1,4 +1,8 @@
-"""What enters each linear of the full-precision model: the starts of static activation steps."""
+"""What enters each linear of the full-precision model: the starts of static activation steps.
+
+Not the surroundings' ``calibration``: that watches a sampler and keeps extremes, while first steps need
+moments by timestep of the very batches that are trained on, also where there is no such service.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from baselines.modes import Mode, check_mode
 from qvgen.config import QuantConfig, check_choice
 from qvgen.method import TrainedMethod
-from qvgen.training.recipe import Loss
+from qvgen.training.recipe import Loss, TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LSQ(TrainedMethod):
-    """Learnt steps, trained on the model's own loss. ``recipe.loss`` is set by ``kd``.
+    """Learnt steps, trained on the model's own loss. ``recipe.loss`` follows ``kd``.
+
+    A recipe that asks for another loss is refused. Only the default of a ``TrainRecipe``, "distill", is
+    taken for no wish and gives way, since an object does not tell whether it was written out.
 
     Mode ``author`` has the paper's quantizers: one symmetric step for each weight matrix and one
     static step for the inputs of each layer, both learnt and started at ``2 mean|v| / sqrt(Q_P)``.
@@ -49,10 +52,10 @@ class LSQ(TrainedMethod):
         given = self.recipe
         TrainedMethod.__post_init__(self)
         loss: Loss = "distill" if self.kd else "task"
-        if isinstance(given, Mapping) and given.get("loss", loss) != loss:
-            raise ValueError(
-                f"recipe.loss is {given['loss']!r} but kd is {self.kd}; set kd alone, the loss follows"
-            )
+        asked = given.get("loss", loss) if isinstance(given, Mapping) else given.loss
+        unsaid = not isinstance(given, Mapping) and asked == TrainRecipe().loss
+        if asked != loss and not unsaid:
+            raise ValueError(f"recipe.loss is {asked!r} but kd is {self.kd}; set kd alone, the loss follows")
         object.__setattr__(self, "recipe", dataclasses.replace(self.recipe, loss=loss))
 
     def quant_config(self) -> QuantConfig:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from baselines.modes import Mode, check_mode
+from baselines.modes import Mode, check_mode, timestep_config
 from qvgen.config import QuantConfig, check_choice, check_int
 from qvgen.method import TrainedMethod
 
@@ -56,23 +57,8 @@ class QDM(TrainedMethod):
         TrainedMethod.__post_init__(self)
 
     def quant_config(self) -> QuantConfig:
-        if self.mode == "fair":
-            return QuantConfig(
-                w_bits=self.w_bits,
-                a_bits=self.a_bits,
-                zero_point="fixed",
-                learn_clip=True,
-                clip_buckets=self.buckets,
-            )
-        return QuantConfig(
-            w_bits=self.w_bits,
-            a_bits=self.a_bits,
-            zero_point="fixed",
-            w_symmetric=True,
-            a_granularity="tensor",
-            a_range="static",
-            clip_buckets=self.buckets,
-        )
+        config = timestep_config(self.mode, self.w_bits, self.a_bits, self.buckets)
+        return config if self.mode == "fair" else dataclasses.replace(config, w_symmetric=True)
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         """Quantize and train ``model``.

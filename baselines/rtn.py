@@ -46,12 +46,15 @@ class RTN(QuantMethod):
         check_choice("solver", self.solver, SOLVERS)
         check_choice("activations", self.activations, ("token", "static"))
         check_int("prompts", self.prompts, 1, 4096)
+        static = self.activations == "static"
         return QuantConfig(
             w_bits=self.w_bits,
             a_bits=self.a_bits,
             range_init=self.range,
             zero_point="fixed",
             scale_param="linear",
+            a_granularity="tensor" if static else "token",
+            a_range="static" if static else "dynamic",
         )
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
@@ -78,17 +81,18 @@ class RTN(QuantMethod):
         import torch
 
         from baselines.layerwise import round_weight
-        from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes
+        from qvgen.ranges import scale_and_zero_point
+        from qvgen.transformed import frozen_from_codes
 
         config = self.quant_config()
         rounded = round_weight(linear.weight, config, self.solver, found.hessian)
         frozen = frozen_from_codes(linear, config, rounded.codes, rounded.scale, rounded.zero_point)
-        if self.activations == "token":
-            return frozen
-        layer = TransformedQuantLinear(frozen, Transform(static=True))
-        assert layer.static_range is not None
-        layer.static_range.copy_(torch.tensor([found.low, found.high]))
-        return layer
+        if self.activations == "static":
+            low, high = torch.tensor([found.low, found.high])
+            step = scale_and_zero_point(low, high, 2**config.a_bits - 1, integer_zero=True)
+            for target, value in zip((frozen.a_scale, frozen.a_zero_point), step, strict=True):
+                target.copy_(value)
+        return frozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

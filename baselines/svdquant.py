@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from baselines.calibration import Needs, Statistics, calibrate
 from baselines.two_modes import TwoModes
-from qvgen.config import QuantConfig, RangeInit, check_choice, check_int
+from qvgen.config import QuantConfig, check_int
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,8 +34,7 @@ class SVDQuant(TwoModes):
 
     Attributes:
         rank: of the branch.
-        range: of a block of the final residual in fair mode; author mode takes the extremes, as do
-            the searches of both.
+        range: of a block of the final residual in fair mode; both modes search with the extremes.
         grid: steps of the smoothing's exponent; 20 gives the authors' 39 candidates.
         iterations: at most so many refinements of the branch, ended by the first rise of the error.
     """
@@ -48,26 +47,17 @@ class SVDQuant(TwoModes):
     adapted: ClassVar[str] = "fair mode: others' granularity; q, k, v judged by layer output"
 
     rank: int = 32
-    range: RangeInit = "search"
     grid: int = 20
     iterations: int = 100
 
     def quant_config(self) -> QuantConfig:
-        self.check_shared()
-        check_choice("range", self.range, ("search", "minmax"))
+        shared = self.shared_config()
         for name, high in {"rank": 4096, "grid": 1000, "iterations": 10000}.items():
             check_int(name, getattr(self, name), 1, high)
-        author = self.mode == "author"
-        return QuantConfig(
-            w_bits=self.w_bits,
-            a_bits=self.a_bits,
-            range_init="minmax" if author else self.range,
-            zero_point="fixed",
-            scale_param="linear",
-            w_symmetric=author,
-            a_symmetric=author,
-            w_granularity="group" if author else "channel",
-            a_granularity="group" if author else "token",
+        if self.mode == "fair":
+            return shared
+        return replace(
+            shared, w_symmetric=True, a_symmetric=True, w_granularity="group", a_granularity="group"
         )
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:

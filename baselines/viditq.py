@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.calibration import Needs, Statistics, calibrate
 from baselines.two_modes import TwoModes
-from qvgen.config import QuantConfig, RangeInit, check_choice, check_float, check_int
+from qvgen.config import QuantConfig, check_choice, check_float, check_int
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,6 @@ class ViDiTQ(TwoModes):
         alpha: exponent in [0, 1]; None: the one of 0.1, 0.2, ..., 0.9 with the least output error
             over ``sweep_layers`` layers; in author mode 0.5665.
         rotate: whether to rotate. A layer of a width without a known transform is never rotated.
-        range: of a weight row in fair mode.
         buckets: timestep ranges with maxima of their own.
         over_time: how a channel's maxima over the ranges become one: ``max`` as the authors' code
             does, ``mean`` as it says that it does.
@@ -59,7 +58,6 @@ class ViDiTQ(TwoModes):
 
     alpha: float | None = None
     rotate: bool = True
-    range: RangeInit = "search"
     buckets: int = 10
     over_time: Literal["max", "mean"] = "max"
     promoted: float = 0.25
@@ -67,10 +65,9 @@ class ViDiTQ(TwoModes):
     sweep_layers: int = 24
 
     def quant_config(self) -> QuantConfig:
-        self.check_shared()
+        shared = self.shared_config()
         if self.alpha is not None:
             check_float("alpha", self.alpha, 0.0, 1.0)
-        check_choice("range", self.range, ("search", "minmax"))
         check_choice("over_time", self.over_time, ("max", "mean"))
         check_float("promoted", self.promoted, 0.0, 1.0)
         for name in ("rotate", "double_quant"):
@@ -79,15 +76,7 @@ class ViDiTQ(TwoModes):
             check_int(name, getattr(self, name), 1, high)
         if self.double_quant and self.solver == "gptq":
             raise ValueError("double_quant reproduces code that rounds to nearest; leave solver at rtn")
-        author = self.mode == "author"
-        return QuantConfig(
-            w_bits=self.w_bits,
-            a_bits=self.a_bits,
-            range_init="minmax" if author else self.range,
-            zero_point="fixed",
-            scale_param="linear",
-            a_symmetric=author,
-        )
+        return replace(shared, a_symmetric=self.mode == "author")
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         from baselines.layerwise import chosen_layers, replace_layers_

@@ -65,12 +65,10 @@ class Sampler:
     def __init__(self, device: torch.device, given: argparse.Namespace) -> None:
         from diffusers import CogVideoXDDIMScheduler
 
-        from benchmarks.qat_training import random_batch, transformer
+        from benchmarks.qat_training import transformer
 
         self.model = transformer(device, given.tiny).to(torch.bfloat16).eval().requires_grad_(False)
-        frames = 2 if given.tiny else 13
-        self._draw = lambda: random_batch(device, given.tiny, 2, frames).inputs
-        self._device, self._steps = device, given.steps
+        self._device, self._steps, self._tiny = device, given.steps, given.tiny
         self._scheduler = CogVideoXDDIMScheduler(
             prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
             snr_shift_scale=3.0,
@@ -78,7 +76,9 @@ class Sampler:
 
     def inputs(self, seed: int) -> dict[str, Any]:
         """One guided step: two rows, of one latent."""
-        drawn = self._draw()
+        from benchmarks.qat_training import random_batch
+
+        drawn = random_batch(self._device, self._tiny, 2, 2 if self._tiny else 13).inputs
         g = torch.Generator(self._device).manual_seed(seed)
         for name in ("hidden_states", "encoder_hidden_states"):
             value = drawn[name]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.measuring import Deadline, compare, held_mb, peak_mb, ratio, unfused
+from benchmarks.measuring import Deadline, compare, held_mb, peak_mb, ratio, recorded, unfused
 from qvgen.api import make_clip_context
 from qvgen.config import QuantConfig
 from qvgen.linear import QuantLinear
@@ -79,6 +79,9 @@ def measure_linears(device: torch.device, tiny: bool, repeats: int, limit_s: flo
         "official": _step(released, inputs, grads),
     }
     times: dict[str, Any] = compare(variants, device, repeats, deadline)
+    device_times = compare(
+        {name: recorded([variants[name]], device) for name in ("plain", "fused")}, device, repeats, deadline
+    )
     for name, action in variants.items():
         for module in (*plain, *made, *released):
             module.zero_grad(set_to_none=True)
@@ -91,7 +94,11 @@ def measure_linears(device: torch.device, tiny: bool, repeats: int, limit_s: flo
             "official_to_fused": ratio(median["official"], median["fused"]),
             "unfused_to_plain": ratio(median["unfused"], median["plain"]),
             "official_to_plain": ratio(median["official"], median["plain"]),
+            "fused_to_plain_as_graphs": ratio(
+                device_times["fused"]["median_ms"], device_times["plain"]["median_ms"]
+            ),
         },
+        "as_graphs": device_times,
         "tokens": tokens,
         "shapes_in_out": shapes,
         "rank": RANK,

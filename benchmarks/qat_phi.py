@@ -13,7 +13,7 @@ import torch
 from benchmarks.measuring import Deadline, ratio, seconds
 from benchmarks.qat_training import transformer
 from qvgen import api
-from qvgen.auxiliary import Phi, by_shape, refactor_all_, singular_values
+from qvgen.auxiliary import Phi, by_shape, refactor_all_
 from qvgen.config import QuantConfig
 from qvgen.linear import QuantLinear
 from qvgen.phi_init import attach_phis_, quantization_error
@@ -118,7 +118,10 @@ def _full_svds(phis: Sequence[Phi], device: torch.device, deadline: Deadline) ->
 
 @torch.no_grad()
 def _captured_energy(layers: Sequence[QuantLinear], deadline: Deadline) -> dict[str, float]:
-    """Energy of Phi over that of the best approximation of its rank, one layer of each common shape."""
+    """Energy of the error that Phi takes away over the most that its rank can, in float64.
+
+    One layer of each of the three commonest shapes.
+    """
     counts = Counter(tuple(layer.weight.shape) for layer in layers)
     found: dict[str, float] = {}
     for shape, _ in counts.most_common(3):
@@ -128,9 +131,11 @@ def _captured_energy(layers: Sequence[QuantLinear], deadline: Deadline) -> dict[
         fresh = QuantLinear.from_linear(_linear(layer), QUANT, layer.aquantizer.context)
         attach_phis_([fresh], RANK, "error")
         assert fresh.phi is not None
-        best = torch.linalg.svdvals(quantization_error(fresh))[: fresh.phi.rank].double()
-        [ours] = singular_values([fresh.phi])
-        found[str(shape)] = float(ours.double().square().sum() / best.square().sum())
+        error = quantization_error(fresh).double()
+        gram = error @ error.mT if shape[0] <= shape[1] else error.mT @ error
+        most = torch.linalg.eigvalsh(gram)[-fresh.phi.rank :].sum()
+        left = error - fresh.phi.L.double() @ fresh.phi.R.double()
+        found[str(shape)] = float((error.square().sum() - left.square().sum()) / most)
     return found
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 MIN_BITS, MAX_BITS = 2, 8
 FORMAT_VERSION = 1
@@ -120,14 +120,11 @@ class QuantConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QVGenConfig:
-    """A ``QuantConfig`` with the auxiliary module Phi on top (arXiv 2505.11497, section 3).
+class DecayOptions:
+    """How Phi's rank decays: what ``QVGenConfig`` and ``qvgen.schedule.RankSchedule`` share.
 
     Attributes:
-        quant: the quantizers.
         rank: columns of Phi at the start; a layer smaller than that starts with all it has.
-        phi_init: ``error``: best rank-r approximation of W - Q(W); ``zero``: L = 0, R random;
-            ``random``: both random.
         decay_ratio: lambda, the share of columns that each stage anneals away, in (0, 1].
         annealing: how gamma of the decaying columns goes from 1 to 0 within a stage.
         direction: which singular values decay first.
@@ -140,9 +137,7 @@ class QVGenConfig:
             and the model cannot be converted (an ablation arm that reports its loss).
     """
 
-    quant: QuantConfig
     rank: int = 32
-    phi_init: PhiInit = "error"
     decay_ratio: float = 0.5
     annealing: Annealing = "cosine"
     direction: Direction = "small"
@@ -153,56 +148,45 @@ class QVGenConfig:
     phi_end: PhiEnd = "decay"
 
     def __post_init__(self) -> None:
+        check_int("rank", self.rank, 1, 4096)
+        check_float("decay_ratio", self.decay_ratio, 0.0, 1.0, open_low=True)
+        check_choice("annealing", self.annealing, ("cosine", "linear", "quadratic", "cubic", "sqrt"))
+        check_choice("direction", self.direction, ("small", "large", "random"))
+        check_int("max_stages", self.max_stages, 0, 4096)
+        check_float("hold", self.hold, 0.0, 1.0, open_high=True)
+        check_float("decay_until", self.decay_until, 0.0, 1.0, open_low=True)
+        if self.decay_until <= self.hold:
+            raise ValueError(
+                f"decay_until is {self.decay_until} and hold is {self.hold}: Phi must be gone after its "
+                "decay has begun; raise decay_until or lower hold"
+            )
+        check_choice("refactor", self.refactor, (True, False))
+        check_choice("phi_end", self.phi_end, ("decay", "drop", "keep"))
+        if not self.refactor and self.direction != "small":
+            raise ValueError(
+                f"refactor is off but direction is {self.direction!r}: without sorting again, columns "
+                "decay in the order of the start; use direction small, or turn refactor on"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QVGenConfig(DecayOptions):
+    """A ``QuantConfig`` with the auxiliary module Phi on top (arXiv 2505.11497, section 3).
+
+    Attributes:
+        quant: the quantizers.
+        phi_init: ``error``: best rank-r approximation of W - Q(W); ``zero``: L = 0, R random;
+            ``random``: both random.
+    """
+
+    quant: QuantConfig
+    phi_init: PhiInit = "error"
+
+    def __post_init__(self) -> None:
         if not isinstance(self.quant, QuantConfig):
             raise ValueError(f"quant: expected a QuantConfig, got {type(self.quant).__name__}")
         check_choice("phi_init", self.phi_init, ("error", "zero", "random"))
-        check_decay(self)
-
-
-class DecayOptions(Protocol):
-    """What ``QVGenConfig`` and ``qvgen.schedule.RankSchedule`` both hold."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def decay_ratio(self) -> float: ...
-    @property
-    def annealing(self) -> Annealing: ...
-    @property
-    def direction(self) -> Direction: ...
-    @property
-    def max_stages(self) -> int: ...
-    @property
-    def hold(self) -> float: ...
-    @property
-    def decay_until(self) -> float: ...
-    @property
-    def refactor(self) -> bool: ...
-    @property
-    def phi_end(self) -> PhiEnd: ...
-
-
-def check_decay(options: DecayOptions) -> None:
-    """Raise ValueError for an option of the rank decay that is out of range."""
-    check_int("rank", options.rank, 1, 4096)
-    check_float("decay_ratio", options.decay_ratio, 0.0, 1.0, open_low=True)
-    check_choice("annealing", options.annealing, ("cosine", "linear", "quadratic", "cubic", "sqrt"))
-    check_choice("direction", options.direction, ("small", "large", "random"))
-    check_int("max_stages", options.max_stages, 0, 4096)
-    check_float("hold", options.hold, 0.0, 1.0, open_high=True)
-    check_float("decay_until", options.decay_until, 0.0, 1.0, open_low=True)
-    if options.decay_until <= options.hold:
-        raise ValueError(
-            f"decay_until is {options.decay_until} and hold is {options.hold}: Phi must be gone after its "
-            "decay has begun; raise decay_until or lower hold"
-        )
-    check_choice("refactor", options.refactor, (True, False))
-    check_choice("phi_end", options.phi_end, ("decay", "drop", "keep"))
-    if not options.refactor and options.direction != "small":
-        raise ValueError(
-            f"refactor is off but direction is {options.direction!r}: without sorting again, columns "
-            "decay in the order of the start; use direction small, or turn refactor on"
-        )
+        DecayOptions.__post_init__(self)
 
 
 _LOADABLE: dict[str, type[QuantConfig] | type[QVGenConfig]] = {
@@ -316,10 +300,10 @@ def _plain(value: Any, annotation: str) -> Any:
 
 
 __all__ = [
+    "DecayOptions",
     "QVGenConfig",
     "QuantConfig",
     "check_choice",
-    "check_decay",
     "check_float",
     "check_int",
     "did_you_mean",

@@ -94,6 +94,8 @@ def _table(header: Mapping[str, Any], key: str, path: Path) -> list[tuple[str, A
 
 
 def _transform(name: str, value: Any, path: Path) -> Transform:
+    if isinstance(value, dict) and value.get("static") is False:
+        value = {key: part for key, part in value.items() if key != "static"}  # a field of old files
     try:
         transform: Transform = from_mapping(Transform, value, f"transform of {name}")
     except ValueError as error:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Self
 
-from qvgen.config import Annealing, Direction, PhiEnd, QVGenConfig, check_decay
+from qvgen.config import Annealing, DecayOptions, QVGenConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class StageState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankSchedule:
-    """Decay of ``rank`` columns over ``steps`` steps; the options are those of ``QVGenConfig``.
+class RankSchedule(DecayOptions):
+    """Decay of ``rank`` columns over ``steps`` steps.
 
     The first ``round(hold * steps)`` steps leave Phi whole, the steps from ``round(decay_until * steps)``
     on train without it. Every stage lasts the steps in between divided by the number of stages, rounded
@@ -48,25 +48,15 @@ class RankSchedule:
         ValueError: fewer steps than stages, or a value out of range.
     """
 
-    rank: int
     steps: int
-    decay_ratio: float = 0.5
-    annealing: Annealing = "cosine"
-    direction: Direction = "small"
-    max_stages: int = 0
-    hold: float = 0.0
-    decay_until: float = 1.0
-    refactor: bool = True
-    phi_end: PhiEnd = "decay"
 
     @classmethod
     def of(cls, config: QVGenConfig, steps: int) -> Self:
         """The schedule that ``config`` describes, over ``steps`` training steps."""
-        names = {f.name for f in fields(cls)} - {"steps"}
-        return cls(steps=steps, **{name: getattr(config, name) for name in names})
+        return cls(steps=steps, **{f.name: getattr(config, f.name) for f in fields(DecayOptions)})
 
     def __post_init__(self) -> None:
-        check_decay(self)
+        DecayOptions.__post_init__(self)
         if self.phi_end == "decay" and self.decay_steps < len(self.ranks) - 1:
             parts = [f"after {self.hold_steps} of {self.steps} steps with hold"] if self.hold_steps else []
             parts += [f"decay_until {self.decay_until} of {self.steps}"] if self.decay_until < 1 else []

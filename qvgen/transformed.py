@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvgen.config import QuantConfig, check_choice, check_float, check_int
-from qvgen.fake_quant import at_least_float32, token_scale
 from qvgen.fused import rotate as fused_rotate
 from qvgen.hadamard import Hadamard
 from qvgen.linear import FrozenQuantLinear
@@ -35,7 +34,6 @@ class Transform:
         rank: columns of the low-rank branch, which reads the scaled, unrotated, unquantized input;
             0: none.
         shift: added to the input before all else (SVDQuant's unsigned activations after GELU).
-        static: one activation range for all tokens and steps, fixed by calibration.
         paired: the rotation is that of ``hadamard.paired_factors``, which one kernel can apply.
     """
 
@@ -43,11 +41,10 @@ class Transform:
     rotated: bool = False
     rank: int = 0
     shift: float = 0.0
-    static: bool = False
     paired: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("scaled", "rotated", "static", "paired"):
+        for name in ("scaled", "rotated", "paired"):
             check_choice(name, getattr(self, name), (True, False))
         check_int("rank", self.rank, 0, 1 << 16)
         check_float("shift", self.shift, -1e6, 1e6)
@@ -57,14 +54,13 @@ class TransformedQuantLinear(nn.Module):
     """``y = Qa(H(m (x + c))) W'^T + (m (x + c)) D^T U^T + b'``; parts that are not asked for are left out.
 
     State: that of ``inner`` (codes of W', scales, bias b'), ``input_scale`` m float32 [in],
-    ``down`` D [r, in] and ``up`` U [out, r] in the dtype the model computes in, ``static_range``
-    float32 [2]. New ones hold zeros, to be filled by a method or from a checkpoint.
+    ``down`` D [r, in] and ``up`` U [out, r] in the dtype the model computes in. New ones hold zeros,
+    to be filled by a method or from a checkpoint.
     """
 
     input_scale: Tensor | None
     down: Tensor | None
     up: Tensor | None
-    static_range: Tensor | None
 
     def __init__(self, inner: FrozenQuantLinear, transform: Transform) -> None:
         super().__init__()
@@ -83,7 +79,6 @@ class TransformedQuantLinear(nn.Module):
         self.register_buffer("input_scale", scale)
         self.register_buffer("down", weight.new_zeros(rank, self.in_features) if rank else None)
         self.register_buffer("up", weight.new_zeros(self.out_features, rank) if rank else None)
-        self.register_buffer("static_range", torch.zeros(2, device=device) if transform.static else None)
 
     def transformed(self, x: Tensor) -> Tensor:
         """The input of the low-rank branch, [..., in]: shifted and scaled."""
@@ -101,11 +96,7 @@ class TransformedQuantLinear(nn.Module):
             branch = functional.linear(functional.linear(x, self.down), self.up)
         if self.rotation is not None:
             x = self.rotation(x)
-        if self.static_range is None:
-            y = self.inner(x)
-        else:
-            x = static_fake_quant(x, self.static_range, self.inner.config)
-            y = functional.linear(x, self.inner.weight, self.inner.bias)
+        y = self.inner(x)
         result: Tensor = y if branch is None else y + branch
         return result
 
@@ -121,9 +112,8 @@ class TransformedQuantLinear(nn.Module):
 
     def stored_bits(self) -> int:
         """Bits that a checkpoint keeps of the weight: codes, scales, branch, input scale; no bias."""
-        own = [(self.input_scale, 32), (self.static_range, 32)]
         matrix = 16 if self.inner.config.store_dtype == "bfloat16" else 32
-        own += [(self.down, matrix), (self.up, matrix)]
+        own = [(self.input_scale, 32), (self.down, matrix), (self.up, matrix)]
         return self.inner.stored_bits() + sum(t.numel() * bits for t, bits in own if t is not None)
 
     def macs(self, tokens: int) -> Mapping[tuple[int, int], int]:
@@ -146,22 +136,12 @@ class TransformedQuantLinear(nn.Module):
         return self.inner.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        names = ("input_scale", "static_range")
-        exact = {n: t for n in names if isinstance(t := getattr(self, n), Tensor)}
+        exact = self.input_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in exact.items():  # a rounded scale would no longer cancel the weight's
-            moved = getattr(self, name)
-            if moved.dtype != value.dtype:
-                setattr(self, name, value.to(moved.device))
+        moved = self.input_scale
+        if exact is not None and moved is not None and moved.dtype != exact.dtype:
+            self.input_scale = exact.to(moved.device)  # a rounded scale would not cancel the weight's
         return self
-
-
-def static_fake_quant(x: Tensor, bounds: Tensor, config: QuantConfig) -> Tensor:
-    """Fake quantization over one fixed range ``bounds`` = (low <= 0, high >= 0); shape and dtype of ``x``."""
-    q_max = 2**config.a_bits - 1
-    scale, zero_point = token_scale(bounds[0], bounds[1], q_max, symmetric=config.a_symmetric)
-    codes = at_least_float32(x).div(scale).round_().add_(zero_point).clamp_(0, q_max)
-    return codes.sub_(zero_point).mul_(scale).to(x.dtype)
 
 
 @torch.no_grad()

@@ -16,9 +16,7 @@ def execute(arguments: list[str]) -> int:
     parser = Parser("doctor", "Check this machine. Exit code 0 when the default run works here.")
     parser.add_argument("--model", default="tinyworld", help="whose files to check")
     parser.add_argument("--output", default=None, help="run folder to check (runs/<model>)")
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="Python file with PLUGINS"
-    )
+    parser.add_plugins()
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options = parser.parse_args(arguments)
 

@@ -19,7 +19,7 @@ def execute(arguments: list[str]) -> int:
     parser = Parser("ls", "List what is installed. Plugins that fail to load are warned about.")
     parser.add_argument("kind", nargs="?", default="all", help=f"{', '.join(KINDS)}, or all (default)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also list this file's")
+    parser.add_plugins("also list this file's")
     options = parser.parse_args(arguments)
     if options.kind not in (*KINDS, "all"):
         raise unknown("kind", options.kind, (*KINDS, "all"))

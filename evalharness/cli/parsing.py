@@ -24,6 +24,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(prog=f"evalharness {verb}", description=description, allow_abbrev=False)
 
+    def add_plugins(self, text: str = "Python file with PLUGINS") -> None:
+        """``--plugin FILE``, repeatable."""
+        self.add_argument("--plugin", action="append", default=[], metavar="FILE", help=text)
+
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
         raise helpful_error(self.prog, message, flags)

@@ -21,9 +21,7 @@ def execute(arguments: list[str]) -> int:
     parser = Parser("report", "Write the tables and the page of a run folder again, from its results.json.")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--reporters", default="", metavar="A,B", help="only these (all)")
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="Python file with PLUGINS"
-    )
+    parser.add_plugins()
     options = parser.parse_args(arguments)
 
     from evalharness.console import Console

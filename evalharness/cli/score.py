@@ -15,9 +15,7 @@ def execute(arguments: list[str]) -> int:
     parser = Parser("score", "Score the videos of a run folder again where a metric or a video changed.")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--dimensions", default="", metavar="A,B", help="only these (all)")
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="Python file with PLUGINS"
-    )
+    parser.add_plugins()
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (cores)")
     options = parser.parse_args(arguments)

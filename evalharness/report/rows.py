@@ -110,12 +110,7 @@ def leaderboard_rows(results: Results) -> list[dict[str, Value]]:
 
 def _row(cell: CellResult, results: Results) -> dict[str, Value]:
     row: dict[str, Value] = {
-        "model": cell.model,
-        "protocol": cell.protocol,
-        "method": cell.method,
-        "bits_w": cell.w_bits,
-        "bits_a": cell.a_bits,
-        "seed": cell.seed,
+        **_named(cell),
         "source": cell.source,
         "execution": cell.execution,
         "coverage": cell.coverage,
@@ -126,6 +121,18 @@ def _row(cell: CellResult, results: Results) -> dict[str, Value]:
     row.update({column: cost(cell, column) for column in COST_COLUMNS})
     row["train_minutes"] = cell.train_minutes
     return row
+
+
+def _named(cell: CellResult) -> dict[str, Value]:
+    """The columns that tell which cell it is."""
+    return {
+        "model": cell.model,
+        "protocol": cell.protocol,
+        "method": cell.method,
+        "bits_w": cell.w_bits,
+        "bits_a": cell.a_bits,
+        "seed": cell.seed,
+    }
 
 
 def _ends(name: str, estimate: Estimate | None, scale: float) -> dict[str, Value]:
@@ -139,12 +146,7 @@ def score_rows(results: Results) -> list[dict[str, Value]]:
     return [
         {
             "cell": cell.id,
-            "model": cell.model,
-            "protocol": cell.protocol,
-            "method": cell.method,
-            "bits_w": cell.w_bits,
-            "bits_a": cell.a_bits,
-            "seed": cell.seed,
+            **_named(cell),
             "prompt_id": score.prompt_id,
             "sample": score.sample,
             "dimension": dimension,

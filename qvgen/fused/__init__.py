@@ -1,8 +1,7 @@
 """The two fake quantizers of ``qvgen.fake_quant`` as one Triton kernel each way, for CUDA.
 
-``token_fake_quant`` and ``weight_fake_quant`` take this path where it fits and the environment has
-``QVGEN_FUSED=1``; nothing else has to call it. Not yet run on a GPU, hence not the default. Triton
-is imported at the first kernel's launch.
+``token_fake_quant`` and ``weight_fake_quant`` take this path where it fits, unless the environment
+has ``QVGEN_FUSED=0``; nothing else has to call it. Triton is imported at the first kernel's launch.
 """
 
 from __future__ import annotations

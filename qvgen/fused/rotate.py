@@ -1,4 +1,7 @@
-"""A scaled, rotated, quantized token as one custom operator, ``qvgen::rotate_fake_quant``; inference only."""
+"""A scaled, rotated, quantized token in one kernel; inference only.
+
+Under a tracer it is the custom operator ``qvgen::rotate_fake_quant``, else the kernel is launched directly.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qvgen.fused.switch import INTERPRETED, fits
+from qvgen.fused.switch import INTERPRETED, fits, traced
 from qvgen.hadamard import Hadamard, tile_width
 from qvgen.levels import SCALE_FLOOR, positive_levels
 
@@ -48,23 +51,26 @@ def rotation_fits(x: Tensor, input_scale: Tensor, rotation: Hadamard) -> bool:
     )
 
 
-@torch.library.custom_op(
-    "qvgen::rotate_fake_quant",
-    mutates_args=(),
-    schema="(Tensor x, Tensor input_scale, Tensor first, Tensor second, int q_max, bool symmetric) -> Tensor",
-)
-def _forward(
+def _launch(
     x: Tensor, input_scale: Tensor, first: Tensor, second: Tensor, q_max: int, symmetric: bool
 ) -> Tensor:
     launch = usual_launch(_table((len(first), len(second))))
     return launched(x, input_scale, first, second, q_max, symmetric, launch)
 
 
-@_forward.register_fake
-def _forward_shape(
+def _shape(
     x: Tensor, input_scale: Tensor, first: Tensor, second: Tensor, q_max: int, symmetric: bool
 ) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+_operator = torch.library.custom_op(
+    "qvgen::rotate_fake_quant",
+    _launch,
+    mutates_args=(),
+    schema="(Tensor x, Tensor input_scale, Tensor first, Tensor second, int q_max, bool symmetric) -> Tensor",
+)
+_operator.register_fake(_shape)
 
 
 def launched(
@@ -110,5 +116,6 @@ def rotate_fake_quant(
         Shape and dtype of ``x``.
     """
     first, second = (rotation.get_buffer(f"factor_{axis}") for axis in range(2))
-    out: Tensor = _forward(x, input_scale, first, second, q_max, symmetric)
+    run = _operator if traced(x) else _launch
+    out: Tensor = run(x, input_scale, first, second, q_max, symmetric)
     return out

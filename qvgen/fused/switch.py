@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MAX_COLUMNS = 16384
 MAX_RANK = 64
@@ -34,8 +34,7 @@ class _Switch:
     """A plain object, so that torch.compile guards on its attribute; a ContextVar is no such thing."""
 
     def __init__(self) -> None:
-        # Off unless asked for: the kernels have run in Triton's interpreter, not yet on a GPU.
-        self.on = INTERPRETED or os.environ.get("QVGEN_FUSED") == "1"
+        self.on = os.environ.get("QVGEN_FUSED") != "0"
 
 
 _SWITCH = _Switch()
@@ -46,7 +45,7 @@ def disabled() -> Iterator[None]:
     """Use the plain reference within, in this process; for comparison.
 
     Keep a forward pass and its backward pass on the same side where activations are checkpointed.
-    They run at all where the environment has ``QVGEN_FUSED=1``.
+    The environment variable ``QVGEN_FUSED=0`` does it for a whole process.
     """
     before, _SWITCH.on = _SWITCH.on, False
     try:
@@ -68,6 +67,11 @@ def fits(rows: Tensor, *others: Tensor) -> bool:
         and rows.stride(-1) == 1
         and all(t.dtype == torch.float32 and t.device == rows.device for t in others)
     )
+
+
+def traced(x: Tensor) -> bool:
+    """Whether something traces the program, which needs operators that it knows; else they only cost time."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter)
 
 
 def block_of(columns: int) -> tuple[int, int]:

@@ -1,13 +1,19 @@
-"""Per-token fake quantization as custom operators ``qvgen::token_fake_quant`` and its backward."""
+"""Per-token fake quantization in one kernel each way.
+
+Run as it is, ``_TokenFakeQuant`` launches them. Under a tracer they are the custom operators
+``qvgen::token_fake_quant`` and its backward, which cost the host some tenths of a millisecond a call.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qvgen.fused.switch import INTERPRETED, block_of
+from qvgen.fused.switch import INTERPRETED, block_of, traced
 from qvgen.levels import SCALE_FLOOR, positive_levels
 
 
@@ -40,13 +46,7 @@ def _constants(x: Tensor, q_max: int, symmetric: bool) -> dict[str, Any]:
     }
 
 
-@torch.library.custom_op(
-    "qvgen::token_fake_quant",
-    mutates_args=(),
-    schema="(Tensor x, Tensor lower, Tensor upper, int q_max, bool symmetric, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-def _forward(
+def _launch_forward(
     x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     from qvgen.fused.token_kernels import token_forward
@@ -61,7 +61,6 @@ def _forward(
     return out, low, high
 
 
-@_forward.register_fake
 def _forward_shapes(
     x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,13 +68,7 @@ def _forward_shapes(
     return torch.empty(x.shape, dtype=dtype, device=x.device), low, torch.empty_like(low)
 
 
-@torch.library.custom_op(
-    "qvgen::token_fake_quant_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor lower, Tensor upper, Tensor low, Tensor high, int q_max,"
-    " bool symmetric) -> (Tensor, Tensor, Tensor)",
-)
-def _backward(
+def _launch_backward(
     grad: Tensor, x: Tensor, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, q_max: int,
     symmetric: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -92,12 +85,29 @@ def _backward(
     return grad_x, grad_lower, grad_upper
 
 
-@_backward.register_fake
 def _backward_shapes(
     grad: Tensor, x: Tensor, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, q_max: int,
     symmetric: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(low), torch.empty_like(low)
+
+
+_forward = torch.library.custom_op(
+    "qvgen::token_fake_quant",
+    _launch_forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor lower, Tensor upper, int q_max, bool symmetric, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+_backward = torch.library.custom_op(
+    "qvgen::token_fake_quant_backward",
+    _launch_backward,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor lower, Tensor upper, Tensor low, Tensor high, int q_max,"
+    " bool symmetric) -> (Tensor, Tensor, Tensor)",
+)
+_forward.register_fake(_forward_shapes)
+_backward.register_fake(_backward_shapes)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -108,11 +118,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x, lower, upper, low, high)
 
 
-def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]], ctx: Any, grad: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
     x, lower, upper, low, high = ctx.saved_tensors
-    grad_x, grad_lower, grad_upper = _backward(grad, x, lower, upper, low, high, ctx.q_max, ctx.symmetric)
+    grad_x, grad_lower, grad_upper = backward(grad, x, lower, upper, low, high, ctx.q_max, ctx.symmetric)
     # The second stage of a sum without atomics: the same bits in every run.
     sums = (
         rows.sum_to_size(clip.shape) if needed else None
@@ -123,7 +135,19 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor
     return grad_x, *sums, None, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+_forward.register_autograd(partial(_gradients, _backward), setup_context=_setup_context)
+
+
+class _TokenFakeQuant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _launch_forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradients(_launch_backward, ctx, *grads)
 
 
 def token_fake_quant(
@@ -133,5 +157,6 @@ def token_fake_quant(
 
     ``x`` must pass ``switch.fits``, ``lower`` and ``upper`` ``clip_fits``, of one shape.
     """
-    out: Tensor = _forward(x, lower, upper, q_max, symmetric, dtype)[0]
+    run: Callable[..., Any] = _forward if traced(x) else _TokenFakeQuant.apply
+    out: Tensor = run(x, lower, upper, q_max, symmetric, dtype)[0]
     return out

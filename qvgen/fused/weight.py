@@ -1,15 +1,18 @@
-"""Fake-quantized weights, Phi included, as custom operators ``qvgen::weight_fake_quant`` and its backward."""
+"""Fake-quantized weights, Phi included, one kernel forward; custom operators as in ``qvgen.fused.token``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qvgen.fused.switch import INTERPRETED, MAX_RANK, block_of
+from qvgen.fused.switch import INTERPRETED, MAX_RANK, block_of, traced
 
 ROWS, COLUMNS = 64, 64
+SPLIT = 1024
 LowRank = tuple[Tensor, Tensor, Tensor]
 
 
@@ -25,13 +28,7 @@ def phi_fits(weight: Tensor, phi: LowRank | None) -> bool:
     )
 
 
-@torch.library.custom_op(
-    "qvgen::weight_fake_quant",
-    mutates_args=(),
-    schema="(Tensor weight, Tensor scale, Tensor zero_point, Tensor? left, Tensor? gamma, Tensor? right,"
-    " int q_max, float grad_scale, ScalarType dtype) -> Tensor",
-)
-def _forward(
+def _launch_forward(
     weight: Tensor, scale: Tensor, zero_point: Tensor, left: Tensor | None, gamma: Tensor | None,
     right: Tensor | None, q_max: int, grad_scale: float, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
@@ -51,7 +48,6 @@ def _forward(
     return out
 
 
-@_forward.register_fake
 def _forward_shape(
     weight: Tensor, scale: Tensor, zero_point: Tensor, left: Tensor | None, gamma: Tensor | None,
     right: Tensor | None, q_max: int, grad_scale: float, dtype: torch.dtype,
@@ -59,13 +55,7 @@ def _forward_shape(
     return torch.empty(weight.shape, dtype=dtype, device=weight.device)
 
 
-@torch.library.custom_op(
-    "qvgen::weight_fake_quant_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor weight, Tensor scale, Tensor zero_point, int q_max, float grad_scale)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-def _backward(
+def _launch_backward(
     grad: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     from qvgen.fused.weight_kernels import weight_backward
@@ -84,7 +74,6 @@ def _backward(
     return grad_w, grad_s, grad_z
 
 
-@_backward.register_fake
 def _backward_shapes(
     grad: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,47 +81,63 @@ def _backward_shapes(
     return grad_w, torch.empty_like(scale), torch.empty_like(zero_point)
 
 
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in float32, where one side is float32 and small and the other may be bfloat16 and large.
-
-    A float32 number is the sum of three bfloat16 ones, whose products are exact in float32. So on
-    CUDA the large side is read as it is, by tensor cores, and no float32 copy of it is made.
-
-    Args:
-        a: [m, k]; if float32, of few rows.
-        b: [k, n]; if float32, of few columns.
-    """
-    if a.is_cuda and torch.bfloat16 in (a.dtype, b.dtype) and a.dtype != b.dtype:
-        if a.dtype == torch.float32:
-            thrice: Tensor = torch.mm(torch.cat(_in_three(a)), b, out_dtype=torch.float32)
-            return thrice.view(3, len(a), -1).sum(0)
-        thrice = torch.mm(a, torch.cat(_in_three(b), dim=1), out_dtype=torch.float32)
-        return thrice.view(len(a), 3, -1).sum(1)
-    return a.float() @ b.float()
+def _phi_gradients(grad: Tensor, left: Tensor, gamma: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of L and R in float32; ``grad`` is read in its own dtype, by tensor cores if bfloat16."""
+    with torch.autocast(grad.device.type, enabled=False):
+        if grad.is_cuda and grad.dtype == torch.bfloat16:
+            return _products_in_three(grad, left, gamma, right)
+        grad = grad.float()
+        return grad @ (right * gamma[:, None]).mT, (left * gamma).mT @ grad
 
 
-def _in_three(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """bfloat16 parts that add up to float32 ``x``, largest first."""
-    first = x.bfloat16()
-    rest = x - first.float()
-    second = rest.bfloat16()
-    return first, second, (rest - second.float()).bfloat16()
+def _products_in_three(grad: Tensor, left: Tensor, gamma: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``_phi_gradients``: a float32 factor is three bfloat16 ones, whose products are exact in float32."""
+    rank = len(gamma)
+    by_right = torch.mm(grad, in_three(right, gamma).mT, out_dtype=torch.float32)
+    by_left = torch.mm(in_three(left.mT, gamma), grad, out_dtype=torch.float32)
+    return by_right.view(-1, 3, rank).sum(1), by_left.view(3, rank, -1).sum(0)
 
 
-@torch.library.custom_op(
+def in_three(factor: Tensor, gamma: Tensor) -> Tensor:
+    """bfloat16 parts [3 r, n], largest first, that add up to ``factor * gamma[:, None]``, [r, n] float32."""
+    from qvgen.fused.weight_kernels import split_rows
+
+    rank, columns = factor.shape
+    parts = torch.empty((3 * rank, columns), dtype=torch.bfloat16, device=factor.device)
+    with torch.cuda.device_of(factor):
+        split_rows[(rank, -(-columns // SPLIT))](
+            factor, gamma, parts, rank, columns, *factor.stride(), BLOCK=SPLIT, num_warps=4
+        )
+    return parts
+
+
+def _phi_shapes(grad: Tensor, left: Tensor, gamma: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(left), torch.empty_like(right)
+
+
+_forward = torch.library.custom_op(
+    "qvgen::weight_fake_quant",
+    _launch_forward,
+    mutates_args=(),
+    schema="(Tensor weight, Tensor scale, Tensor zero_point, Tensor? left, Tensor? gamma, Tensor? right,"
+    " int q_max, float grad_scale, ScalarType dtype) -> Tensor",
+)
+_backward = torch.library.custom_op(
+    "qvgen::weight_fake_quant_backward",
+    _launch_backward,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor weight, Tensor scale, Tensor zero_point, int q_max, float grad_scale)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+_phi_backward = torch.library.custom_op(
     "qvgen::phi_backward",
+    _phi_gradients,
     mutates_args=(),
     schema="(Tensor grad, Tensor left, Tensor gamma, Tensor right) -> (Tensor, Tensor)",
 )
-def _phi_backward(grad: Tensor, left: Tensor, gamma: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.autocast(grad.device.type, enabled=False):
-        grad_left = exact_product(grad, right.mT) * gamma
-        return grad_left, exact_product((left * gamma).mT, grad)
-
-
-@_phi_backward.register_fake
-def _phi_backward_shapes(grad: Tensor, left: Tensor, gamma: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(left), torch.empty_like(right)
+_forward.register_fake(_forward_shape)
+_backward.register_fake(_backward_shapes)
+_phi_backward.register_fake(_phi_shapes)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -141,19 +146,36 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _gradients(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    phi_backward: Callable[..., tuple[Tensor, Tensor]],
+    ctx: Any,
+    grad: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 9
     weight, scale, zero_point, left, gamma, right = ctx.saved_tensors
-    grad_w, grad_s, grad_z = _backward(grad, weight, scale, zero_point, ctx.q_max, ctx.grad_scale)
+    grad_w, grad_s, grad_z = backward(grad, weight, scale, zero_point, ctx.q_max, ctx.grad_scale)
     grad_left = grad_right = None
     if left is not None and (ctx.needs_input_grad[3] or ctx.needs_input_grad[5]):
-        grad_left, grad_right = _phi_backward(grad, left, gamma, right)
+        grad_left, grad_right = phi_backward(grad, left, gamma, right)
     needs_zero = ctx.needs_input_grad[2]
     return grad_w, grad_s, grad_z if needs_zero else None, grad_left, None, grad_right, None, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+_forward.register_autograd(partial(_gradients, _backward, _phi_backward), setup_context=_setup_context)
+
+
+class _WeightFakeQuant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _launch_forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradients(_launch_backward, _phi_gradients, ctx, *grads)
 
 
 def weight_fake_quant(
@@ -166,5 +188,6 @@ def weight_fake_quant(
     it, ``phi`` must pass ``phi_fits``.
     """
     left, gamma, right = phi if phi is not None else (None, None, None)
-    out: Tensor = _forward(weight, scale, zero_point, left, gamma, right, q_max, grad_scale, dtype)
+    run: Callable[..., Any] = _forward if traced(weight) else _WeightFakeQuant.apply
+    out: Tensor = run(weight, scale, zero_point, left, gamma, right, q_max, grad_scale, dtype)
     return out

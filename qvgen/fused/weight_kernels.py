@@ -63,3 +63,19 @@ def weight_backward(
     tl.store(grad_w_ptr + row * columns + column, grad_w.to(grad_w_ptr.dtype.element_ty), mask=valid)
     tl.store(grad_scale_ptr + row, tl.sum(grad * (code - zero) - grad_w * ratio, 0) * grad_scale)
     tl.store(grad_zero_ptr + row, tl.sum((grad_w - grad) * scale, 0) * grad_scale)
+
+
+@triton.jit
+def split_rows(
+    factor_ptr, gamma_ptr, parts_ptr, rank, columns, row_stride, column_stride, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Row ``program_id(0)`` times its gamma as three bfloat16 rows, ``rank`` rows apart, largest first."""
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    valid = column < columns
+    rest = tl.load(factor_ptr + row * row_stride + column * column_stride, mask=valid, other=0.0)
+    rest = rest * tl.load(gamma_ptr + row)
+    for part in tl.static_range(3):
+        rounded = rest.to(tl.bfloat16)
+        tl.store(parts_ptr + (part * rank + row) * columns + column, rounded, mask=valid)
+        rest = rest - rounded.to(tl.float32)

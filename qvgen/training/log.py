@@ -44,10 +44,20 @@ class TrainLog:
         self._pending: dict[str, float | int | str] = {}
         self._start = time.perf_counter()
 
-    def stage_begins(self, state: StageState) -> None:
-        """At the first step of a stage: the next line will hold Phi's spectrum of this moment."""
-        if state.rank:
-            self._pending |= spectrum(phis(self._student))
+    def stage_begins(self, step: int, state: StageState) -> None:
+        """At the first step of a stage: the next line will hold Phi's spectrum of this moment.
+
+        Of several stages that begin before that line, the last one has the plain names. Those of an
+        earlier one end in ``/`` and the number of steps taken when it began.
+        """
+        if not state.rank:
+            return
+        found = {"phi_step": step, **spectrum(phis(self._student))}
+        if "phi_step" in self._pending:
+            earlier = {name: self._pending.pop(name) for name in found}
+            began = earlier.pop("phi_step")
+            self._pending |= {f"{name}/{began}": value for name, value in earlier.items()}
+        self._pending |= found
 
     def validation(self, name: str, loss: float) -> None:
         """Keep a validation loss for the next line."""

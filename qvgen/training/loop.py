@@ -53,7 +53,7 @@ def train_(
     for step in ctx.track(range(first, recipe.steps), "train"):
         stage = decay.before_step(step, optimizer) if decay is not None else None
         if stage is not None and stage.begins:
-            log.stage_begins(stage)
+            log.stage_begins(step, stage)
         set_learning_rate(optimizer, recipe.lr_factor(step))
         losses = take_step(share([next(batches) for _ in range(recipe.accumulate)]))
 

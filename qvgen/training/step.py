@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from qvgen.training.parallel import mean_over_processes, whole
 from qvgen.training.recipe import TrainRecipe
 
 WARMUP_STEPS = 3
+_RECORDING = threading.Lock()  # one at a time in a process
 
 
 class Losses(NamedTuple):
@@ -132,7 +134,11 @@ class GraphedStep:
         """Recording runs nothing, so weights and moments stay as they are."""
         self._batches = [_fixed(batch) for batch in batches]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=self._stream):
+        # Other threads may go on training meanwhile.
+        with (
+            _RECORDING,
+            torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             self._losses = self._step(self._batches)
 
 

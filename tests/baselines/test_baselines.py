@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,8 +129,28 @@ def test_lsq_kd_learns_from_the_teacher() -> None:
     assert distilled[0] < task[0] and task[1] < distilled[1]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "kd"),
+    [
+        (TrainRecipe(loss="task"), True),
+        (TrainRecipe(loss="distill+task"), True),
+        (TrainRecipe(loss="distill+task"), False),
+        ({"loss": "task"}, True),
+        ({"loss": "distill"}, False),
+        ({"loss": "distill+task"}, False),
+    ],
+)
+def test_a_recipe_against_kd_is_refused(recipe: Any, kd: bool) -> None:
+    loss = recipe["loss"] if isinstance(recipe, dict) else recipe.loss
+    with pytest.raises(ValueError, match=re.escape(f"recipe.loss is {loss!r} but kd is {kd}; set kd alone")):
+        LSQ(w_bits=3, a_bits=3, kd=kd, recipe=recipe)
+
+
 def test_recipe_loss_follows_kd() -> None:
-    assert LSQ(w_bits=3, a_bits=3, recipe=TrainRecipe(loss="distill")).recipe.loss == "task"
+    assert LSQ(w_bits=3, a_bits=3, recipe=TrainRecipe()).recipe.loss == "task", "its default is no wish"
+    for kd, loss in ((True, "distill"), (False, "task")):
+        same = LSQ(w_bits=3, a_bits=3, kd=kd, recipe={"loss": loss})  # type: ignore[arg-type]
+        assert same.recipe.loss == loss and dataclasses.replace(same, w_bits=4).recipe.loss == loss
     assert LSQ(w_bits=3, a_bits=3, kd=True).recipe.loss == "distill"
     assert LSQ(w_bits=3, a_bits=3, recipe={"steps": 7}).recipe.steps == 7  # type: ignore[arg-type]
 

@@ -17,8 +17,8 @@ from baselines.rtn import RTN, RTNStatic
 from baselines.svdquant import SVDQuant
 from baselines.viditq import ViDiTQ
 from qvgen.api import finished_layers
+from qvgen.linear import FrozenQuantLinear
 from qvgen.method import QuantMethod
-from qvgen.transformed import TransformedQuantLinear
 from tests.baselines.ptq import LAYERS, Context, distance, inputs, make_block, sample
 
 Make = Callable[..., QuantMethod]
@@ -142,8 +142,10 @@ def test_static_ranges_are_the_extremes_of_calibration() -> None:
     done = METHODS["static"](a_bits=4).apply(model, context)
     x = torch.cat([inputs(0), inputs(1)])
     layer = done.get_submodule("to_q")
-    assert isinstance(layer, TransformedQuantLinear) and layer.static_range is not None
-    assert layer.static_range.tolist() == [float(x.min()), float(x.max())]
+    assert isinstance(layer, FrozenQuantLinear)
+    low, high = float(x.min()), float(x.max())
+    assert float(layer.a_scale) == pytest.approx((high - low) / 15, rel=1e-6)
+    assert float(layer.a_zero_point) == round(-low / (high - low) * 15)
     reference = make_block()
     plain = RTN(w_bits=8, a_bits=4, range="minmax").apply(make_block(), context)
     assert distance(done, reference) > 1.5 * distance(plain, reference), "the worst case is worse"

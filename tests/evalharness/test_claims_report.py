@@ -21,7 +21,7 @@ from evalharness.tinyworld.claims import report
 from evalharness.tinyworld.claims.estimates import Estimate, mean_estimate, paired, relative, verdict_below
 from evalharness.tinyworld.claims.findings import findings
 from evalharness.tinyworld.claims.grid import Grid, read_grid
-from evalharness.tinyworld.claims.heat_map import heat_maps
+from evalharness.tinyworld.claims.heat_map import _place, heat_maps
 from evalharness.tinyworld.claims.runs import Run, Setting, from_published, read_runs
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "tinyworld" / "training"
@@ -225,23 +225,50 @@ def test_trainings_of_another_loss_have_no_cost_of_removal(tmp_path: Path) -> No
 # -- the map
 
 
-def test_heat_map_marks_what_excludes_zero(tmp_path: Path) -> None:
+def draw_map(tmp_path: Path, lying: str = "steps") -> Any:
+    """Three points: all seeds agree, they disagree, and one seed only."""
     for rate, steps, losses in (
         ("1e-4", "200", {"kd-qat": {1: 1.0, 2: 1.0, 3: 1.0}, "qvgen": {1: 1.1, 2: 1.1, 3: 1.1}}),
         ("3e-5", "200", {"kd-qat": {1: 1.0, 2: 1.0, 3: 1.0}, "qvgen": {1: 0.5, 2: 1.0, 3: 1.2}}),
         ("3e-5", "1600", {"kd-qat": {1: 1.0}, "qvgen": {1: 0.8}}),
     ):  # fmt: skip
-        make(tmp_path, losses, suffix=f"-{rate}-{steps}", axes={"lr": rate, "steps": steps})  # type: ignore[arg-type]
+        make(tmp_path, losses, suffix=f"-{rate}-{steps}", axes={"lr": rate, lying: steps})  # type: ignore[arg-type]
     grid: Grid = read_grid(grid_file(tmp_path))
-    drawn = heat_maps(findings(read_runs(tmp_path), grid), grid)
-    assert drawn is not None
-    axes = drawn[0].axes[0]
+    return heat_maps(findings(read_runs(tmp_path), grid), grid)
+
+
+def test_heat_map_marks_what_excludes_zero(tmp_path: Path) -> None:
+    figure, _ = draw_map(tmp_path)
+    axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["3e-5", "1e-4"], "by size, not by letters"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["200", "1600"]
-    assert {text.get_text() for text in axes.texts} == {"+10.0*", "-10.0", "-20.0"}
+    # -50, 0 and 20 %: mean -10, deviation 36.06, half-width 4.3027 x 36.06 / sqrt(3) = 89.6
+    texts = {text.get_text(): text.get_position() for text in axes.texts}
+    assert texts == {"+10.0*\n\u00b10.0": (0, 1), "-10.0\n\u00b189.6": (0, 0), "-20.0\nn = 1": (1, 0)}
+    [frame] = axes.patches
+    assert frame.get_x() < 0 < frame.get_x() + frame.get_width() < 1, "around the field with the star"
+    assert frame.get_y() < 1 < frame.get_y() + frame.get_height()
     image = axes.images[0].get_array()
-    assert image is not None
     np.testing.assert_allclose(image.filled(np.nan), [[-10, -20], [10, np.nan]])
+
+
+def test_heat_map_says_where_the_paper_lies(tmp_path: Path) -> None:
+    figure, caption = draw_map(tmp_path)
+    # 3e-5 is the first row; 2000 steps are beyond 1600, the last of two columns
+    [mark] = figure.axes[0].collections
+    assert mark.get_offsets().tolist() == [[1.5, 0.0]]
+    assert "Diamond: where the paper trained (lr 3e-05, steps 2000); on the edge: beyond the map." in caption
+
+
+def test_heat_map_of_other_axes_has_no_place_for_the_paper(tmp_path: Path) -> None:
+    figure, caption = draw_map(tmp_path, lying="width")
+    assert not figure.axes[0].collections and "Diamond" not in caption
+
+
+def test_places_between_points_go_by_logarithms() -> None:
+    points = [1e-5, 1e-4, 4e-4]
+    assert [_place(value, points) for value in (1e-5, 2e-4, 9e-6, 5e-4)] == pytest.approx([0, 1.5, -0.5, 2.5])
+    assert _place(1e-5, [1e-5]) == 0
 
 
 # -- files

@@ -107,6 +107,7 @@ def test_arithmetic_is_fixed_before_anything_runs_beside_a_gpu(toy: Path) -> Non
     try:
         torch.set_num_threads(3)
         torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = True  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
         spec = WorkerSpec(model="toy", protocol="toy", device="cuda", skip_layers="std")
         Session(spec).metric("toy.brightness")
         assert torch.get_num_threads() == 1

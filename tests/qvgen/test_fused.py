@@ -208,23 +208,31 @@ def test_weights_of_any_dtype(bits: int, dtype: torch.dtype, device: str) -> Non
     close(ours[1], plain[1], dtype)
 
 
-def test_product_in_three_parts_is_float32_exact() -> None:
-    """The bfloat16 parts of a float32 number add up to it, over its whole usual range."""
-    x = draw(1000) * torch.logspace(-20, 20, 1000)
-    first, second, third = fused_weight._in_three(x)
-    total = first.double() + second.double() + third.double()
-    torch.testing.assert_close(total, x.double(), rtol=2**-23, atol=0.0)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_three_parts_add_up_to_float32(device: str, transposed: bool) -> None:
+    """Over a wide range of magnitudes; gamma may be zero."""
+    factor = draw(5, 3000) * torch.logspace(-20, 20, 3000)
+    gamma = torch.tensor([1.0, 0.3, 0.0, 1.0, 0.9])
+    given = factor.mT.contiguous().mT if transposed else factor
+    parts = fused_weight.in_three(given.to(device), gamma.to(device)).cpu().double()
+    total = parts.view(3, 5, 3000).sum(0)
+    torch.testing.assert_close(total, (factor * gamma[:, None]).double(), rtol=2**-22, atol=0.0)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("rank", [1, 5, 32, 64])
-def test_exact_product_on_a_gpu(rank: int) -> None:
-    large, few = draw(300, 500).cuda().bfloat16(), draw(500, rank, seed=1).cuda()
-    expected = large.double() @ few.double()
-    got = fused_weight.exact_product(large, few)
-    assert float((got - expected).norm() / expected.norm()) < 1e-6
-    got = fused_weight.exact_product(few.mT, large.mT)
-    assert float((got - expected.mT).norm() / expected.norm()) < 1e-6
+def test_gradients_of_phi_read_bfloat16_exactly(rank: int) -> None:
+    """Against float64 of the bfloat16 gradient: no rounding beside that of a float32 sum."""
+    grad = draw(300, 500).cuda().bfloat16()
+    left, right = draw(300, rank, seed=1).cuda(), draw(rank, 500, seed=2).cuda()
+    gamma = torch.linspace(1, 0, rank, device="cuda")
+    ours = fused_weight._phi_gradients(grad, left, gamma, right)
+    expected = (
+        grad.double() @ (right * gamma[:, None]).double().mT,
+        (left * gamma).double().mT @ grad.double(),
+    )
+    for a, b in zip(ours, expected, strict=True):
+        assert float((a - b).norm()) <= 1e-6 * float(b.norm())
 
 
 def test_what_does_not_fit_takes_the_reference(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

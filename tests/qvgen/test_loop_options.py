@@ -121,6 +121,23 @@ def test_clips_and_spectrum_in_the_log(make_model: Make, make_context: Callable[
     assert text == pytest.approx(sigmas[1], rel=2e-2)  # one step of training later
 
 
+def test_every_stage_of_a_line_keeps_its_spectrum(make_model: Make, make_context: Callable[..., Any]) -> None:
+    config = QVGenConfig(quant=QUANT, rank=4)  # 4 > 2 > 1 > 0 in stages of two steps
+    logs = []
+    for every in (1, 3):
+        ctx = make_context(make_model())
+        recipe = dataclasses.replace(RECIPE, steps=6, log_every=every)
+        train_(quantize_(make_model(), config), recipe, ctx, schedule=RankSchedule.of(config, 6))
+        logs.append(ctx.records)
+    each, merged = logs
+    assert [record.get("phi_step") for record in each] == [0, None, 2, None, 4, None]
+    assert [record["phi_step"] for record in merged] == [2, 4]
+    for name in ("phi_sigma1", "phi_negligible"):
+        assert merged[0][f"{name}/0"] == each[0][name]
+        assert merged[0][name] == each[2][name] and merged[1][name] == each[4][name]
+    assert "phi_step/0" not in merged[0] and not any("/" in name for name in merged[1])
+
+
 def test_validation_is_held_out_and_needs_the_context(
     make_model: Make, make_context: Callable[..., Any]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from qvgen.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_quantized, save_qua
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import weight_codes
 from qvgen.quantizers import initial_scale
-from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes, static_fake_quant
+from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes
 
 CONFIG = QuantConfig(w_bits=3, a_bits=4, zero_point="fixed")
+STATIC = dataclasses.replace(CONFIG, a_granularity="tensor", a_range="static")
 ALL = Transform(scaled=True, rotated=True, rank=3, shift=0.25)
 
 
@@ -34,8 +36,9 @@ def layer_of(linear: nn.Linear, transform: Transform, config: QuantConfig = CONF
         tensor = getattr(layer, name)
         if tensor is not None:
             tensor.copy_(torch.rand(tensor.shape, generator=g) + 0.5)
-    if layer.static_range is not None:
-        layer.static_range.copy_(torch.tensor([-1.5, 2.0]))
+    if config.a_range == "static":  # steps of 0.2 from -1 to 2
+        layer.inner.a_scale.fill_(0.2)
+        layer.inner.a_zero_point.fill_(5)
     return layer
 
 
@@ -52,7 +55,7 @@ def quantized() -> nn.Sequential:
     model = make_model()
     eight = QuantConfig(w_bits=8, a_bits=8, zero_point="fixed", a_symmetric=True)
     model[0] = layer_of(model[0], ALL, eight)
-    model[2] = layer_of(model[2], Transform(static=True))
+    model[2] = layer_of(model[2], Transform(scaled=True), STATIC)
     plain = layer_of(model[3], Transform()).inner
     model[3] = plain
     finish_(model, CONFIG)
@@ -79,12 +82,14 @@ def test_the_forward_pass_is_its_formula() -> None:
 
 
 def test_a_static_range_does_not_follow_the_input() -> None:
-    bounds = torch.tensor([-1.0, 2.0])
+    linear = nn.Linear(6, 3, bias=False)
+    layer = layer_of(linear, Transform(), STATIC)
     x = torch.tensor([[-5.0, -0.31, 0.0, 0.09, 0.12, 7.0]])
-    config = QuantConfig(w_bits=4, a_bits=4)
-    expected = [[-1.0, -0.4, 0.0, 0.0, 0.2, 2.0]]  # steps of 0.2 from -1 to 2; -0.31 is nearer to -0.4
-    torch.testing.assert_close(static_fake_quant(x, bounds, config), torch.tensor(expected))
-    assert torch.equal(static_fake_quant(2 * x, bounds, config)[0, 0], torch.tensor(-1.0))
+    rounded = torch.tensor([[-1.0, -0.4, 0.0, 0.0, 0.2, 2.0]])  # -0.31 is nearer to -0.4
+    torch.testing.assert_close(layer(x), rounded @ layer.inner.weight.T)
+    far = layer(torch.tensor([[-10.0, 0.0, 0.0, 0.0, 0.0, 14.0]]))
+    clamped = torch.tensor([[-1.0, 0.0, 0.0, 0.0, 0.0, 2.0]])
+    torch.testing.assert_close(far, clamped @ layer.inner.weight.T)
 
 
 def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
@@ -99,10 +104,14 @@ def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
     assert torch.equal(live(x), loaded(x))
     assert [m.transform for m in loaded.modules() if isinstance(m, TransformedQuantLinear)] == [
         ALL,
-        Transform(static=True),
+        Transform(scaled=True),
     ]
     assert dict(frozen_layers(loaded))["0.inner"].config.w_bits == 8
-    assert dict(frozen_layers(loaded))["2.inner"].config == CONFIG
+    assert dict(frozen_layers(loaded))["2.inner"].config == STATIC
+    header = json.loads((tmp_path / CONFIG_NAME).read_text())
+    older = {name: {**value, "static": False} for name, value in header["transforms"].items()}
+    (tmp_path / CONFIG_NAME).write_text(json.dumps({**header, "transforms": older}))
+    assert torch.equal(load_quantized(make_model(), tmp_path, {})(x), live(x)), "a file of an older format"
 
 
 def test_stored_bits_are_those_of_the_file(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
     python -m evalharness.tinyworld.claims.arms --grid configs/claims-main.yaml --device cuda
     python -m evalharness.tinyworld.claims.report --grid configs/claims-main.yaml --out results/claims/main
+    python -m evalharness.tinyworld.claims.scores --runs s1=FOLDER,s2=FOLDER --out results/claims/scores
 
 The first trains every arm of the grid one after another in one process; several processes (one for each
-GPU, say) may share one output folder. The second needs SciPy (``pip install 'evalharness[dev]'``).
+GPU, say) may share one output folder. The second compares trainings, the third the scores that
+``evalharness run`` gave their checkpoints; both need SciPy (``pip install 'evalharness[dev]'``).
 
 No width axis: another width needs another full-precision model, which the package does not ship.
 """

@@ -1,11 +1,13 @@
-"""Train the arms of a grid, one after another, in one process.
+"""Train the arms of a grid, one after another or a few at a time, in one process.
 
     python -m evalharness.tinyworld.claims.arms --grid configs/claims-main.yaml --device cuda
 
 Start it once for each GPU (``CUDA_VISIBLE_DEVICES``) with the same ``--out``: each process takes the next
 arm that is neither finished nor held by another. Started again, it goes on where it was stopped; an arm
-that was cut off begins anew. An arm's folder ``arms/<label>-<bits>-s<seed>`` holds ``train.jsonl`` and,
-once it is finished, ``record.json``. An arm that diverged is finished too, and its record says so.
+that was cut off begins anew. ``--lanes 3`` trains three arms at a time; ``--seeds`` leaves other seeds, and
+rendering their clips, to another process. An arm's folder ``arms/<label>-<bits>-s<seed>`` holds
+``train.jsonl`` and, once it is finished, ``record.json``. An arm that diverged is finished too, and its
+record says so.
 
 With ``--save qvgen-w3a3,kd-qat-w3a3`` these arms' weights stand in ``checkpoints/s<seed>/<label>-<bits>``
 (4.4 MB each), and a config beside them: ``evalharness run --config checkpoints/run.yaml --seeds 0 --load
@@ -23,6 +25,7 @@ import os
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +44,7 @@ from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import TEMP_PREFIX, atomic_write_json, atomic_write_text, read_json, replace_folder
 from evalharness.tinyworld.claims.grid import Arm, Grid, read_grid
+from evalharness.tinyworld.claims.lanes import run_lanes
 from evalharness.tinyworld.claims.runs import LOG_NAME, RECORD_NAME
 from evalharness.tinyworld.claims.shared import ArmContext, Shared
 from evalharness.versions import package_version
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     registry = Registry()
-    grid = read_grid(args.grid).chosen(args.blocks)
+    grid = read_grid(args.grid).chosen(args.blocks, [int(seed) for seed in args.seeds])
     steps = grid.check(registry)
     seconds = steps * args.step_ms / 1000 + len(grid.arms) * _SECONDS_AN_ARM
     log.info("%d arms, %d steps, about %.1f minutes of one device", len(grid.arms), steps, seconds / 60)
@@ -70,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown("arm in --save", name, {arm.cell.checkpoint_name for arm in grid.arms})
     if args.save:
         _write_run_config(grid, args.save, args.out / "checkpoints" / "run.yaml")
-    left = train_arms(grid, Shared(grid, args.device), args.out, save=args.save, minutes=args.minutes)
+    shared = Shared(grid, args.device)
+    if args.tf32:
+        _take_tf32(shared)
+    left = train_arms(grid, shared, args.out, save=args.save, minutes=args.minutes, lanes=args.lanes)
     log.info("%d of %d arms finished", len(grid.arms) - left, len(grid.arms))
     return 1 if left else 0
 
@@ -79,13 +86,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--grid", type=Path, required=True)
     parser.add_argument("--blocks", type=_names, default=[], help="blocks of the grid: a,b (all)")
+    parser.add_argument("--seeds", type=_names, default=[], help="training seeds of the grid: 1,2 (all)")
+    parser.add_argument("--lanes", type=int, default=1, help="arms that train at a time")
     parser.add_argument("--out", type=Path, default=Path("build/claims"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--minutes", type=float, help="begin no arm after so many minutes")
     parser.add_argument("--save", type=_names, default=[], help="arms whose weights are kept: a,b-w3a3")
+    parser.add_argument("--tf32", action="store_true", help="TF32 products on CUDA; the records say so")
     parser.add_argument("--list", action="store_true", help="name the arms and the cost; train nothing")
     parser.add_argument("--step-ms", type=float, default=30.0, help="for the estimate of the cost")
     return parser.parse_args(arguments)
+
+
+def _take_tf32(shared: Shared) -> None:
+    import torch
+
+    shared.teacher  # noqa: B018  # loading a model chooses exact products
+    torch.set_float32_matmul_precision("high")
 
 
 def _is_named(arm: Arm, names: Sequence[str]) -> bool:
@@ -98,7 +115,13 @@ def _names(text: str) -> list[str]:
 
 
 def train_arms(
-    grid: Grid, shared: Shared, out: Path, *, save: Sequence[str] = (), minutes: float | None = None
+    grid: Grid,
+    shared: Shared,
+    out: Path,
+    *,
+    save: Sequence[str] = (),
+    minutes: float | None = None,
+    lanes: int = 1,
 ) -> int:
     """Train what nobody has finished or holds; returns how many arms are not finished.
 
@@ -106,16 +129,21 @@ def train_arms(
         UserError: an arm's folder is of other options, data or model.
     """
     started = time.monotonic()
-    for arm in grid.arms:
-        if minutes is not None and time.monotonic() - started > 60 * minutes:
-            log.info("%g minutes have passed: no arm begins any more", minutes)
-            break
-        folder = _folder(out, arm)
-        if _is_finished(folder, arm, shared):
-            continue
-        with _held(folder) as mine:
-            if mine and not _is_finished(folder, arm, shared):
-                _train(arm, shared, out, save=_is_named(arm, save))
+    shared.teacher, shared.held_out  # noqa: B018  # made now: no arm's seconds hold them, no two lanes make them
+
+    def work(stop: threading.Event) -> None:
+        for arm in grid.arms:
+            if minutes is not None and time.monotonic() - started > 60 * minutes:
+                log.info("%g minutes have passed: no arm begins any more", minutes)
+                break
+            folder = _folder(out, arm)
+            if stop.is_set() or _is_finished(folder, arm, shared):
+                continue
+            with _held(folder) as mine:
+                if mine and not _is_finished(folder, arm, shared):
+                    _train(arm, shared, out, save=_is_named(arm, save))
+
+    run_lanes(lanes, shared.session.spec.device, work)
     return sum(not _is_finished(_folder(out, arm), arm, shared) for arm in grid.arms)
 
 
@@ -177,7 +205,6 @@ def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
     (folder / LOG_NAME).unlink(missing_ok=True)
     method = build_method(shared.session.registry, arm.cell)
     module, error = None, None
-    shared.teacher, shared.held_out  # noqa: B018  # made now, so that no arm's seconds hold them
     _seed_libraries(arm.cell.seed)
     context = ArmContext(shared, arm, folder / LOG_NAME)
     next(context.batches(1))
@@ -196,7 +223,7 @@ def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
     _write_record(folder, arm, shared, seconds=round(seconds, 2), final=final, error=error)
     log.info("%s: %.1f s, %s", arm.cell.id, seconds, error or final)
     del module, context
-    _free(shared.session.spec.device)
+    _free()
 
 
 def _write_record(folder: Path, arm: Arm, shared: Shared, **outcome: Any) -> None:
@@ -216,11 +243,14 @@ def _write_record(folder: Path, arm: Arm, shared: Shared, **outcome: Any) -> Non
 @functools.cache
 def _surroundings() -> dict[str, Any]:
     """The same for all arms of a process."""
+    import torch
+
     return {
         "git": git_state(_PACKAGE),
         "harness_code": tree_sha256(_PACKAGE, "*.py"),
         "versions": {name: package_version(name) for name in PACKAGES},
         "hardware": hardware(),
+        "float32_products": torch.get_float32_matmul_precision(),
     }
 
 
@@ -260,7 +290,7 @@ def _write_run_config(grid: Grid, names: Sequence[str], path: Path) -> None:
 
 
 def _seed_libraries(seed: int) -> None:
-    """For methods that draw from the global generators."""
+    """For methods that draw from the global generators; among lanes their draws depend on timing."""
     import numpy as np
     import torch
 
@@ -269,15 +299,11 @@ def _seed_libraries(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _free(device: str) -> None:
-    """A recorded graph holds its memory until it is collected."""
+def _free() -> None:
+    """A recorded graph holds its memory until it is collected; the next recording gives it back."""
     import gc
 
-    import torch
-
     gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

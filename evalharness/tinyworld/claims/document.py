@@ -7,7 +7,7 @@ from typing import Any
 
 from evalharness.tinyworld.claims.runs import Run
 
-__all__ = ["as_markdown"]
+__all__ = ["as_markdown", "number", "section"]
 
 _NONE = "-"
 
@@ -27,7 +27,7 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
         f"Differences are in per cent, arms paired by training seed. Brackets: {found['confidence']:.0%} "
         "interval (Student's t) over training seeds; none from one seed, and such a row stays undecided. "
         "Intervals are not adjusted for the number of comparisons.",
-        _section(
+        section(
             f"Training: {contender} over {baseline}, means over steps; claim: lower",
             ("setting", "measure", "steps", "difference", "n", "verdict"),
             (
@@ -36,12 +36,12 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
                 if not r["axes"]  # a map has too many; they are in the JSON file
             ),
         ),
-        _section(
+        section(
             "Held-out loss at the end",
             ("setting", "arm", "distillation loss", "loss to the model's target", f"over {baseline}", "n"),
             (_final(row) for row in found["finals"]),
         ),
-        _section(
+        section(
             "Hypotheses: held-out loss of the first is lower than of the second",
             ("setting", "lower", "than", "difference", "n", "verdict"),
             (
@@ -49,13 +49,13 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
                 for r in found["hypotheses"]
             ),
         ),
-        _section(
+        section(
             f"Cost of removing Phi, over {found['kept']} while it had Phi; claim: below "
             f"{found['removal_margin']:.0%}",
             ("setting", "arm", "how", "cost", "n", "verdict"),
             (_removal(row) for row in found["removal"]),
         ),
-        _section(
+        section(
             f"Share of Phi's singular values 14 times below the largest, in {found['kept']}",
             ("setting", "first", "last", "growth (points)", "n", "verdict"),
             (_spectrum(row) for row in found["spectrum"]),
@@ -83,10 +83,16 @@ def _provenance(runs: Sequence[Run]) -> str:
                 f"- held out: one batch of {batch} samples of {clips} clips"
                 for batch, clips in sorted(validation)
             ),
+            f"- float32 products: {_list({_products(record) for record in records})}",
             f"- code {_list({_code(record) for record in records})}; torch "
             f"{_list({str(record['versions']['torch']) for record in records})}",
         ]
     return "\n".join(lines)
+
+
+def _products(record: Mapping[str, Any]) -> str:
+    """``highest``: exact; ``high``: TF32 on GPUs that have it."""
+    return str(record.get("float32_products", "not recorded"))
 
 
 def _code(record: Mapping[str, Any]) -> str:
@@ -101,8 +107,8 @@ def _list(values: Iterable[str]) -> str:
     return ", ".join(sorted(values))
 
 
-def _section(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table under a heading; nothing without rows."""
+def section(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table under a heading; an empty text without rows."""
     body = ["| " + " | ".join(row) + " |" for row in rows]
     if not body:
         return ""
@@ -114,9 +120,9 @@ def _final(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["setting"],
         row["arm"],
-        _number(row["distill"], 1.0, ".5f"),
-        _number(row["task"], 1.0, ".5f"),
-        _number(row["over_baseline"], 100.0, "+.2f"),
+        number(row["distill"], 1.0, ".5f"),
+        number(row["task"], 1.0, ".5f"),
+        number(row["over_baseline"], 100.0, "+.2f"),
         count,
     )
 
@@ -127,15 +133,16 @@ def _removal(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _spectrum(row: Mapping[str, Any]) -> tuple[str, ...]:
-    first, last = (_number(row[key], 100.0, ".1f") for key in ("first", "last"))
+    first, last = (number(row[key], 100.0, ".1f") for key in ("first", "last"))
     return (row["setting"], first, last, *_share(row["growth"]), row["verdict"])
 
 
 def _share(estimate: Mapping[str, Any]) -> tuple[str, str]:
-    return _number(estimate, 100.0, "+.2f"), str(estimate["n"])
+    return number(estimate, 100.0, "+.2f"), str(estimate["n"])
 
 
-def _number(estimate: Mapping[str, Any], scale: float, form: str) -> str:
+def number(estimate: Mapping[str, Any], scale: float, form: str) -> str:
+    """``value [lo, hi]``, times ``scale``; a dash without a value, no brackets without an interval."""
     if estimate["value"] is None:
         return _NONE
     text = format(estimate["value"] * scale, form)

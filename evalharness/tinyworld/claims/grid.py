@@ -97,18 +97,28 @@ class Grid:
         """Names of the arms, in the grid's order."""
         return list(dict.fromkeys(arm.name for arm in self.arms))
 
-    def chosen(self, blocks: Sequence[str] = ()) -> Grid:
-        """The same with some blocks only; all of them for none.
+    def chosen(self, blocks: Sequence[str] = (), seeds: Sequence[int] = ()) -> Grid:
+        """The same with some blocks and training seeds only; all of them for none.
 
         Raises:
-            UserError: no such block.
+            UserError: no such block or seed.
         """
         names = list(dict.fromkeys(arm.block for arm in self.arms))
         for block in blocks:
             if block not in names:
                 raise unknown("block", block, names)
-        wanted = blocks or names
-        return dataclasses.replace(self, arms=[arm for arm in self.arms if arm.block in wanted])
+        every_seed = sorted({arm.cell.seed for arm in self.arms})
+        for seed in seeds:
+            if seed not in every_seed:
+                raise unknown("training seed", str(seed), [str(known) for known in every_seed])
+        arms = [
+            arm
+            for arm in self.arms
+            if arm.block in (blocks or names) and arm.cell.seed in (seeds or every_seed)
+        ]
+        if not arms:
+            raise UserError(f"blocks {', '.join(blocks)} have no training seed {', '.join(map(str, seeds))}")
+        return dataclasses.replace(self, arms=arms)
 
     def check(self, registry: Registry) -> int:
         """Build every arm's method; returns the optimiser steps of all.

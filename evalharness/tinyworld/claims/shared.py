@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalharness.api import TrainBatch
+from evalharness.device import synchronize
 from evalharness.executor import WorkerSpec
 from evalharness.models.tinyworld import LoadedTinyWorld, TinyWorld
 from evalharness.session import Session
@@ -29,10 +31,13 @@ class _LoadedForMany(LoadedTinyWorld):
     def __init__(self, device: str, folder: Path, training_clips: int) -> None:
         super().__init__(device, folder, training_clips)
         self._kept: dict[int, Clips] = {}
+        self._rendering = threading.Lock()
 
     def _training_clips(self, seed: int) -> Clips:
-        if seed not in self._kept:
-            self._kept[seed] = super()._training_clips(seed)
+        with self._rendering:
+            if seed not in self._kept:
+                self._kept[seed] = super()._training_clips(seed)
+                synchronize(self.device.type)  # another lane reads them on another stream
         return self._kept[seed]
 
 

@@ -1,0 +1,100 @@
+"""Compare the scores of several trainings: ``claims-scores.md``, ``.json``, ``.csv`` and plots.
+
+    python -m evalharness.tinyworld.claims.scores \
+        --runs s1=runs/claims-s1,s2=runs/claims-s2,s3=runs/claims-s3 --out results/claims/scores
+
+Each folder is that of ``evalharness run`` on the checkpoints of one training seed (``claims.arms
+--save``). Arms are paired by training seed, prompt, video seed and dimension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evalharness.api import Bits
+from evalharness.config import comma_list, parse_bits
+from evalharness.errors import UserError
+from evalharness.store import atomic_write_bytes, atomic_write_json, atomic_write_text
+from evalharness.tinyworld.claims.score_document import as_csv, as_markdown
+from evalharness.tinyworld.claims.score_figures import score_figures
+from evalharness.tinyworld.claims.score_findings import Pair, score_findings
+from evalharness.tinyworld.claims.scored import Scores, read_scored
+
+HYPOTHESES = "qvgen:kd-qat,qvgen:lsq,qvgen-until75:qvgen,qvgen:qvgen-drop"
+TRENDS = "qvgen:kd-qat,qvgen:lsq"  # the paper: most at 3 bits
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", required=True, help="run folder of each training seed: s1=FOLDER,s2=FOLDER")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--hypotheses", default=HYPOTHESES, help="higher:than pairs (%(default)s)")
+    parser.add_argument("--trends", default=TRENDS, help="pairs that differ most at --most-at (%(default)s)")
+    parser.add_argument("--most-at", default="3", help="bit width, such as 3 or w4a6 (%(default)s)")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    scores = read_scored(_folders(args.runs))
+    hypotheses, trends = _pairs("--hypotheses", args.hypotheses), _pairs("--trends", args.trends)
+    found = _findings(scores, hypotheses, trends, parse_bits(args.most_at)[0])
+    if gaps := found["missing"]:
+        log.warning("%d gaps, named in claims-scores.md; the first: %s", len(gaps), gaps[0])
+    write_scores(found, args.out)
+    return 0
+
+
+def write_scores(found: Mapping[str, Any], out: Path) -> None:
+    """Write all files; the same bytes for the same findings."""
+    drawn = score_figures(found)
+    for name, (png, _) in drawn.items():
+        atomic_write_bytes(out / name, png)
+    captions = {name: caption for name, (_, caption) in drawn.items()}
+    atomic_write_json(out / "claims-scores.json", found)
+    atomic_write_text(out / "claims-scores.csv", as_csv(found))
+    atomic_write_text(out / "claims-scores.md", as_markdown(found, captions))
+
+
+def _findings(
+    scores: Scores, hypotheses: Sequence[Pair], trends: Sequence[Pair], most_at: Bits
+) -> dict[str, Any]:
+    try:
+        return score_findings(scores, hypotheses, trends, most_at)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error}; install it with: pip install 'evalharness[dev]'") from error
+
+
+def _folders(text: str) -> dict[str, Path]:
+    """``s1=FOLDER,s2=FOLDER``; commas in a folder's name are not provided for."""
+    found: dict[str, Path] = {}
+    for part in comma_list(text):
+        seed, equals, folder = (word.strip() for word in part.partition("="))
+        if not (seed and equals and folder):
+            raise UserError(f"--runs {part}: expected SEED=FOLDER, such as s1=runs/claims-s1")
+        if seed in found:
+            raise UserError(f"--runs names {seed} twice; give each training seed one folder")
+        found[seed] = Path(folder)
+    return found
+
+
+def _pairs(flag: str, text: str) -> list[Pair]:
+    found = []
+    for part in comma_list(text):
+        higher, colon, than = (word.strip() for word in part.partition(":"))
+        if not (higher and colon and than) or higher == than:
+            raise UserError(f"{flag} {part}: expected two arms as higher:than, such as qvgen:kd-qat")
+        found.append((higher, than))
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as mistake:
+        sys.exit(f"error: {mistake}")
