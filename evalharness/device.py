@@ -35,8 +35,11 @@ def resolve_device(asked: str) -> str:
 
 
 def synchronize(device: str) -> None:
-    """Wait until a GPU has done what it was given, so that a clock that is read next tells the truth."""
+    """Wait until a GPU has done what it was given on this thread's stream, so that a clock tells the truth.
+
+    Not for the whole device: CUDA forbids that while another thread records a graph.
+    """
     if device == "cuda":
         import torch
 
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()

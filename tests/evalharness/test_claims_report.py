@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,14 @@ def test_the_spectrum_counts_what_is_fourteen_times_below(found: dict[str, Any])
     [row] = found["spectrum"]
     assert (row["first"]["value"], row["last"]["value"]) == (0.25, 0.5), "what is gone altogether is left out"
     assert row["growth"]["value"] == 0.25 and row["verdict"] == "reproduced"
+
+
+def test_a_spectrum_that_collapses_in_no_seed_is_decided(tmp_path: Path) -> None:
+    make(tmp_path, LOSSES)
+    for path in (tmp_path / "arms").glob("*/train.jsonl"):
+        path.write_text(re.sub(r'("phi_sigma/[^"]*": )"[^"]*"', r'\1"3 2.5 2 1"', path.read_text()))
+    [row] = findings(read_runs(tmp_path), read_grid(grid_file(tmp_path)))["spectrum"]
+    assert row["last"]["value"] == 0 and row["growth"]["n"] > 1 and row["verdict"] == "not reproduced"
 
 
 def test_normalised_spectrum_is_a_mean_over_layers(tmp_path: Path) -> None:

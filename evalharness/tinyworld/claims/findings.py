@@ -139,13 +139,15 @@ def _spectrum(setting: Setting, runs: Mapping[int, Run]) -> list[dict[str, Any]]
     growth = paired(end, start)
     if not growth.n:
         return []
+    # A share of 32 values is a count: staying at 0 in every seed is no chance result.
+    never = growth.n > 1 and not any(end.values())
     return [
         {
             **_place(setting),
             "first": _json(mean_estimate(start.values())),
             "last": _json(mean_estimate(end.values())),
             "growth": _json(growth),
-            "verdict": verdict_below(growth.negated),
+            "verdict": "not reproduced" if never else verdict_below(growth.negated),
         }
     ]
 

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from evalharness.device import synchronize
+
 __all__ = ["run_lanes"]
 
 
@@ -30,6 +32,7 @@ def run_lanes(count: int, device: str, work: Callable[[threading.Event], None]) 
         work(stop)
         return
     failures: list[BaseException] = []
+    synchronize(device)  # what the lanes share was made on this thread's stream
 
     def lane() -> None:
         try:
@@ -57,6 +60,5 @@ def _stream(device: str) -> AbstractContextManager[None]:
         return nullcontext()
     import torch
 
-    torch.cuda.synchronize()  # what the lanes share was made on another stream
     own: AbstractContextManager[None] = torch.cuda.stream(torch.cuda.Stream())
     return own
