@@ -1,9 +1,9 @@
-"""The fake quantizers of ``qvgen.fake_quant`` on a CPU: tile by tile, in a few buffers.
+"""The fake quantizers of ``qvgen.fake_quant`` on a CPU: backward tile by tile, in three buffers.
 
-A forward and backward pass is some twenty elementwise passes. As operations on whole tensors each
-makes a tensor of its own, and fresh memory costs a CPU more than the arithmetic. Here a tile of
-rows goes through all passes before the next one does, in three buffers that all tiles share and
-that stay in the cache.
+The forward passes work in place on one tensor. A backward pass is some fifteen elementwise passes; as
+operations on whole tensors most make a tensor of their own, and fresh memory costs a CPU more than
+the arithmetic. Here a tile of rows goes through all of them before the next one does, in three
+buffers that all tiles share and that stay in the cache.
 
 Results are those of the reference bit for bit: the same operations in the same order. Gradients
 differ from it by the rounding of sums over a row. Only for eager mode: ``torch.compile`` fuses the
@@ -112,18 +112,8 @@ class _Token(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, lower, upper, low, high, scale, zero_point)
         ctx.q_max, ctx.symmetric = q_max, symmetric
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.empty(rows.shape, dtype=dtype)
-        scale, least = scale.reshape(-1, 1), -zero_point.reshape(-1, 1)
-        most = q_max + least
-        for tile in _tiles(rows, whole_rows=True):
-            part = out[tile.rows]
-            codes = part if dtype == scale.dtype else tile.buffers[0]
-            torch.div(rows[tile.rows], scale[tile.rows], out=codes).round_()
-            _bound(codes, least[tile.rows], most[tile.rows], codes).mul_(scale[tile.rows])
-            if codes is not part:
-                part.copy_(codes)
-        return out.view(x.shape)
+        codes = torch.div(x.to(scale.dtype), scale).round_()
+        return _bound(codes, -zero_point, q_max - zero_point, codes).mul_(scale).to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -192,22 +182,12 @@ class _Weight(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(weight, scale, zero_point, left, gamma, right)
         ctx.q_max, ctx.grad_scale, ctx.clip_first = q_max, grad_scale, clip_first
-        rows = weight.reshape(-1, weight.shape[-1])
-        scale, zero_point = scale.reshape(-1, 1), zero_point.reshape(-1, 1)
+        out = weight.to(scale.dtype).div(scale).add_(zero_point).round_().clamp_(0, q_max)
+        out.sub_(zero_point).mul_(scale)
         if left is None or gamma is None or right is None:
-            out = torch.empty(rows.shape, dtype=scale.dtype)
-        else:
-            with torch.autocast("cpu", enabled=False):
-                out = ((left * gamma) @ right).view(rows.shape)
-        for tile in _tiles(rows, whole_rows=False):
-            part = out[tile.place]
-            codes = part if left is None else tile.buffers[0]
-            torch.div(rows[tile.place], scale[tile.rows], out=codes)
-            codes.add_(zero_point[tile.rows]).round_().clamp_(0, q_max)
-            codes.sub_(zero_point[tile.rows]).mul_(scale[tile.rows])
-            if codes is not part:
-                part.add_(codes)
-        return out.view(weight.shape)
+            return out
+        with torch.autocast("cpu", enabled=False):
+            return out.add_(((left * gamma) @ right).view(out.shape))
 
     @staticmethod
     @once_differentiable
