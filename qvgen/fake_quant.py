@@ -11,7 +11,8 @@ has no counterpart above; leaving it out would cost a quarter of the codes at 2 
 the stored integers are ordinary two's complement plus an offset.
 
 The functions here are the definition. On CUDA ``token_fake_quant`` and ``weight_fake_quant`` run
-as the fused operators of ``qvgen.fused``, which give the same codes, bit for bit.
+as the fused operators of ``qvgen.fused``, on a CPU tile by tile as in ``qvgen.tiled``; both give
+the same codes, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvgen import tiled
 from qvgen.fused import switch
 from qvgen.fused import token as fused_token
 from qvgen.fused import weight as fused_weight
@@ -135,12 +137,27 @@ def weight_fake_quant(
     if not clip_first and _weight_fits(weight, scale, zero_point) and fused_weight.phi_fits(weight, phi):
         wanted = torch.float32 if dtype is None else dtype
         return fused_weight.weight_fake_quant(weight, scale, zero_point, phi, q_max, grad_scale, wanted)
-    out = plain_fake_quant(weight, scale, zero_point, q_max, grad_scale, clip_first=clip_first)
-    if phi is not None:
-        left, gamma, right = phi
-        with torch.autocast(weight.device.type, enabled=False):
-            out = out + (left * gamma) @ right
+    out = block_fake_quant(weight, scale, zero_point, q_max, grad_scale, phi=phi, clip_first=clip_first)
     return out if dtype is None else out.to(dtype)
+
+
+def block_fake_quant(
+    weight: Tensor, scale: Tensor, zero_point: Tensor, q_max: int, grad_scale: float = 1.0,
+    *, phi: tuple[Tensor, Tensor, Tensor] | None = None, clip_first: bool = False,
+) -> Tensor:  # fmt: skip
+    """``weight_fake_quant`` in the dtype of the arithmetic and never fused: tiled, else by its definition."""
+    # A gradient of gamma only the definition has.
+    tiles = tiled.fits(weight, scale, zero_point, *(phi or ())) and not (phi and phi[1].requires_grad)
+    if tiles:
+        blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
+        out = tiled.weight_fake_quant(blocks, scale, zero_point, phi, q_max, grad_scale, clip_first)
+        return out.view(weight.shape)
+    out = plain_fake_quant(weight, scale, zero_point, q_max, grad_scale, clip_first=clip_first)
+    if phi is None:
+        return out
+    left, gamma, right = phi
+    with torch.autocast(weight.device.type, enabled=False):
+        return out + (left * gamma) @ right
 
 
 def plain_fake_quant(
@@ -152,7 +169,7 @@ def plain_fake_quant(
     *,
     clip_first: bool = False,
 ) -> Tensor:
-    """``weight_fake_quant`` without Phi, by its definition: never the fused operator."""
+    """``weight_fake_quant`` without Phi, by its definition: no other path."""
     blocks, scale, zero_point = _in_blocks(weight, scale, zero_point)
     out: Tensor = _WeightFakeQuant.apply(  # type: ignore[no-untyped-call]
         blocks, scale, zero_point, q_max, grad_scale, clip_first
@@ -263,5 +280,20 @@ def token_fake_quant(
     same = lower.shape == upper.shape
     if same and switch.fits(x, lower, upper) and all(fused_token.clip_fits(x, c) for c in (lower, upper)):
         return fused_token.token_fake_quant(x, lower, upper, q_max, symmetric, dtype)
+    if tiled.fits(x):
+        with torch.no_grad():
+            low, high = token_range(x)
+            scale, zero_point = token_scale(low * lower, high * upper, q_max, symmetric=symmetric)
+        if scale.shape == low.shape and scale.dtype == low.dtype:
+            return tiled.token_fake_quant(
+                x, lower, upper, low, high, scale, zero_point, q_max, symmetric, dtype
+            )
+    return plain_token_fake_quant(x, lower, upper, q_max, symmetric=symmetric, dtype=dtype)
+
+
+def plain_token_fake_quant(
+    x: Tensor, lower: Tensor, upper: Tensor, q_max: int, *, symmetric: bool, dtype: torch.dtype
+) -> Tensor:
+    """``token_fake_quant`` by its definition: no other path."""
     out: Tensor = _TokenFakeQuant.apply(x, lower, upper, q_max, symmetric, dtype)  # type: ignore[no-untyped-call]
     return out

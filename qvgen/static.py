@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
-from qvgen.fake_quant import plain_fake_quant
+from qvgen.fake_quant import block_fake_quant
 from qvgen.levels import SCALE_FLOOR
 from qvgen.quantizers import ClipContext
 
@@ -41,7 +41,7 @@ def static_fake_quant(
     scale, zero_point = scale.reshape(-1, 1), zero_point.reshape(-1, 1)
     rows = x.reshape(len(scale), -1)
     # The fused operator works a row of a weight, thousands of columns at most; here a row is a sample.
-    out = plain_fake_quant(rows, scale, zero_point, q_max, grad_scale, clip_first=clip_first)
+    out = block_fake_quant(rows, scale, zero_point, q_max, grad_scale, clip_first=clip_first)
     return out.to(x.dtype if dtype is None else dtype).view(x.shape)
 
 
