@@ -74,6 +74,7 @@ class RunConfig:
         default="std", metadata={"help": "layers kept in full precision for every method: std or none"}
     )
     profile: bool = field(default=True, metadata={"help": "measure latency and memory"})
+    track: str = field(default="none", metadata={"help": "watch trainings beside their log: tensorboard"})
     plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
     method_options: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": 'options by method, as in YAML: {"qvgen": {"rank": 16}}'}

@@ -54,6 +54,7 @@ class WorkerSpec:
     protocol: str
     device: str
     skip_layers: str
+    track: str = "none"
     plugin_files: tuple[str, ...] = ()
 
 

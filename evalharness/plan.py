@@ -23,6 +23,7 @@ from evalharness.names import check_name
 from evalharness.registry import Registry
 from evalharness.seeds import video_seed
 from evalharness.subset import spread_prompts
+from evalharness.tracker import check_tracker
 from evalharness.variants import resolve_rows
 from evalharness.versions import package_version
 from evalharness.video import CODEC
@@ -58,6 +59,7 @@ class RunPlan:
     load: str
     train: bool
     profile: bool
+    track: str
     output: Path
     plugin_files: tuple[str, ...]
 
@@ -123,6 +125,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
     metrics = select_dimensions(protocol, comma_list(config.dimensions))
     for metric in metrics.values():
         _check_scale(metric, registry.get("metrics", metric)().info)
+    check_tracker(config.track)
     device = resolve_device(config.device)
     if config.batch_size > 1 and device != "cuda":
         raise UserError(
@@ -145,6 +148,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
+        track=config.track,
         output=Path(config.output or f"runs/{config.model}"),
         plugin_files=tuple(config.plugin),
     )

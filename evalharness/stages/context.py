@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 from evalharness.api import CalibrationNeeds, LayerStatistics, TrainBatch
 from evalharness.calibration import calibrate, needs_key
+from evalharness.seeds import video_seed
 from evalharness.session import Session
-from evalharness.store import atomic_write_text
+from evalharness.store import atomic_write_bytes, atomic_write_text
+from evalharness.tracker import TensorBoard
+from evalharness.video import encode_video
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +25,7 @@ __all__ = ["StageContext"]
 
 _SECONDS_BETWEEN_EVENTS = 0.2
 _VALIDATION_SEED = 1 << 20
+_WATCHED_PROMPTS = 4
 
 
 class StageContext:
@@ -45,6 +49,7 @@ class StageContext:
         self._session = session
         self._train_log = train_log
         self._teacher: nn.Module | None = None
+        self._tracker: TensorBoard | None = None
 
     def teacher(self) -> nn.Module:
         """A frozen full-precision copy, made once."""
@@ -107,6 +112,31 @@ class StageContext:
         # Not fsynced: what a power cut may lose is the log of a training that is cut short as well.
         with self._train_log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
+        if self._session.spec.track == "tensorboard":
+            if self._tracker is None:
+                self._tracker = TensorBoard(self._train_log.parent / "tensorboard")
+            self._tracker.log(record)
+
+    def close(self) -> None:
+        """No line will follow."""
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def sample_videos(self, transformer: nn.Module, step: int) -> None:
+        """Videos of a model in training, to look at: ``watch/step-000200/<prompt id>.mp4``.
+
+        The protocol's first prompts, seeds as in generation. They are never scored.
+        """
+        loaded = self._session.loaded
+        folder = self._train_log.parent / "watch" / f"step-{step:06d}"
+        before, loaded.transformer = loaded.transformer, transformer
+        try:
+            for prompt in list(self._session.prompts.values())[:_WATCHED_PROMPTS]:
+                [frames] = loaded.generate([prompt.text], [video_seed(self.seed, prompt.id, 0)])
+                data = encode_video(frames, self._session.model.settings.fps)
+                atomic_write_bytes(folder / f"{prompt.id}.mp4", data)
+        finally:
+            loaded.transformer = before
 
     def rewind_log(self, lines: int) -> None:
         """Keep the first ``lines`` lines of the log: a resumed training writes the others again."""

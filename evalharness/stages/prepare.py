@@ -6,6 +6,7 @@ published checkpoint, ``checkpoint/`` and ``train.jsonl``.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -77,8 +78,9 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     context = StageContext(session, cell.seed, train_log, state_folder)
     _seed_libraries(cell.seed)
     start = time.monotonic()
-    module = method.apply(session.fresh_transformer(), context)
-    synchronize(session.spec.device)
+    with contextlib.closing(context):
+        module = method.apply(session.fresh_transformer(), context)
+        synchronize(session.spec.device)
     seconds = time.monotonic() - start
     method.save(module, target)
     return {"seconds": seconds}

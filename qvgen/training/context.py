@@ -26,7 +26,7 @@ class TrainBatch(Protocol):
 class TrainContext(Protocol):
     """Teacher, data, prediction, log and progress bar of one run.
 
-    Three more members are used where they exist, see ``Extras``.
+    Four more members are used where they exist, see ``Extras``.
     """
 
     @property
@@ -68,11 +68,14 @@ class Extras:
             deletes it once the trained model is safe.
         rewind_log: called with n before resuming: keep the first n lines of the log.
         validation_batches: as ``batches``, of held-out data.
+        sample_videos: called with the model in eval mode and the number of steps taken: make videos
+            for people to look at.
     """
 
     state_folder: Path | None
     rewind_log: Callable[[int], None] | None
     validation_batches: Callable[[int], Iterator[Any]] | None
+    sample_videos: Callable[[nn.Module, int], None] | None
 
 
 def extras(ctx: TrainContext) -> Extras:

@@ -63,6 +63,7 @@ def train_(
             decay.finish()
             if recipe.validate_every:
                 log.validation("val_loss_end", validation.loss())
+        validation.sample_if_due(step)
         log.add(step, losses, optimizer, stage)
         state.save_if_due(step + 1)
 

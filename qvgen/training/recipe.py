@@ -44,6 +44,8 @@ class TrainRecipe:
             and Phi's singular values; 0 for none.
         validate_every: steps between losses on a fixed batch of ``ctx.validation_batches``; 0 for
             none.
+        sample_every: steps between videos of a few prompts, where the context has
+            ``sample_videos``; 0 for none.
         save_every: steps between saved training states, where ``ctx.state_folder`` says; 0 for none.
         save_every_s: seconds between them; 0 for none. The earlier of both counts.
         compile: mode of ``torch.compile`` for student and teacher; or ``graph``: the uncompiled step
@@ -69,6 +71,7 @@ class TrainRecipe:
     log_every: int = 10
     log_layers_every: int = 0
     validate_every: int = 0
+    sample_every: int = 0
     save_every: int = 0
     save_every_s: float = 60.0
     compile: Compile = "off"
@@ -78,7 +81,7 @@ class TrainRecipe:
         check_int("batch_size", self.batch_size, 1, 10**6)
         check_int("accumulate", self.accumulate, 1, 10**6)
         check_int("log_every", self.log_every, 1, 10**9)
-        for name in ("log_layers_every", "validate_every", "save_every"):
+        for name in ("log_layers_every", "validate_every", "sample_every", "save_every"):
             check_int(name, getattr(self, name), 0, 10**9)
         check_float("save_every_s", self.save_every_s, 0.0, math.inf, open_high=True)
         check_float("task_weight", self.task_weight, 0.0, math.inf, open_high=True)
