@@ -6,6 +6,7 @@ Run as it is, ``_TokenFakeQuant`` launches them. Under a tracer they are the cus
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,14 +32,15 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def _constants(x: Tensor, q_max: int, symmetric: bool) -> dict[str, Any]:
-    block, warps = block_of(x.shape[-1])
+@functools.cache
+def _constants(columns: int, q_max: int, symmetric: bool, on_cuda: bool) -> dict[str, Any]:
+    block, warps = block_of(columns)
     return {
         "Q_MAX": float(q_max),
         "LEVELS": float(positive_levels(q_max, symmetric)),
         "FLOOR": SCALE_FLOOR,
         "SYMMETRIC": symmetric,
-        "RECIPROCAL": x.is_cuda,
+        "RECIPROCAL": on_cuda,
         "LIBDEVICE": not INTERPRETED,
         "BLOCK": block,
         "num_warps": warps,
@@ -56,7 +58,7 @@ def _launch_forward(
     with torch.cuda.device_of(x):
         token_forward[(len(rows),)](
             rows, lower, upper, out, low, high, rows.shape[1], rows.stride(0), len(rows) // lower.numel(),
-            **_constants(x, q_max, symmetric),
+            **_constants(rows.shape[1], q_max, symmetric, x.is_cuda),
         )  # fmt: skip
     return out, low, high
 
@@ -80,7 +82,7 @@ def _launch_backward(
         token_backward[(len(rows),)](
             rows, grads, lower, upper, low, high, grad_x, grad_lower, grad_upper,
             rows.shape[1], rows.stride(0), grads.stride(0), len(rows) // lower.numel(),
-            **_constants(x, q_max, symmetric),
+            **_constants(rows.shape[1], q_max, symmetric, x.is_cuda),
         )  # fmt: skip
     return grad_x, grad_lower, grad_upper
 
