@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["VERSION", "Collector", "calibrate", "needs_key"]
+__all__ = ["VERSION", "Collector", "Statistics", "calibrate", "needs_key"]
 
 # Part of the hash of every cell that calibrates; raise it when the same needs give other numbers.
 VERSION = 1
@@ -81,7 +81,7 @@ class _Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Statistics:
+class Statistics:
     """Satisfies ``api.LayerStatistics``."""
 
     absmax: Tensor
@@ -148,7 +148,7 @@ class Collector:
 
     def _finished(self, layer: _Layer) -> LayerStatistics:
         count = max(layer.gram_rows, 1)
-        return _Statistics(
+        return Statistics(
             absmax=layer.absmax,
             low=float(layer.low.min()),
             high=float(layer.high.max()),

@@ -98,6 +98,10 @@ class RunFolder:
     def events(self) -> JsonLines:
         return JsonLines(self.root / "events.jsonl")
 
+    def calibration(self, model_key: str) -> Path:
+        """What methods learnt of this full-precision model; may be deleted, it is made again."""
+        return self.root / "calibration" / model_key[:16]
+
     def cell(self, cell_id: str) -> CellFolder:
         return CellFolder(self.root / "cells" / cell_id)
 

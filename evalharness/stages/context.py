@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from evalharness.api import CalibrationNeeds, LayerStatistics, TrainBatch
 from evalharness.calibration import calibrate, needs_key
+from evalharness.calibration_files import held, read_statistics, write_statistics
 from evalharness.seeds import video_seed
 from evalharness.session import Session
 from evalharness.store import atomic_write_bytes, atomic_write_text
@@ -37,7 +38,12 @@ class StageContext:
     """
 
     def __init__(
-        self, session: Session, seed: int, train_log: Path, state_folder: Path | None = None
+        self,
+        session: Session,
+        seed: int,
+        train_log: Path,
+        state_folder: Path | None = None,
+        calibration_folder: Path | None = None,
     ) -> None:
         import torch
 
@@ -48,6 +54,7 @@ class StageContext:
         self.state_folder = state_folder
         self._session = session
         self._train_log = train_log
+        self._calibration_folder = calibration_folder
         self._teacher: nn.Module | None = None
         self._tracker: TensorBoard | None = None
 
@@ -84,8 +91,8 @@ class StageContext:
     def calibration(self, needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]:
         """Statistics of the layers' inputs while the full-precision model samples calibration prompts.
 
-        The worker keeps the last answer, so that the next cell with the same needs has it at once. It
-        may hold Hessians that were not asked for.
+        The worker keeps the last answer, so that the next cell with the same needs has it at once, and
+        the run folder keeps all of them. An answer may hold Hessians that were not asked for.
 
         Raises:
             ValueError: a model without ``calibration_runs``; see ``evalharness.calibration.calibrate``.
@@ -94,16 +101,32 @@ class StageContext:
         known, with_hessian, found = self._session.calibration
         if known != key or (needs.hessian and not with_hessian):
             self._session.calibration = ("", False, {})
-            loaded = self._session.full_precision()
-            runs = getattr(loaded, "calibration_runs", None)
-            if runs is None:
-                raise ValueError(
-                    f"model {self._session.spec.model} cannot calibrate: its plugin lacks "
-                    "calibration_runs(seed=...); choose methods that need none or training"
-                )
-            found = calibrate(loaded.transformer, runs(seed=self.seed), needs, self.seed, self.track)
-            self._session.calibration = (key, needs.hessian, found)
+            found = self._stored_calibration(needs, key)
+            self._session.calibration = (key, all(x.hessian is not None for x in found.values()), found)
         return found
+
+    def _stored_calibration(self, needs: CalibrationNeeds, key: str) -> Mapping[str, LayerStatistics]:
+        """From the run folder; what is not there is made and left there, by one worker at a time."""
+        if self._calibration_folder is None:
+            return self._calibrate(needs)
+        path = self._calibration_folder / f"{key[:32]}.safetensors"
+        with held(path):
+            stored = read_statistics(path, self.device)
+            if stored is not None and not (needs.hessian and any(x.hessian is None for x in stored.values())):
+                return stored
+            found = self._calibrate(needs)
+            write_statistics(path, found)
+        return found
+
+    def _calibrate(self, needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]:
+        loaded = self._session.full_precision()
+        runs = getattr(loaded, "calibration_runs", None)
+        if runs is None:
+            raise ValueError(
+                f"model {self._session.spec.model} cannot calibrate: its plugin lacks "
+                "calibration_runs(seed=...); choose methods that need none or training"
+            )
+        return calibrate(loaded.transformer, runs(seed=self.seed), needs, self.seed, self.track)
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)

@@ -75,7 +75,8 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     if state_folder is None or not state_folder.is_dir():
         train_log.unlink(missing_ok=True)
     method = build_method(session.registry, cell)
-    context = StageContext(session, cell.seed, train_log, state_folder)
+    calibration = Path(payload["calibration_folder"])
+    context = StageContext(session, cell.seed, train_log, state_folder, calibration)
     _seed_libraries(cell.seed)
     start = time.monotonic()
     with contextlib.closing(context):
@@ -146,6 +147,11 @@ def _discard(files: CellFolder) -> None:
     files.profile.unlink(missing_ok=True)
 
 
+def _model_key(state: RunState, cell: Cell) -> str:
+    """The same for the same full-precision weights, made to sample by the same code."""
+    return digest([state.identity["model_fingerprint"], state.registry.code_hash("models", cell.model)])
+
+
 def _module_key(record: Mapping[str, Any]) -> str:
     """The same for cells that run the same module, so that a worker keeps it (other seeds)."""
     return digest([record["method"], record["config"], record["checkpoint_sha256"]])
@@ -198,6 +204,7 @@ def _task(state: RunState, cell: Cell, source: Path | None, wanted: str) -> Task
         "target": None if source else tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=files.root),
         "train_log": str(files.train_log),
         "state_folder": None if source else str(files.training(wanted)),
+        "calibration_folder": str(state.folder.calibration(_model_key(state, cell))),
     }
     return Task(kind="prepare", key=cell.id, payload=payload)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evalharness.calibration import calibrate, needs_key
+from evalharness.calibration_files import read_statistics
 from evalharness.executor import WorkerSpec
 from evalharness.session import Session
 from evalharness.stages.context import StageContext
@@ -203,6 +204,40 @@ def test_tinyworld_calibrates_at_full_precision_and_once(
     assert StageContext(tiny, 3, tmp_path / "log").calibration(needs) is more and len(captions) == 4
     again = StageContext(tiny, 4, tmp_path / "log").calibration(needs)
     assert not torch.equal(again[name].rows, found[name].rows) and len(captions) == 6
+
+
+def test_the_run_folder_keeps_what_a_worker_found(tiny: Session, tmp_path: Path) -> None:
+    """The second worker has the very numbers of the first and samples nothing."""
+    names = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn1.to_k")
+    needs = Needs(layers=names, prompts=1, buckets=2, rows=8, hessian=False)
+
+    def context(session: Session) -> StageContext:
+        return StageContext(session, 3, tmp_path / "log", calibration_folder=tmp_path / "calibration")
+
+    made = context(tiny).calibration(needs)
+    [path] = (tmp_path / "calibration").glob("*.safetensors")
+    stamp = path.stat().st_mtime_ns
+    tiny.calibration = ("", False, {})
+    tiny.loaded.calibration_runs = None  # type: ignore[attr-defined]
+    read = context(tiny).calibration(needs)
+    for name in names:
+        for part in ("absmax", "rows"):
+            assert torch.equal(getattr(read[name], part), getattr(made[name], part))
+        assert (read[name].low, read[name].high) == (made[name].low, made[name].high)
+        assert read[name].hessian is None and read[name].shares_input_with == names[0]
+    assert path.stat().st_mtime_ns == stamp
+
+    for change in ({"hessian": True}, {"prompts": 2}, {"rows": 4}):
+        tiny.calibration = ("", False, {})
+        with pytest.raises(ValueError, match="cannot calibrate"):
+            context(tiny).calibration(dataclasses.replace(needs, **change))  # type: ignore[arg-type]
+    del tiny.loaded.calibration_runs  # type: ignore[attr-defined]
+    path.write_bytes(path.read_bytes()[:-8])
+    again = context(tiny).calibration(dataclasses.replace(needs, hessian=True))
+    assert torch.equal(again[names[1]].rows, made[names[1]].rows)
+    tiny.calibration = ("", False, {})
+    stored = read_statistics(path, torch.device("cpu"))
+    assert stored is not None and stored[names[0]].hessian is not None, "made whole, with what was asked for"
 
 
 def test_calibration_captions_are_of_the_training_split() -> None:
