@@ -119,7 +119,7 @@ def inputs_hash(
         }
         if published_sha256 is None and method.needs == Needs.TRAINING:
             inputs["training_clips"] = training_clips(registry, cell.model, identity["device"])
-        if published_sha256 is None and method.needs == Needs.CALIBRATION:
+        if published_sha256 is None and method.needs != Needs.TRAINING:  # any other may ask for it
             inputs["calibration"] = CALIBRATION_VERSION
     return digest(inputs)
 
