@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
-Source = Literal["loaded", "trained", "computed", "reference"]
-Execution = Literal["real", "emulated", "fake"]
+Source = Literal["loaded", "trained", "computed", "reference", "given"]
+Execution = Literal["real", "emulated", "fake", "unknown"]
 
 
 class ScoreRow(NamedTuple):

@@ -56,7 +56,8 @@ class CellRecord:
 
     Attributes:
         source: where the quantized weights came from.
-        execution: what ran: ``real`` packed weights, ``emulated``, or ``fake`` float quantization.
+        execution: what ran: ``real`` packed weights, ``emulated``, or ``fake`` float
+            quantization; ``unknown`` for videos made elsewhere.
         n_expected: dimension -> videos that the whole protocol scores in it (a ``--limit`` does not
             lower it: a limited run is a partial run).
         scores: dimension -> rows; a skipped or failed video has no row.

@@ -36,7 +36,9 @@ def score_columns() -> list[str]:
 
 
 def bits_label(w_bits: int, a_bits: int) -> str:
-    """``W3A3``, or ``BF16`` for full precision."""
+    """``W3A3``, ``BF16`` for full precision, or ``unknown`` (0, 0)."""
+    if not w_bits and not a_bits:
+        return "unknown"
     return "BF16" if w_bits >= 16 and a_bits >= 16 else f"W{w_bits}A{a_bits}"
 
 

@@ -23,6 +23,7 @@ _SOURCES = {
     "trained": "quantized weights trained in this run",
     "computed": "quantized weights computed in this run, without training",
     "reference": "the model in full precision",
+    "given": "videos made elsewhere; the harness knows nothing of how",
 }
 
 

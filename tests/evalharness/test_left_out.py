@@ -45,4 +45,4 @@ def test_a_protocol_that_insists_on_its_metrics_still_does(
     strict.write_text(Path(PLUGIN).read_text().replace("metrics_optional = True", "metrics_optional = False"))
     finished = toy_run("--protocol", "vbench-like", "--plugin", str(strict))
     assert finished.code == 2
-    assert "like.rare" in finished.err
+    assert "vbench.rare" in finished.err

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from evalharness.api import LeftOut, MetricInfo, Prompt, Total, TotalTerm
 
-TEXTS = ("a cat", "A cat", "up/down", "a cat", "..", "still")
+TEXTS = ("a cat", "A cat", "up/down", "a cat", "..", "still life - red")
 
 
 class Protocol:
@@ -12,7 +12,7 @@ class Protocol:
     summary = "colliding, repeated and path-unsafe prompts"
     samples_per_prompt = 2
     samples_by_dimension: ClassVar = {"flicker": 4}
-    metrics: ClassVar = {"brightness": "like.brightness", "flicker": "like.flicker", "rare": "like.rare"}
+    metrics: ClassVar = {name: f"vbench.{name}" for name in ("brightness", "flicker", "rare")}
     metrics_optional = True
     percent = True
     totals = (
@@ -29,7 +29,7 @@ class Protocol:
 
 
 class Brightness:
-    name, dimension, summary = "like.brightness", "brightness", "mean pixel"
+    name, dimension, summary = "vbench.brightness", "brightness", "mean pixel"
     info = MetricInfo()
 
     def score(self, video, sample):
@@ -37,7 +37,7 @@ class Brightness:
 
 
 class Flicker:
-    name, dimension, summary = "like.flicker", "flicker", "mean pixel of videos with an odd number"
+    name, dimension, summary = "vbench.flicker", "flicker", "mean pixel of videos with an odd number"
     info = MetricInfo()
 
     def score(self, video, sample):
@@ -48,5 +48,5 @@ class Flicker:
 
 PLUGINS = {
     "protocols": {"vbench-like": Protocol},
-    "metrics": {"like.brightness": Brightness, "like.flicker": Flicker},
+    "metrics": {"vbench.brightness": Brightness, "vbench.flicker": Flicker},
 }
