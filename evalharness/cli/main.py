@@ -23,6 +23,7 @@ VERBS = {
     "score": "score a run folder again where something changed, or any folder of videos",
     "export": "the videos and scores of a run in VBench's form",
     "report": "write the tables and the page of a run folder again",
+    "fetch": "make the environment of the package vbench",
     "doctor": "what this machine can run, and how to install what is missing",
 }
 
