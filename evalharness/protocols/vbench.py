@@ -21,30 +21,33 @@ def _metrics(*dimensions: str) -> dict[str, str]:
     return {name: f"vbench.{name}" for name in DIMENSIONS if name in dimensions}
 
 
-class VBenchProtocol:
+class _Suite:
+    """What the three have in common."""
+
+    samples_per_prompt: ClassVar[int] = 5
+    percent: ClassVar[bool] = True
+    metrics_optional: ClassVar[bool] = True
+
+
+class VBenchProtocol(_Suite):
     """All 946 entries, 16 dimensions: 6,230 videos."""
 
     name: ClassVar[str] = "vbench"
     summary: ClassVar[str] = "VBench 1.0: 946 prompts x 5 videos (25 for temporal flickering), 16 dimensions"
-    samples_per_prompt: ClassVar[int] = 5
-    samples_by_dimension: ClassVar[Mapping[str, int]] = {"temporal_flickering": 25}
-    percent: ClassVar[bool] = True
     label: ClassVar[str] = "VBench 1.0: its prompts, dimensions and totals"
+    samples_by_dimension: ClassVar[Mapping[str, int]] = {"temporal_flickering": 25}
     metrics: ClassVar[Mapping[str, str]] = _metrics(*DIMENSIONS)
-    metrics_optional: ClassVar[bool] = True
     totals: ClassVar[Sequence[Total]] = TOTALS
 
     def prompts(self) -> Sequence[Prompt]:
         return suite_prompts()
 
 
-class QVGen8Protocol:
+class QVGen8Protocol(_Suite):
     """The three prompt files of QVGen's paper, which cover its eight dimensions: 1,255 videos."""
 
     name: ClassVar[str] = "qvgen-8"
     summary: ClassVar[str] = "QVGen's part of VBench: 251 prompts x 5 videos, the paper's eight dimensions"
-    samples_per_prompt: ClassVar[int] = 5
-    percent: ClassVar[bool] = True
     label: ClassVar[str] = "QVGen's eight dimensions of VBench 1.0 (no VBench total exists for them)"
     metrics: ClassVar[Mapping[str, str]] = _metrics(
         "aesthetic_quality",
@@ -56,29 +59,26 @@ class QVGen8Protocol:
         "dynamic_degree",
         "motion_smoothness",
     )
-    metrics_optional: ClassVar[bool] = True
 
     def prompts(self) -> Sequence[Prompt]:
         return suite_prompts(("overall_consistency", "subject_consistency", "scene"))
 
 
-class MLPerfProtocol:
+class MLPerfProtocol(_Suite):
     """The accuracy check of MLPerf Inference text-to-video; its score is the plain mean."""
 
     name: ClassVar[str] = "mlperf-t2v"
     summary: ClassVar[str] = "MLPerf text-to-video: 248 VBench prompts x 1 video, six dimensions"
-    samples_per_prompt: ClassVar[int] = 1
-    percent: ClassVar[bool] = True
     label: ClassVar[str] = "MLPerf Inference text-to-video: plain mean of six VBench dimensions"
+    samples_per_prompt: ClassVar[int] = 1
     metrics: ClassVar[Mapping[str, str]] = _metrics(
         "subject_consistency",
         "background_consistency",
         "motion_smoothness",
         "dynamic_degree",
-        "appearance_style",
         "scene",
+        "appearance_style",
     )
-    metrics_optional: ClassVar[bool] = True
 
     def prompts(self) -> Sequence[Prompt]:
         return suite_prompts(("subject_consistency", "appearance_style", "scene"), self.metrics)
