@@ -63,6 +63,12 @@ class RunConfig:
     stratified: bool = field(
         default=False, metadata={"help": "with --limit: keep the protocol's proportions instead"}
     )
+    augmented: str | None = field(
+        default=None,
+        metadata={
+            "help": "longer texts for the model to read: MAP.json, or SHORT.txt,LONG.txt (aligned lines)"
+        },
+    )
     dimensions: str | list[str] = field(default="", metadata={"help": "score these dimensions only"})
     output: str | None = field(default=None, metadata={"help": "run folder (runs/<model>)"})
     train: bool = field(default=False, metadata={"help": "train, even where a published checkpoint exists"})

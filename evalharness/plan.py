@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.api import EvalProtocol, GenerationSettings, MetricInfo, Model, Prompt, Sample
+from evalharness.augment import read_augmented
 from evalharness.cells import Cell, build_method
 from evalharness.config import (
     RunConfig,
@@ -40,6 +41,7 @@ class RunPlan:
         metrics: name of the metric plugin for each dimension of this command, in table order.
         unscored: dimensions of this command that have no installed metric.
         samples_by_dimension: videos of a prompt where a dimension asks for more than the others.
+        texts: prompt id -> what the model reads in place of the prompt; empty: the prompts.
         load: ``auto``, ``never`` or the folder given with ``--load``.
         workers: processes; 0 stands for this one.
     """
@@ -64,6 +66,7 @@ class RunPlan:
     plugin_files: tuple[str, ...]
     unscored: tuple[str, ...] = ()
     samples_by_dimension: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model_workers(self) -> int:
@@ -97,6 +100,7 @@ class RunPlan:
             "protocol": self.protocol,
             "prompts_sha256": digest(self.protocol_prompts),
             "samples_per_prompt": self.samples_per_prompt,
+            **({"augmented_sha256": digest(self.texts)} if self.texts else {}),
             **{f"samples.{name}": count for name, count in self.samples_by_dimension.items()},
             **{f"settings.{key}": value for key, value in settings.items()},
             **{f"video.{key}": value for key, value in CODEC.items()},
@@ -152,6 +156,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         plugin_files=tuple(config.plugin),
         unscored=tuple(name for name in wanted if name not in metrics),
         samples_by_dimension=samples_by_dimension(protocol),
+        texts=read_augmented(config.augmented, prompts) if config.augmented else {},
     )
 
 

@@ -262,6 +262,7 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "seeds",
         "limit",
         "stratified",
+        "augmented",
         "dimensions",
         "output",
         "train",
