@@ -33,6 +33,7 @@ __all__ = [
     "EvalProtocol",
     "GenerationSettings",
     "LayerStatistics",
+    "LeftOut",
     "LoadedModel",
     "Method",
     "MethodContext",
@@ -44,6 +45,8 @@ __all__ = [
     "Reporter",
     "Sample",
     "Skip",
+    "Total",
+    "TotalTerm",
     "TrainBatch",
     "Video",
     "WeightFile",
@@ -332,8 +335,35 @@ class Method(Protocol):
         ...
 
 
+class TotalTerm(NamedTuple):
+    """A dimension's part in a ``Total``: ``low`` and ``high`` become 0 and 1, nothing is clipped."""
+
+    low: float = 0.0
+    high: float = 1.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """A weighted mean of stretched dimensions: sum of ``weight (x - low) / (high - low)`` over the
+    sum of the weights. It exists only where every dimension of ``terms`` is fully scored.
+    """
+
+    name: str
+    terms: Mapping[str, TotalTerm]
+
+
 class EvalProtocol(Protocol):
     """Which prompts, how many videos each, which dimensions, and which metric judges each.
+
+    A protocol may also have
+
+    - ``samples_by_dimension: Mapping[str, int]``: how many videos a prompt of that dimension gets where
+      that is more than ``samples_per_prompt``; of these the first ``samples_per_prompt`` that the
+      dimension's metric does not leave out (``LeftOut``) are scored;
+    - ``totals: Sequence[Total]``, shown beside the mean;
+    - ``metrics_optional = True``: a dimension whose metric is not installed stays without a score,
+      instead of being an error.
 
     Attributes:
         metrics: dimension -> name of a metric plugin, in the order of the table.
@@ -353,6 +383,13 @@ class EvalProtocol(Protocol):
 
 class Skip(Exception):  # noqa: N818 - not an error: "no score, and this is why"
     """Raised by a metric that has nothing to say about a sample. Never turned into a 0."""
+
+
+class LeftOut(Skip):
+    """Raised where the dimension's own definition drops the video; it is then not missing either.
+
+    So VBench's color drops a video without the object, and its static filter one that moves.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,10 @@ from evalharness.api import FULL_PRECISION, Bits, Method
 from evalharness.errors import UserError, unknown
 from evalharness.registry import Registry
 
-__all__ = ["REFERENCE", "Cell", "build_method"]
+__all__ = ["GIVEN", "REFERENCE", "Cell", "build_method"]
 
 REFERENCE = "bf16"
+GIVEN = "given"  # videos that were made elsewhere; their bit width is not known (0, 0)
 _BITS_FIELDS = ("w_bits", "a_bits")
 _PLAIN_TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -41,7 +42,11 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Folder name: ``lsq-w3a3-s0``, ``qvgen-r16-w3a3-s0``, or ``bf16-s0`` for the reference."""
+        """Folder name: ``lsq-w3a3-s0``, ``qvgen-r16-w3a3-s0``, ``bf16-s0`` for the reference, or the
+        label of videos made elsewhere.
+        """
+        if self.is_given:
+            return self.label
         return f"{REFERENCE}-s{self.seed}" if self.is_reference else f"{self.checkpoint_name}-s{self.seed}"
 
     @property
@@ -51,12 +56,16 @@ class Cell:
 
     @property
     def is_variant(self) -> bool:
-        return self.label != self.method
+        return self.label != self.method and not self.is_given
 
     @property
     def title(self) -> str:
         """For messages: ``method lsq``, or ``method qvgen (variant qvgen-r16)``."""
         return f"method {self.method}" + (f" (variant {self.label})" if self.is_variant else "")
+
+    @property
+    def is_given(self) -> bool:
+        return self.method == GIVEN
 
     @property
     def is_reference(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from evalharness.api import Total
 from evalharness.result_schema import CellResult, Difference, DimensionEstimate, Estimate, PooledResult
 from evalharness.stats import (
     Key,
@@ -13,6 +14,7 @@ from evalharness.stats import (
     paired_difference,
     paired_joint_difference,
 )
+from evalharness.totals import total_estimates
 
 __all__ = [
     "CellScores",
@@ -76,13 +78,15 @@ def differences(cells: Sequence[CellResult], resampler: Resampler) -> list[Diffe
     return found
 
 
-def pool(cells: Sequence[CellResult], resampler: Resampler) -> list[PooledResult]:
+def pool(
+    cells: Sequence[CellResult], resampler: Resampler, totals: Sequence[Total] = ()
+) -> list[PooledResult]:
     """One row for each model, method and bit width, in the order in which ``cells`` names them."""
     groups: dict[tuple[str, str, int, int], list[CellResult]] = {}
     for cell in cells:
         groups.setdefault((cell.model, cell.method, cell.w_bits, cell.a_bits), []).append(cell)
     references = _references(cells)
-    return [_pool_one(group, references, resampler) for group in groups.values()]
+    return [_pool_one(group, references, resampler, totals) for group in groups.values()]
 
 
 def _references(cells: Sequence[CellResult]) -> dict[tuple[str, int], CellResult]:
@@ -93,10 +97,12 @@ def _pool_one(
     group: Sequence[CellResult],
     references: Mapping[tuple[str, int], CellResult],
     resampler: Resampler,
+    totals: Sequence[Total],
 ) -> PooledResult:
     first = group[0]
     scores = scores_of(group)
     expected = {d: sum(cell.dimensions[d].expected for cell in group) for d in scores}
+    estimates = {d: dimension_estimate(s, expected[d], resampler) for d, s in scores.items()}
     complete = all(cell.is_complete for cell in group)
     partners = [references[cell.model, cell.seed] for cell in group if (cell.model, cell.seed) in references]
     comparable = len(partners) == len(group) and all(partner.is_complete for partner in partners)
@@ -112,8 +118,9 @@ def _pool_one(
         executions=sorted({cell.execution for cell in group}),
         seeds=[cell.seed for cell in group],
         cells=[cell.id for cell in group],
-        dimensions={d: dimension_estimate(s, expected[d], resampler) for d, s in scores.items()},
+        dimensions=estimates,
         mean=joint_estimate(scores, resampler) if complete else None,
+        totals=total_estimates(totals, scores, estimates, resampler),
         seed_means=[None if cell.mean is None else cell.mean.value for cell in group],
         minus_reference=minus_reference,
     )

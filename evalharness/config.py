@@ -54,7 +54,20 @@ class RunConfig:
     protocol: str | None = field(default=None, metadata={"help": "evaluation protocol (the model's own)"})
     seeds: str | int | list[int] = field(default=0, metadata={"help": "base seeds, e.g. 0,1,2"})
     limit: int | None = field(
-        default=None, metadata={"help": "use N prompts, spread over all dimensions (partial: no totals)"}
+        default=None,
+        metadata={
+            "help": "use N prompts, spread over all dimensions (partial: no totals)",
+            "aliases": ("--prompts",),
+        },
+    )
+    stratified: bool = field(
+        default=False, metadata={"help": "with --limit: keep the protocol's proportions instead"}
+    )
+    augmented: str | None = field(
+        default=None,
+        metadata={
+            "help": "longer texts for the model to read: MAP.json, or SHORT.txt,LONG.txt (aligned lines)"
+        },
     )
     dimensions: str | list[str] = field(default="", metadata={"help": "score these dimensions only"})
     output: str | None = field(default=None, metadata={"help": "run folder (runs/<model>)"})
@@ -92,6 +105,8 @@ class RunConfig:
             raise UserError(f"--device {self.device}: expected one of {', '.join(_DEVICES)}")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: expected a whole number from 1")
+        if self.stratified and self.limit is None:
+            raise UserError("--stratified says how to choose prompts; give their number, e.g. --prompts 40")
         if self.batch_size < 1:
             raise UserError(f"--batch-size {self.batch_size}: expected a whole number from 1")
         if self.workers is not None and self.workers < 0:

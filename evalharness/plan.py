@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evalharness.api import EvalProtocol, GenerationSettings, MetricInfo, Model, Prompt, Sample
+from evalharness.augment import read_augmented
 from evalharness.cells import Cell, build_method
 from evalharness.config import (
     RunConfig,
@@ -21,14 +22,14 @@ from evalharness.errors import UserError, unknown
 from evalharness.hashing import digest, jsonable
 from evalharness.names import check_name
 from evalharness.registry import Registry
-from evalharness.seeds import video_seed
-from evalharness.subset import spread_prompts
+from evalharness.sampling import samples_by_dimension, samples_of
+from evalharness.subset import spread_prompts, stratified_prompts
 from evalharness.tracker import check_tracker
 from evalharness.variants import resolve_rows
 from evalharness.versions import package_version
 from evalharness.video import CODEC
 
-__all__ = ["RunPlan", "build_plan", "select_dimensions"]
+__all__ = ["RunPlan", "build_plan", "installed_metrics", "select_dimensions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,9 @@ class RunPlan:
         protocol_prompts: all prompts of the protocol; what full coverage is counted against.
         prompts: those of this command, after ``--limit`` and ``--dimensions``.
         metrics: name of the metric plugin for each dimension of this command, in table order.
+        unscored: dimensions of this command that have no installed metric.
+        samples_by_dimension: videos of a prompt where a dimension asks for more than the others.
+        texts: prompt id -> what the model reads in place of the prompt; empty: the prompts.
         load: ``auto``, ``never`` or the folder given with ``--load``.
         workers: processes; 0 stands for this one.
     """
@@ -62,6 +66,9 @@ class RunPlan:
     track: str
     output: Path
     plugin_files: tuple[str, ...]
+    unscored: tuple[str, ...] = ()
+    samples_by_dimension: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model_workers(self) -> int:
@@ -70,11 +77,7 @@ class RunPlan:
 
     def samples(self, cell: Cell) -> list[Sample]:
         """The videos of a cell for this command, in protocol order."""
-        return [
-            Sample(prompt=prompt, index=index, seed=video_seed(cell.seed, prompt.id, index))
-            for prompt in self.prompts
-            for index in range(self.samples_per_prompt)
-        ]
+        return samples_of(self.prompts, cell.seed, self.samples_per_prompt, self.samples_by_dimension)
 
     def record(self) -> dict[str, Any]:
         """The resolved options, for the manifest; paths by their last name only."""
@@ -99,6 +102,8 @@ class RunPlan:
             "protocol": self.protocol,
             "prompts_sha256": digest(self.protocol_prompts),
             "samples_per_prompt": self.samples_per_prompt,
+            **({"augmented_sha256": digest(self.texts)} if self.texts else {}),
+            **{f"samples.{name}": count for name, count in self.samples_by_dimension.items()},
             **{f"settings.{key}": value for key, value in settings.items()},
             **{f"video.{key}": value for key, value in CODEC.items()},
             "device": self.device,
@@ -122,10 +127,12 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
     protocol: EvalProtocol = registry.get("protocols", protocol_name)()
     prompts = tuple(protocol.prompts())
     _check_prompts(prompts, protocol, protocol_name)
-    metrics = select_dimensions(protocol, comma_list(config.dimensions))
+    wanted = select_dimensions(protocol, comma_list(config.dimensions))
+    metrics = installed_metrics(protocol, wanted, registry)
     for metric in metrics.values():
         _check_scale(metric, registry.get("metrics", metric)().info)
     check_tracker(config.track)
+    choose = stratified_prompts if config.stratified else spread_prompts
     device = resolve_device(config.device)
     if config.batch_size > 1 and device != "cuda":
         raise UserError(
@@ -136,7 +143,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         model_fingerprint=_fingerprint(model, config.model),
         protocol=protocol_name,
         protocol_prompts=prompts,
-        prompts=tuple(spread_prompts(prompts, metrics, config.limit)),
+        prompts=tuple(choose(prompts, wanted, config.limit)),
         samples_per_prompt=protocol.samples_per_prompt,
         metrics=metrics,
         settings=model.settings,
@@ -151,6 +158,9 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         track=config.track,
         output=Path(config.output or f"runs/{config.model}"),
         plugin_files=tuple(config.plugin),
+        unscored=tuple(name for name in wanted if name not in metrics),
+        samples_by_dimension=samples_by_dimension(protocol),
+        texts=read_augmented(config.augmented, prompts) if config.augmented else {},
     )
 
 
@@ -164,6 +174,16 @@ def select_dimensions(protocol: EvalProtocol, wanted: Sequence[str]) -> dict[str
         if name not in protocol.metrics:
             raise unknown(f"dimension of protocol {protocol.name}", name, protocol.metrics)
     return {name: metric for name, metric in protocol.metrics.items() if not wanted or name in wanted}
+
+
+def installed_metrics(
+    protocol: EvalProtocol, metrics: Mapping[str, str], registry: Registry
+) -> dict[str, str]:
+    """Those of ``metrics`` that are installed; of a protocol that insists on its metrics, all."""
+    if not getattr(protocol, "metrics_optional", False):
+        return dict(metrics)
+    installed = set(registry.names("metrics"))
+    return {name: metric for name, metric in metrics.items() if metric in installed}
 
 
 def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:

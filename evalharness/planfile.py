@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evalharness.api import Bits
-from evalharness.cells import REFERENCE, Cell
+from evalharness.cells import GIVEN, REFERENCE, Cell
 from evalharness.errors import UserError
 from evalharness.names import check_name
 from evalharness.records import Shape, misfit
@@ -118,7 +118,7 @@ def _cell(folder: RunFolder, record: Any) -> Cell:
         try:
             check_name(record["method"], "method")
             check_name(str(record.get("label", record["method"])), "label")
-            if record["method"] != REFERENCE:
+            if record["method"] not in (REFERENCE, GIVEN):
                 Bits.parse(f"w{record['w_bits']}a{record['a_bits']}")
         except ValueError as error:
             problem = str(error)

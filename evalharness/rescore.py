@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from evalharness.cells import GIVEN
 from evalharness.config import RunConfig
 from evalharness.console import Console
 from evalharness.errors import UserError
@@ -38,6 +39,11 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
     read_plan_file(folder)  # says so if this is no run folder, before anything is locked
     with folder.lock():
         stored = read_plan_file(folder)
+        if stored.identity["model_fingerprint"] == GIVEN:
+            raise UserError(
+                f"{folder.root} was made from a folder of videos; give that folder again: "
+                f"evalharness score FOLDER --protocol {stored.identity['protocol']} --output {folder.root}"
+            )
         model, protocol = str(stored.identity["model"]), str(stored.identity["protocol"])
         plan = build_plan(dataclasses.replace(config, model=model, protocol=protocol), registry)
         _refuse_other_prompts(folder, stored, plan.identity()["prompts_sha256"])

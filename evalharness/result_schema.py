@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
-Source = Literal["loaded", "trained", "computed", "reference"]
-Execution = Literal["real", "emulated", "fake"]
+Source = Literal["loaded", "trained", "computed", "reference", "given"]
+Execution = Literal["real", "emulated", "fake", "unknown"]
 
 
 class ScoreRow(NamedTuple):
@@ -84,6 +84,7 @@ class CellResult(_Frozen):
     """One row of the leaderboard, with the scores it was made from.
 
     Attributes:
+        totals: the protocol's totals; None for one that lacks a score.
         method: name of the row: the method's, or a variant's label.
         variant_of: of a variant, its method; None for a method as such.
         options: what was asked of the method; all its options stand in ``method_config``.
@@ -104,6 +105,7 @@ class CellResult(_Frozen):
     coverage: float = Field(ge=0.0, le=1.0)
     dimensions: dict[str, DimensionEstimate]
     mean: Estimate | None
+    totals: dict[str, Estimate | None] = Field(default_factory=dict)
     profile: Profile | None
     train_minutes: float | None
     train_log: list[dict[str, Any]]
@@ -150,6 +152,7 @@ class PooledResult(_Frozen):
     cells: list[str]
     dimensions: dict[str, DimensionEstimate]
     mean: Estimate | None
+    totals: dict[str, Estimate | None] = Field(default_factory=dict)
     seed_means: list[float | None]
     minus_reference: Estimate | None
 
@@ -183,6 +186,7 @@ class Results(_Frozen):
     label: str
     dimensions: list[str]
     percent: bool
+    totals: list[str] = Field(default_factory=list)
     bootstrap: BootstrapInfo
     prompts: Mapping[str, str]
     manifest: Mapping[str, Any]

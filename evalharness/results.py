@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from evalharness.api import Total
 from evalharness.comparison import differences, dimension_estimate, joint_estimate, pool
 from evalharness.errors import UserError
 from evalharness.result_schema import (
@@ -29,6 +30,7 @@ from evalharness.result_schema import (
 )
 from evalharness.stats import Key, Resampler
 from evalharness.store import atomic_write_text
+from evalharness.totals import total_estimates
 
 __all__ = [
     "CellRecord",
@@ -54,7 +56,8 @@ class CellRecord:
 
     Attributes:
         source: where the quantized weights came from.
-        execution: what ran: ``real`` packed weights, ``emulated``, or ``fake`` float quantization.
+        execution: what ran: ``real`` packed weights, ``emulated``, or ``fake`` float
+            quantization; ``unknown`` for videos made elsewhere.
         n_expected: dimension -> videos that the whole protocol scores in it (a ``--limit`` does not
             lower it: a limited run is a partial run).
         scores: dimension -> rows; a skipped or failed video has no row.
@@ -99,6 +102,7 @@ def build_results(
     manifest: Mapping[str, Any],
     prompts: Mapping[str, str] | None = None,
     resampler: Resampler | None = None,
+    totals: Sequence[Total] = (),
 ) -> Results:
     """Estimates, intervals, differences from the reference and pooled rows of all cells.
 
@@ -112,20 +116,23 @@ def build_results(
         manifest: JSON values, stored as they are.
         prompts: prompt id -> text, for the report.
         resampler: how to bootstrap; 2000 resamples at 95 % by default.
+        totals: the protocol's own, over these dimensions.
 
     Raises:
-        ValueError: a cell of another protocol, two cells of one id, unknown dimensions, a repeated
-            or non-finite score, or more scores than videos.
+        ValueError: a total over a dimension that is not there, a cell of another protocol, two cells of
+            one id, unknown dimensions, a repeated or non-finite score, or more scores than videos.
     """
     resampler = resampler or Resampler()
     records = sorted(cells, key=_order)
     _check(records, protocol, dimensions)
-    results = [_cell(record, dimensions, resampler) for record in records]
+    _check_totals(totals, dimensions)
+    results = [_cell(record, dimensions, resampler, totals) for record in records]
     return Results(
         protocol=protocol,
         label=label,
         dimensions=list(dimensions),
         percent=percent,
+        totals=[total.name for total in totals],
         bootstrap=BootstrapInfo(
             resamples=resampler.resamples, confidence=resampler.confidence, seed=resampler.seed
         ),
@@ -133,7 +140,7 @@ def build_results(
         manifest=dict(manifest),
         cells=results,
         differences=differences(results, resampler),
-        pooled=pool(results, resampler),
+        pooled=pool(results, resampler, totals),
     )
 
 
@@ -205,6 +212,12 @@ def _check(records: Sequence[CellRecord], protocol: str, dimensions: Sequence[st
             _check_scores(record, dimension)
 
 
+def _check_totals(totals: Sequence[Total], dimensions: Sequence[str]) -> None:
+    for total in totals:
+        if unknown := sorted(set(total.terms) - set(dimensions)):
+            raise ValueError(f"total {total.name}: no dimension {unknown}; there are {list(dimensions)}")
+
+
 def _check_scores(record: CellRecord, dimension: str) -> None:
     rows = record.scores.get(dimension, ())
     where = f"cell {record.cell_id}, {dimension}"
@@ -216,10 +229,13 @@ def _check_scores(record: CellRecord, dimension: str) -> None:
         raise ValueError(f"{where}: a score is not a finite number; leave it out instead")
 
 
-def _cell(record: CellRecord, dimensions: Sequence[str], resampler: Resampler) -> CellResult:
+def _cell(
+    record: CellRecord, dimensions: Sequence[str], resampler: Resampler, totals: Sequence[Total]
+) -> CellResult:
     scores = {d: sorted(record.scores.get(d, ())) for d in dimensions}
     keyed = {d: {Key(r.prompt_id, (record.seed, r.sample)): r.value for r in scores[d]} for d in dimensions}
     coverage = _coverage(record, dimensions)
+    estimates = {d: dimension_estimate(keyed[d], record.n_expected[d], resampler) for d in dimensions}
     return CellResult(
         id=record.cell_id,
         model=record.model,
@@ -234,8 +250,9 @@ def _cell(record: CellRecord, dimensions: Sequence[str], resampler: Resampler) -
         n_videos_ok=record.n_videos_ok,
         n_failed=record.n_failed,
         coverage=coverage,
-        dimensions={d: dimension_estimate(keyed[d], record.n_expected[d], resampler) for d in dimensions},
+        dimensions=estimates,
         mean=joint_estimate(keyed, resampler) if coverage == 1.0 else None,
+        totals=total_estimates(totals, keyed, estimates, resampler),
         profile=None if record.profile is None else Profile.model_validate(_finite(record.profile)),
         train_minutes=record.train_minutes,
         train_log=_thin(record.train_log),

@@ -20,8 +20,10 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "run": "quantize, generate, score and report; again to resume or to add methods",
     "ls": "list methods, models, protocols, metrics or reporters",
-    "score": "score the videos of a run folder again where something changed",
+    "score": "score a run folder again where something changed, or any folder of videos",
+    "export": "the videos and scores of a run in VBench's form",
     "report": "write the tables and the page of a run folder again",
+    "fetch": "make the environment of the package vbench",
     "doctor": "what this machine can run, and how to install what is missing",
 }
 

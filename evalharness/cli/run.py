@@ -41,6 +41,11 @@ def execute(arguments: list[str]) -> int:
         console.warn(
             "no --methods given: only full precision is planned; to see them: evalharness ls methods"
         )
+    if plan.unscored:
+        console.warn(
+            f"no metric is installed for {', '.join(plan.unscored)}: made, but not scored; "
+            "see: evalharness ls metrics"
+        )
     if dry_run:
         from evalharness.dryrun import describe
 
@@ -89,4 +94,5 @@ def _add_flag(parser: _Parser, field: dataclasses.Field[Any], hint: Any) -> None
     elif field.default is dataclasses.MISSING:
         parser.add_argument(flag, type=hint, default={}, help=text)
     else:
-        parser.add_argument(flag, type=hint, default=field.default, help=text)
+        aliases = field.metadata.get("aliases", ())
+        parser.add_argument(flag, *aliases, type=hint, default=field.default, help=text)

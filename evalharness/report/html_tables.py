@@ -19,6 +19,7 @@ from evalharness.report.rows import (
     seed_means_text,
     sorted_cells,
     sorted_pooled,
+    total_columns,
 )
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class Table:
 def cell_table(results: Results, *, is_folded: bool) -> Table:
     """One row a cell."""
     texts = [Column("method", True), Column("bits"), Column("seed")]
-    facts = [Column("source", True), Column("execution", True), Column("coverage"), Column("mean")]
-    facts.append(Column(AGAINST_REFERENCE))
+    facts = [Column("source", True), Column("execution", True), Column("coverage")]
+    facts += [*_total_columns(results), Column("mean"), Column(AGAINST_REFERENCE)]
     numbers = [Column(name) for name in (*results.dimensions, *COST_COLUMNS, "train_minutes")]
     differences = minus_reference(results)
     rows = tuple(
@@ -79,7 +80,8 @@ def cell_table(results: Results, *, is_folded: bool) -> Table:
 
 def pooled_table(results: Results) -> Table:
     """One row for each method and bit width, all seeds together."""
-    columns = [Column("method", True), Column("bits"), Column("mean"), Column(AGAINST_REFERENCE)]
+    columns = [Column("method", True), Column("bits"), *_total_columns(results), Column("mean")]
+    columns += [Column(AGAINST_REFERENCE)]
     columns += [Column("mean of each seed", True), *(Column(name) for name in results.dimensions)]
     rows = tuple(Row(_pooled_cells(row, results), row.is_reference) for row in sorted_pooled(results))
     note = f"{len(results.seeds)} seeds taken together; prompts stay the clusters of the intervals."
@@ -94,6 +96,7 @@ def _cells(cell: CellResult, difference: Estimate | None, results: Results) -> t
         _text(cell.source),
         _text(cell.execution),
         TableCell(coverage_text(cell.coverage), sort=repr(cell.coverage)),
+        *_totals(cell, results),
         _estimate(cell.mean, results),
         _estimate(difference, results, signed=True),
         *_dimensions(cell, results),
@@ -106,11 +109,20 @@ def _pooled_cells(row: PooledResult, results: Results) -> tuple[TableCell, ...]:
     return (
         _text(row.method),
         _bits(row),
+        *_totals(row, results),
         _estimate(row.mean, results),
         _estimate(row.minus_reference, results, signed=True),
         _text(seed_means_text(row, results)),
         *_dimensions(row, results),
     )
+
+
+def _total_columns(results: Results) -> list[Column]:
+    return [Column(name) for name in total_columns(results)]
+
+
+def _totals(row: CellResult | PooledResult, results: Results) -> list[TableCell]:
+    return [_estimate(row.totals.get(name), results) for name in results.totals]
 
 
 def _dimensions(row: CellResult | PooledResult, results: Results) -> Sequence[TableCell]:

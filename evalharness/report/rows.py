@@ -17,8 +17,17 @@ _CELL_COLUMNS = ("model", "protocol", "method", "bits_w", "bits_a", "seed")
 
 def leaderboard_columns(results: Results) -> list[str]:
     """Names and order of ``leaderboard.csv``."""
-    measured = [f"{name}{end}" for name in (*results.dimensions, "mean") for end in ("", "_lo", "_hi")]
+    measured = [
+        f"{name}{end}"
+        for name in (*results.dimensions, "mean", *total_columns(results))
+        for end in ("", "_lo", "_hi")
+    ]
     return [*_CELL_COLUMNS, "source", "execution", "coverage", *measured, *COST_COLUMNS, "train_minutes"]
+
+
+def total_columns(results: Results) -> list[str]:
+    """Columns of the protocol's totals; none where it declares none."""
+    return [f"{name}_score" for name in results.totals]
 
 
 def score_columns() -> list[str]:
@@ -27,7 +36,9 @@ def score_columns() -> list[str]:
 
 
 def bits_label(w_bits: int, a_bits: int) -> str:
-    """``W3A3``, or ``BF16`` for full precision."""
+    """``W3A3``, ``BF16`` for full precision, or ``unknown`` (0, 0)."""
+    if not w_bits and not a_bits:
+        return "unknown"
     return "BF16" if w_bits >= 16 and a_bits >= 16 else f"W{w_bits}A{a_bits}"
 
 
@@ -118,6 +129,8 @@ def _row(cell: CellResult, results: Results) -> dict[str, Value]:
     for dimension in results.dimensions:
         row.update(_ends(dimension, cell.dimensions[dimension], scale_of(results)))
     row.update(_ends("mean", cell.mean, scale_of(results)))
+    for name, column in zip(results.totals, total_columns(results), strict=True):
+        row.update(_ends(column, cell.totals.get(name), scale_of(results)))
     row.update({column: cost(cell, column) for column in COST_COLUMNS})
     row["train_minutes"] = cell.train_minutes
     return row

@@ -80,9 +80,10 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _pooled_table(results: Results) -> str:
-    from evalharness.report.rows import AGAINST_REFERENCE, sorted_pooled
+    from evalharness.report.rows import AGAINST_REFERENCE, sorted_pooled, total_columns
 
-    headers = ["method", "bits", "source", "execution", "mean", AGAINST_REFERENCE, "mean of each seed"]
+    headers = ["method", "bits", "source", "execution", *total_columns(results), "mean"]
+    headers += [AGAINST_REFERENCE, "mean of each seed"]
     return _table(headers, [_pooled_row(row, results) for row in sorted_pooled(results)])
 
 
@@ -94,6 +95,7 @@ def _pooled_row(row: PooledResult, results: Results) -> list[str]:
         bits_label(row.w_bits, row.a_bits),
         ", ".join(row.sources),
         ", ".join(row.executions),
+        *(estimate_text(row.totals.get(name), results) for name in results.totals),
         estimate_text(row.mean, results),
         estimate_text(row.minus_reference, results, signed=True),
         seed_means_text(row, results),
@@ -110,10 +112,11 @@ def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
         estimate_text,
         minus_reference,
         number,
+        total_columns,
     )
 
-    headers = ["method", "bits", "seed", "source", "execution", "coverage", "mean", AGAINST_REFERENCE]
-    headers += [*COST_COLUMNS, "train_minutes"]
+    headers = ["method", "bits", "seed", "source", "execution", "coverage", *total_columns(results)]
+    headers += ["mean", AGAINST_REFERENCE, *COST_COLUMNS, "train_minutes"]
     differences = minus_reference(results)
     rows = [
         [
@@ -123,6 +126,7 @@ def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
             cell.source,
             cell.execution,
             coverage_text(cell.coverage),
+            *(estimate_text(cell.totals.get(name), results) for name in results.totals),
             estimate_text(cell.mean, results),
             estimate_text(differences.get(cell.id), results, signed=True),
             *(number(cost(cell, column), 2) for column in COST_COLUMNS),

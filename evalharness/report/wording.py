@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evalharness.report.rows import COUNTED_COLUMNS, bits_label, cost, coverage_text, estimate_text
+from evalharness.report.rows import (
+    COUNTED_COLUMNS,
+    bits_label,
+    cost,
+    coverage_text,
+    estimate_text,
+    total_columns,
+)
 
 if TYPE_CHECKING:
     from evalharness.ranking import BitsRanking, Ranked
@@ -16,6 +23,7 @@ _SOURCES = {
     "trained": "quantized weights trained in this run",
     "computed": "quantized weights computed in this run, without training",
     "reference": "the model in full precision",
+    "given": "videos made elsewhere; the harness knows nothing of how",
 }
 
 
@@ -136,6 +144,12 @@ def legend(results: Results) -> list[str]:
         "differences: same prompt, same sample, same seed; each comparison on its own, not corrected "
         "for their number.",
     ]
+    if results.totals:
+        lines.append(
+            f"{_list([f'`{name}`' for name in total_columns(results)])}: weighted means of the dimensions, "
+            "each stretched from the protocol's minimum and maximum to 0..1 without clipping; printed only "
+            "where every dimension that belongs to it is fully scored."
+        )
     sources = {cell.source for cell in results.cells}
     named = [f"`{source}`: {text}" for source, text in _SOURCES.items() if source in sources]
     if named:

@@ -16,17 +16,19 @@ from evalharness.checkpoints import displayed_folder
 from evalharness.console import Console
 from evalharness.errors import StorageError, UserError, is_storage_error, one_line
 from evalharness.hashing import digest, file_sha256, tree_sha256
+from evalharness.plan import installed_metrics
 from evalharness.planfile import read_plan_file
 from evalharness.records import read_prepare
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
 from evalharness.runstate import RunState, StageCount
-from evalharness.seeds import video_seed
+from evalharness.sampling import samples_by_dimension, samples_of, scored_samples
 from evalharness.stages.prepare import inputs_hash
 from evalharness.stages.profile import profile_hash
 from evalharness.stages.samples import latest_samples, valid_samples
 from evalharness.stages.score import MetricHashes, latest_scores, valid_row
 from evalharness.store import JsonLines, atomic_write_json, read_json
+from evalharness.totals import totals_of
 
 if TYPE_CHECKING:
     from evalharness.results import CellRecord, Results, ScoreRow
@@ -60,6 +62,7 @@ def run(state: RunState) -> StageCount:
             protocol=state.plan.protocol,
             dimensions=list(protocol.metrics),
             percent=protocol.percent,
+            totals=totals_of(protocol),
             label=getattr(protocol, "label", f"{state.plan.protocol} scores"),
             manifest=state.finish_work(),
             prompts={prompt.id: prompt.text for prompt in state.plan.protocol_prompts},
@@ -110,11 +113,7 @@ class _RecordBuilder:
         self._stale = stale
         self._protocol = protocol
         self._hashes = MetricHashes(state.registry)
-        per_prompt = protocol.samples_per_prompt
-        self._expected = {
-            dimension: per_prompt * sum(dimension in prompt.dimensions for prompt in self._prompts)
-            for dimension in protocol.metrics
-        }
+        self._metrics = installed_metrics(protocol, protocol.metrics, state.registry)
 
     @property
     def _prompts(self) -> Sequence[Prompt]:
@@ -130,6 +129,8 @@ class _RecordBuilder:
         valid = valid_samples(self._state.identity, files, samples) if current else {}
         latest = latest_samples(files).values() if current else ()
         prepare = record or self._unprepared(cell)
+        rows = self._valid_rows(cell, valid)
+        counted = self._counted(samples, rows)
         return CellRecord(
             cell_id=cell.id,
             model=cell.model,
@@ -142,8 +143,8 @@ class _RecordBuilder:
             seed=cell.seed,
             source=prepare["source"],
             execution=prepare["execution"],
-            n_expected=self._expected,
-            scores=self._scores(cell, valid),
+            n_expected={dimension: len(chosen) for dimension, chosen in counted.items()},
+            scores=self._scores(counted, rows),
             n_videos_expected=len(samples),
             n_videos_ok=len(valid),
             n_failed=sum(attempt["status"] == "failed" for attempt in latest),
@@ -169,36 +170,58 @@ class _RecordBuilder:
         return {key: value for key, value in record.items() if key != "hash"}
 
     def _samples(self, cell: Cell) -> list[Sample]:
-        return [
-            Sample(prompt=prompt, index=index, seed=video_seed(cell.seed, prompt.id, index))
-            for prompt in self._prompts
-            for index in range(self._protocol.samples_per_prompt)
-        ]
+        protocol = self._protocol
+        return samples_of(
+            self._prompts, cell.seed, protocol.samples_per_prompt, samples_by_dimension(protocol)
+        )
+
+    def _counted(
+        self, samples: Sequence[Sample], rows: Mapping[tuple[str, str], Mapping[str, Any]]
+    ) -> dict[str, list[Sample]]:
+        """Dimension -> the videos that should have a score in it, those left out by rule taken away."""
+        left_out: dict[str, set[str]] = {}
+        for (sample, dimension), row in rows.items():
+            if row.get("left_out"):
+                left_out.setdefault(dimension, set()).add(sample)
+        counted = scored_samples(samples, left_out, self._protocol.samples_per_prompt)
+        return {dimension: counted.get(dimension, []) for dimension in self._protocol.metrics}
 
     def _scores(
-        self, cell: Cell, valid: Mapping[str, tuple[Sample, Mapping[str, Any]]]
+        self, counted: Mapping[str, Sequence[Sample]], rows: Mapping[tuple[str, str], Mapping[str, Any]]
     ) -> dict[str, list[ScoreRow]]:
         from evalharness.results import ScoreRow
 
+        return {
+            dimension: [
+                ScoreRow(sample.prompt.id, sample.index, row["value"])
+                for sample in chosen
+                if (row := rows.get((sample.id, dimension))) is not None and row["value"] is not None
+            ]
+            for dimension, chosen in counted.items()
+        }
+
+    def _valid_rows(
+        self, cell: Cell, valid: Mapping[str, tuple[Sample, Mapping[str, Any]]]
+    ) -> dict[tuple[str, str], Mapping[str, Any]]:
+        """(sample id, dimension) -> the row about this very video by the present metric."""
         rows = latest_scores(self._state.folder.cell(cell.id))
+        found: dict[tuple[str, str], Mapping[str, Any]] = {}
         stale = 0
-        scores: dict[str, list[ScoreRow]] = {dimension: [] for dimension in self._protocol.metrics}
         for sample, record in valid.values():
-            for dimension, metric in self._protocol.metrics.items():
+            for dimension, metric in self._metrics.items():
                 row = rows.get((sample.id, dimension))
-                wanted = self._hashes.of(metric, sample.prompt)
-                if row is None or row["value"] is None:
+                if row is None:
                     continue
-                if valid_row(row, wanted, record["sha256"]):
-                    scores[dimension].append(ScoreRow(sample.prompt.id, sample.index, row["value"]))
-                else:
+                if valid_row(row, self._hashes.of(metric, sample.prompt), record["sha256"]):
+                    found[sample.id, dimension] = row
+                elif row["value"] is not None:
                     stale += 1
         if stale:
             self._state.console.warn(
                 f"{cell.id}: {stale} scores by another version of their metric are left out; "
                 f"renew them with: evalharness score {self._state.folder.root}"
             )
-        return scores
+        return found
 
 
 def _why_stale(state: RunState, cell: Cell) -> str | None:
@@ -242,7 +265,7 @@ def _inputs_hash(
     reporters = {name: registry.code_hash("reporters", name) for name in registry.names("reporters")}
     metrics = {
         dimension: [metric, registry.get("metrics", metric)().info, registry.code_hash("metrics", metric)]
-        for dimension, metric in protocol.metrics.items()
+        for dimension, metric in installed_metrics(protocol, protocol.metrics, registry).items()
     }
     code = harness_sha256()
     return digest(["aggregate", VERSION, code, contents, stale, reporters, metrics, dict(state.identity)])

@@ -64,7 +64,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     padded = samples + [samples[-1]] * (payload["batch_size"] - len(samples))
     start = time.monotonic()
     frames = loaded.generate(
-        [session.prompts[sample["prompt_id"]].text for sample in padded],
+        [sample["text"] for sample in padded],
         [sample["seed"] for sample in padded],
     )
     _check_frames(frames, len(padded), session.model.settings)
@@ -112,6 +112,7 @@ def _task(state: RunState, cell: Cell, samples: Sequence[Sample]) -> Task:
                 "prompt_id": sample.prompt.id,
                 "index": sample.index,
                 "seed": sample.seed,
+                "text": state.plan.texts.get(sample.prompt.id, sample.prompt.text),
                 "path": str(files.video(sample.id)),
                 "hash": sample_hash(shared, sample),
             }

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evalharness.api import Metric, Prompt, Sample, Skip, Video
+from evalharness.api import LeftOut, Metric, Prompt, Sample, Skip, Video
 from evalharness.cells import Cell
 from evalharness.errors import one_line
 from evalharness.executor import Outcome, Task
@@ -110,6 +110,8 @@ def _judge(session: Session, name: str, video: Video, sample: Sample) -> dict[st
     try:
         metric = session.metric(name)
         return {"value": _checked(metric, metric.score(video, sample)), "skip": None}
+    except LeftOut as skip:
+        return {"value": None, "skip": str(skip), "left_out": True}
     except Skip as skip:
         return {"value": None, "skip": str(skip)}
     except Exception as error:

@@ -261,6 +261,8 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "protocol",
         "seeds",
         "limit",
+        "stratified",
+        "augmented",
         "dimensions",
         "output",
         "train",
@@ -275,3 +277,11 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "variants",
         "set",
     ]
+
+
+def test_a_stratified_choice_needs_a_number(toy: Path) -> None:
+    with pytest.raises(UserError, match="--prompts 40"):
+        RunConfig(stratified=True)
+    config, _ = parse_config(["--prompts", "2", "--stratified"])
+    assert (config.limit, config.stratified) == (2, True)
+    assert len(plan(limit=2, stratified=True).prompts) == 2

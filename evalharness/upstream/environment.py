@@ -1,0 +1,92 @@
+"""Makes the environment in which the package ``vbench`` runs, apart from the harness's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evalharness.errors import UserError
+from evalharness.hashing import digest
+from evalharness.store import atomic_write_json, read_json
+from evalharness.upstream.driver import Upstream
+from evalharness.upstream.pins import PINS, WITHOUT_DEPENDENCIES
+
+__all__ = ["commands", "default_folder", "fetch", "find"]
+
+RECORD = "evalharness.json"
+Runner = Callable[[Sequence[str]], None]
+
+
+def default_folder() -> Path:
+    """``$XDG_CACHE_HOME/evalharness/vbench``, where XDG_CACHE_HOME is ``~/.cache`` by default."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "evalharness" / "vbench"
+
+
+def find(folder: Path | None = None) -> Upstream | None:
+    """The environment at ``folder``; None if there is none, it is not finished, or has other pins."""
+    folder = folder or default_folder()
+    record = read_json(folder / RECORD)
+    if record is None or record.get("pins") != _pins_hash():
+        return None
+    return Upstream(python=_python(folder))
+
+
+def commands(folder: Path, python: str) -> list[list[str]]:
+    """What is run to make it, in order."""
+    pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
+    return [
+        [python, "-m", "venv", "--clear", str(folder)],
+        [*pip, *PINS],
+        [*pip, "--no-deps", *WITHOUT_DEPENDENCIES],
+    ]
+
+
+def fetch(folder: Path, *, python: str = sys.executable, run: Runner | None = None) -> bool:
+    """Make the environment unless it is there; a half-made one is begun anew.
+
+    Args:
+        folder: where to; empty, absent, or an earlier one.
+        python: interpreter to build on; the pins are for 3.11.
+        run: how to run a command.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        UserError: ``folder`` holds other things, or a command failed; names the command.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another folder")
+    if find(folder) is not None:
+        return False
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+        raise UserError(f"{folder} is not empty and no Python environment; choose another folder")
+    (folder / RECORD).unlink(missing_ok=True)
+    for command in commands(folder, python):
+        (run or _run)(command)
+    atomic_write_json(folder / RECORD, {"pins": _pins_hash(), "installed": [*PINS, *WITHOUT_DEPENDENCIES]})
+    return True
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        code = subprocess.run(list(command), check=False).returncode
+    except OSError as error:
+        raise UserError(f"{command[0]}: {error.strerror}") from error
+    if code:
+        raise UserError(
+            f"failed with {code}: {' '.join(command[:4])} ...; what pip says above tells why, "
+            "and the same command begins anew"
+        )
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def _pins_hash() -> str:
+    return digest([PINS, WITHOUT_DEPENDENCIES])

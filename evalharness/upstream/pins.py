@@ -1,0 +1,47 @@
+"""Versions with which the package ``vbench`` works on Python 3.11 (each was run; see docs/protocols.md).
+
+``vbench`` itself asks for transformers 4.33.2 and pyiqa 0.1.10, which pull in much that is dead; so it
+is installed without its requirements, and these stand in for them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NEEDS_DETECTRON2", "NEEDS_NO_WEIGHTS", "PINS", "WITHOUT_DEPENDENCIES"]
+
+PINS = (
+    "torch==2.13.0",
+    "numpy==1.26.4",
+    "setuptools==80.9.0",
+    "timm==1.0.12",
+    "openai-clip==1.0.1",
+    "decord==0.6.0",
+    "opencv-python-headless==4.11.0.86",
+    "transformers==4.51.3",
+    "tokenizers==0.21.4",
+    "huggingface_hub==0.36.0",
+    "fairscale==0.4.13",
+    "fvcore==0.1.5.post20221221",
+    "iopath==0.1.10",
+    "omegaconf==2.3.0",
+    "scipy==1.16.3",
+    "pandas==2.3.3",
+    "scikit-image==0.26.0",
+    "pillow==13.0.0",
+    "boto3",
+    "easydict",
+    "einops",
+    "imageio",
+    "ftfy",
+    "regex",
+    "tqdm",
+    "pyyaml",
+    "requests",
+    "safetensors",
+    "addict",
+    "future",
+    "yapf",
+    "tensorboard",
+)
+WITHOUT_DEPENDENCIES = ("torchvision==0.28.0", "vbench==0.1.5", "pyiqa==0.1.15.post2")
+NEEDS_DETECTRON2 = ("object_class", "multiple_objects", "color", "spatial_relationship")
+NEEDS_NO_WEIGHTS = ("temporal_flickering",)

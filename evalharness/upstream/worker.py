@@ -1,0 +1,225 @@
+"""Runs inside VBench's own environment: one dimension of the unmodified package over a list of videos.
+
+    python worker.py JOB.json RESULT.json
+
+It imports nothing of the harness. The job is a JSON object: ``dimension``, ``device`` (``cpu``,
+``cuda``), ``local``, ``work`` (an empty folder) and ``videos``, a list of ``id``, ``path``, ``prompt``
+and ``auxiliary_info``. The result is strict JSON: what was measured for each video, or why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# These hand the device to detectron2, which wants a torch.device; motion_smoothness compares it with a
+# string; the others take either.
+WANT_DEVICE_OBJECT = ("object_class", "multiple_objects", "color", "spatial_relationship")
+DROPS_VIDEOS = ("color",)
+VALUE = "video_results"
+
+
+def main() -> int:
+    """Read the job, write the result; everything that is printed goes to standard error."""
+    os.dup2(2, 1)
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    result = {"dimension": job["dimension"], "versions": _versions(), **_run(job)}
+    temporary = Path(sys.argv[2] + ".part")
+    temporary.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+    temporary.replace(sys.argv[2])
+    return 0
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        compute = _computer(job)
+    except Exception as error:
+        return {"error": f"cannot be set up: {_line(error)}", "videos": {}}
+    staged: dict[str, Any] = {}
+    videos: dict[str, Any] = {}
+    for video in job["videos"]:
+        problem = _unreadable(video["path"])
+        if problem:
+            videos[video["id"]] = {"value": None, "error": problem}
+        else:
+            staged[_stage(Path(job["work"]), video)] = video
+    videos.update(_measure(compute, staged, job["dimension"]))
+    return {"error": _common_error(videos[video["id"]] for video in staged.values()), "videos": videos}
+
+
+def _common_error(records: Iterable[dict[str, Any]]) -> str | None:
+    """What all records complain of: the fault of the dimension then, not of a video."""
+    errors = {record.get("error") for record in records}
+    return errors.pop() if len(errors) == 1 else None
+
+
+def _computer(job: dict[str, Any]) -> Any:
+    """``compute(paths by video)``: the package's own function with its models' paths."""
+    _mend_torchvision()
+    from vbench.utils import init_submodules
+
+    dimension = job["dimension"]
+    device = job["device"]
+    if dimension in WANT_DEVICE_OBJECT:
+        import torch
+
+        device = torch.device(device)
+    submodules = init_submodules([dimension], local=job["local"], read_frame=False)[dimension]
+    function = getattr(importlib.import_module(f"vbench.{dimension}"), f"compute_{dimension}")
+    information = Path(job["work"]) / "full_info.json"
+
+    def compute(staged: dict[str, Any]) -> Any:
+        entries = [
+            {
+                "prompt_en": video["prompt"],
+                "dimension": [dimension],
+                "video_list": [path],
+                **({"auxiliary_info": video["auxiliary_info"]} if video.get("auxiliary_info") else {}),
+            }
+            for path, video in staged.items()
+        ]
+        information.write_text(json.dumps(entries), encoding="utf-8")
+        return function(str(information), device, submodules)
+
+    return compute
+
+
+def _measure(compute: Any, staged: dict[str, Any], dimension: str) -> dict[str, Any]:
+    """Records of all staged videos. One that the package cannot take is found by halving the list."""
+    if not staged:
+        return {}
+    try:
+        _, rows = compute(staged)
+    except Exception as error:
+        if dimension in DROPS_VIDEOS and isinstance(error, ZeroDivisionError):
+            rows = []
+        elif len(staged) == 1:
+            [video] = staged.values()
+            return {video["id"]: {"value": None, "error": _line(error)}}
+        else:
+            return _halved(compute, staged, dimension, _line(error))
+    return _records(rows, staged, dimension)
+
+
+def _halved(compute: Any, staged: dict[str, Any], dimension: str, error: str) -> dict[str, Any]:
+    items = list(staged.items())
+    first = _measure(compute, dict(items[:1]), dimension)
+    [alone] = first.values()
+    if alone.get("error") == error:  # not the fault of one video
+        return {video["id"]: {"value": None, "error": error} for video in staged.values()}
+    middle = (1 + len(items)) // 2
+    rest = [part for part in (items[1:middle], items[middle:]) if part]
+    for part in rest:
+        first.update(_measure(compute, dict(part), dimension))
+    return first
+
+
+def _records(rows: Any, staged: dict[str, Any], dimension: str) -> dict[str, Any]:
+    """The package's rows by video; what it left out without a word is said."""
+    found = {str(row["video_path"]): row for row in rows}
+    records: dict[str, Any] = {}
+    for path, video in staged.items():
+        row = found.get(path)
+        if row is None:
+            left_out = dimension in DROPS_VIDEOS
+            error = None if left_out else "vbench left the video out without saying why"
+            records[video["id"]] = {"value": None, "error": error, "left_out": left_out}
+            continue
+        value = _number(row[VALUE])
+        records[video["id"]] = {
+            "value": value,
+            "error": None if value is not None else f"vbench returned {row[VALUE]!r}",
+            "extras": {key: _plain(item) for key, item in row.items() if key not in ("video_path", VALUE)},
+        }
+    return records
+
+
+def _stage(work: Path, video: dict[str, Any]) -> str:
+    """A link in a folder of its own, so that prompts cannot collide; human_action reads its name."""
+    folder = work / "videos" / video["id"]
+    folder.mkdir(parents=True)
+    suffix = ".gif" if video["path"].lower().endswith(".gif") else ".mp4"
+    name = f"{video['prompt']}-0{suffix}"
+    safe = name.isprintable() and "/" not in name and not name.startswith(".") and len(name.encode()) <= 255
+    link = folder / (name if safe else f"video{suffix}")
+    link.symlink_to(Path(video["path"]).resolve())
+    return str(link)
+
+
+def _unreadable(path: str) -> str | None:
+    """Why a file cannot be scored at all. Two frames are the least that a dimension can compare."""
+    import cv2
+
+    capture = cv2.VideoCapture(path)
+    try:
+        frames = 0
+        while frames < 2 and capture.read()[0]:
+            frames += 1
+    finally:
+        capture.release()
+    return None if frames == 2 else f"{frames} frames can be read, 2 are needed"
+
+
+def _mend_torchvision() -> None:
+    """A CPU torch beside a CUDA torchvision lacks two operators that its import asks for; declare them."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return  # the package says so itself where it needs it
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        import torch
+
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)
+
+
+_KEPT: list[Any] = []  # a library that is collected takes its operators with it
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: tensors and NumPy numbers become lists and floats, NaN becomes null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return _number(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("vbench", "torch", "torchvision", "numpy", "decord", "transformers", "pyiqa", "timm"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

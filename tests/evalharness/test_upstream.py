@@ -1,0 +1,230 @@
+"""The bridge to the package ``vbench``, against a stand-in with its shapes and its ways to fail."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalharness.api import Prompt
+from evalharness.cli.main import main
+from evalharness.errors import UserError
+from evalharness.protocols.vbench_suite import DIMENSIONS
+from evalharness.upstream.driver import Scored, Upstream, UpstreamVideo, score_dimensions
+from evalharness.upstream.environment import RECORD, commands, fetch, find
+from evalharness.upstream.pins import NEEDS_DETECTRON2, PINS, WITHOUT_DEPENDENCIES
+from evalharness.video import write_video
+
+FAKE = Path(__file__).with_name("fake_upstream")
+FLICKER = "temporal_flickering"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for name, level in (("dark.mp4", 51), ("light.mp4", 204)):
+        write_video(folder / name, np.full((3, 32, 32, 3), level, np.uint8), 8)
+    (folder / "empty.mp4").write_bytes(b"")
+    write_video(folder / "single.mp4", np.zeros((1, 32, 32, 3), np.uint8), 8)
+    return folder
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Upstream:
+    return Upstream(python=Path(sys.executable), path=(str(FAKE),), cache=tmp_path / "cache")
+
+
+def video(number: int, path: Path, text: str, dimension: str = FLICKER, **labels: str) -> UpstreamVideo:
+    prompt = Prompt(id=f"{number:04d}", text=text, dimensions=(dimension,), labels=labels)
+    return UpstreamVideo(f"{number:04d}-0", path, prompt)
+
+
+def score(upstream: Upstream, videos: Sequence[UpstreamVideo], dimension: str = FLICKER) -> Scored:
+    [scored] = score_dimensions(upstream, [dimension], videos, timeout=60)
+    return scored
+
+
+def test_prompts_that_collide_or_are_no_names_are_kept_apart(upstream: Upstream, clips: Path) -> None:
+    dark, light = clips / "dark.mp4", clips / "light.mp4"
+    videos = [
+        video(0, dark, "a cat"),
+        video(1, light, "a cat"),
+        video(2, light, "A cat"),
+        video(3, dark, "../../etc/passwd"),
+        video(4, light, "x" * 300),
+    ]
+    scored = score(upstream, videos)
+    assert scored.error is None
+    levels = [scored.videos[item.id].value for item in videos]
+    assert levels == pytest.approx([0.2, 0.8, 0.8, 0.2, 0.8], abs=0.01)
+    names = [scored.videos[item.id].extras["name"] for item in videos]
+    assert names == ["a cat-0.mp4", "a cat-0.mp4", "A cat-0.mp4", "video.mp4", "video.mp4"]
+    assert scored.mean == pytest.approx(0.56, abs=0.01)
+    assert scored.versions["python"] == sys.version.split()[0]
+
+
+def test_the_worker_sees_a_clean_surrounding(
+    upstream: Upstream, clips: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    scored = score(upstream, [video(0, clips / "dark.mp4", "a")])
+    extras = scored.videos["0000-0"].extras
+    assert extras["environment"] == {"RANK": None, "VBENCH_CACHE_DIR": str(tmp_path / "cache")}
+    assert sorted(extras["cwd"]) == ["full_info.json", "videos"]
+    assert extras["device"] == "'cpu'"
+    assert extras["odd"] is None
+
+
+def test_each_bad_video_is_one_failure(upstream: Upstream, clips: Path) -> None:
+    dark = clips / "dark.mp4"
+    videos = [video(number, dark, "fine") for number in range(5)]
+    videos += [
+        video(5, dark, "explode"),
+        video(6, dark, "nan"),
+        video(7, dark, "skipped"),
+        video(8, clips / "empty.mp4", "empty"),
+        video(9, clips / "single.mp4", "single"),
+        video(10, clips / "absent.mp4", "absent"),
+    ]
+    scored = score(upstream, videos)
+    assert scored.error is None and scored.mean is None
+    errors = {key: record.error for key, record in scored.videos.items() if record.error}
+    assert errors == {
+        "0005-0": "RuntimeError: cannot take this one",
+        "0006-0": "vbench returned nan",
+        "0007-0": "vbench left the video out without saying why",
+        "0008-0": "0 frames can be read, 2 are needed",
+        "0009-0": "1 frames can be read, 2 are needed",
+        "0010-0": "0 frames can be read, 2 are needed",
+    }
+    assert all(scored.videos[f"{number:04d}-0"].value is not None for number in range(5))
+
+
+def test_a_failure_costs_its_dimension_only(upstream: Upstream, clips: Path) -> None:
+    videos = [
+        video(0, clips / "dark.mp4", "a", "dynamic_degree"),
+        video(1, clips / "dark.mp4", "b", "dynamic_degree"),
+        video(2, clips / "dark.mp4", "c", "human_action"),
+        video(3, clips / "dark.mp4", "d"),
+        video(4, clips / "dark.mp4", "e", "motion_smoothness"),
+    ]
+    dimensions = ["dynamic_degree", "human_action", "motion_smoothness", "object_class", FLICKER]
+    missing, died, absent, empty, fine = score_dimensions(upstream, dimensions, videos, timeout=60)
+    assert missing.error == "FileNotFoundError: raft-things.pth"
+    assert missing.mean is None and missing.videos["0001-0"].value is None
+    assert died.error is not None and died.error.startswith("the process ended with 7")
+    assert absent.error == "cannot be set up: ModuleNotFoundError: No module named 'vbench.motion_smoothness'"
+    assert empty.error == "no video counts for it"
+    assert fine.mean == pytest.approx(0.2, abs=0.01)
+
+
+def test_scales_and_what_color_drops(upstream: Upstream, clips: Path) -> None:
+    dark = clips / "dark.mp4"
+    imaging = score(upstream, [video(n, dark, "a", "imaging_quality") for n in range(2)], "imaging_quality")
+    assert imaging.videos["0000-0"].value == 0.5
+    assert imaging.videos["0001-0"].error == "vbench returned 150.0, outside of its range"
+    videos = [video(n, dark, "a", "color", color=color) for n, color in enumerate(("red", "blue"))]
+    color = score(upstream, videos, "color")
+    assert color.videos["0000-0"].extras["label"] == {"color": "red"}
+    assert color.videos["0001-0"].left_out and color.videos["0001-0"].error is None
+    assert color.mean == 1.0
+    nothing = score(upstream, videos[1:], "color")  # the package divides by zero here
+    assert (nothing.error, nothing.mean) == (None, None)
+    assert nothing.videos["0001-0"].left_out
+
+
+def test_a_torchvision_for_another_torch_is_mended(tmp_path: Path, clips: Path) -> None:
+    path = (str(FAKE), str(FAKE.with_name("fake_upstream_cpu")))
+    upstream = Upstream(python=Path(sys.executable), path=path, cache=tmp_path)
+    videos = [video(0, clips / "dark.mp4", "a red cat", "color", color="red")]
+    scored = score(upstream, videos, "color")
+    assert scored.error is None
+    assert scored.videos["0000-0"].extras["device"] == "device(type='cpu')"
+
+
+def test_a_timeout_ends_the_worker_and_its_children(
+    upstream: Upstream, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CHILD", str(tmp_path / "child"))
+    videos = [video(0, clips / "dark.mp4", "bar", "scene", scene="bar")]
+    [scored] = score_dimensions(upstream, ["scene"], videos, timeout=8)
+    assert scored.error == "no result after 8 s; stopped"
+    child = int((tmp_path / "child").read_text())
+    for _ in range(50):
+        if not _alive(child):
+            break
+        time.sleep(0.1)
+    assert not _alive(child)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_mistakes(upstream: Upstream, clips: Path, tmp_path: Path) -> None:
+    twice = [video(0, clips / "dark.mp4", "a")] * 2
+    with pytest.raises(UserError, match="two videos have one id"):
+        score_dimensions(upstream, [FLICKER], twice)
+    outside = UpstreamVideo("../x", clips / "dark.mp4", twice[0].prompt)
+    with pytest.raises(UserError, match="can name a file"):
+        score_dimensions(upstream, [FLICKER], [outside])
+    with pytest.raises(UserError, match="evalharness fetch vbench"):
+        score_dimensions(Upstream(python=tmp_path / "none"), [FLICKER], twice[:1])
+
+
+# ---- the environment
+
+
+def test_fetch_makes_it_once_and_begins_a_half_made_one_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "env"
+    ran: list[list[str]] = []
+
+    def run(command: Sequence[str]) -> None:
+        ran.append(list(command))
+        folder.mkdir(exist_ok=True)
+        (folder / "pyvenv.cfg").touch()
+        if len(ran) == 2:
+            raise UserError("pip was killed")
+
+    with pytest.raises(UserError, match="killed"):
+        fetch(folder, run=run)
+    assert find(folder) is None
+    ran += [["begun anew"]] * 3
+    assert fetch(folder, run=run) and not fetch(folder, run=run)
+    assert ran[5:] == commands(folder, sys.executable)
+    made = find(folder)
+    assert made is not None and made.python == folder / "bin" / "python"
+    (folder / RECORD).write_text('{"pins": "others"}')
+    assert find(folder) is None
+
+
+def test_fetch_leaves_foreign_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(UserError, match="not empty and no Python environment"):
+        fetch(tmp_path, run=lambda command: None)
+    with pytest.raises(UserError, match="is a file"):
+        fetch(tmp_path / "precious", run=lambda command: None)
+    with pytest.raises(UserError, match="failed with"):
+        fetch(tmp_path / "new", python="/bin/false")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "vbench", "--env", str(tmp_path / "e"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "transformers==4.51.3" in out and "--no-deps torchvision==0.28.0 vbench==0.1.5" in out
+    assert not (tmp_path / "e").exists()
+    assert main(["fetch", "vbnech"]) == 2
+    assert "did you mean 'vbench'" in capsys.readouterr().err
+
+
+def test_pins_name_each_package_once() -> None:
+    names = [pin.partition("==")[0] for pin in (*PINS, *WITHOUT_DEPENDENCIES)]
+    assert len(set(names)) == len(names)
+    assert set(NEEDS_DETECTRON2) < set(DIMENSIONS)
