@@ -93,7 +93,10 @@ class Session:
         """The metric plugin of that name, built once."""
         self._fix_arithmetic()
         if name not in self._metrics:
-            self._metrics[name] = self.registry.get("metrics", name)()
+            metric: Metric = self.registry.get("metrics", name)()
+            if hasattr(metric, "device"):  # the others choose for themselves
+                metric.device = self.spec.device
+            self._metrics[name] = metric
         return self._metrics[name]
 
     def _fix_arithmetic(self) -> None:

@@ -1,12 +1,15 @@
 """Stage 3: one row in ``scores.jsonl`` for each video and dimension.
 
-A video is read and decoded once for all its metrics. When the stage ends, the file holds the
-latest rows in a fixed order, so that its bytes do not depend on interruptions or workers.
+A video is read and decoded once for all its metrics; one that cannot be decoded is one failed row in
+each of its dimensions. A metric that has ``details(video, sample)`` gets them kept in its row. When
+the stage ends, the file holds the latest rows in a fixed order, so that its bytes do not depend on
+interruptions or workers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -90,7 +93,12 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != payload["sha256"]:
         return {"damaged": "the video file is missing, truncated or changed since it was made", "rows": []}
-    video = decode_video(data, path.name)
+    video: Video | None = None
+    unread: dict[str, Any] = {}
+    try:
+        video = decode_video(data, path.name)
+    except ValueError as error:
+        unread = {"value": None, "skip": None, "error": str(error)}
     rows = []
     for due in payload["due"]:
         row = {
@@ -98,7 +106,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
             "prompt_id": sample.prompt.id,
             "dimension": due["dimension"],
             "metric": due["metric"],
-            **_judge(session, due["metric"], video, sample),
+            **(unread if video is None else _judge(session, due["metric"], video, sample)),
             "video_sha256": payload["sha256"],
             "metric_hash": due["hash"],
         }
@@ -109,11 +117,22 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
 def _judge(session: Session, name: str, video: Video, sample: Sample) -> dict[str, Any]:
     try:
         metric = session.metric(name)
-        return {"value": _checked(metric, metric.score(video, sample)), "skip": None}
+        value = _checked(metric, metric.score(video, sample))
+        return {"value": value, "skip": None, **_details(metric, video, sample)}
     except Skip as skip:
         return {"value": None, "skip": str(skip)}
     except Exception as error:
         return {"value": None, "skip": None, "error": one_line(error)}
+
+
+def _details(metric: Metric, video: Video, sample: Sample) -> dict[str, Any]:
+    """What lies behind the score, such as the number behind a yes or no, of a metric that tells it."""
+    tell = getattr(metric, "details", None)
+    if tell is None:
+        return {}
+    details = jsonable(tell(video, sample))
+    json.dumps(details, allow_nan=False)  # a number that is none is this row's error, not the file's
+    return {"details": details}
 
 
 def _checked(metric: Metric, value: float) -> float:
