@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn import functional
 
 from evalharness.api import Prompt, Sample, Skip, Video
-from evalharness.native import base
 from evalharness.native.aesthetic_quality import AestheticQuality
 from evalharness.native.background_consistency import BackgroundConsistency
 from evalharness.native.base import NativeMetric
@@ -33,66 +32,13 @@ from evalharness.native.vit import ClipImage, Dino
 from evalharness.native.weights import store
 from evalharness.video import decode_video, encode_video
 
+Clip = Callable[..., np.ndarray]
 SAMPLE = Sample(prompt=Prompt(id="0000", text="", dimensions=()), index=0, seed=0)
-SMALL = {
-    "dino-vitb16": {"width": 64, "depth": 2, "heads": 2, "patch": 16, "grid": 14},
-    "clip-vit-b32": {"width": 64, "depth": 2, "heads": 2, "patch": 32, "embedding": 24},
-    "clip-vit-l14": {"width": 64, "depth": 2, "heads": 2, "patch": 14, "embedding": 24},
-    "raft-things": {},
-    "aesthetic-linear": {"in_features": 24, "out_features": 1},
-}
-
-
-def moving(frames: int = 5, height: int = 136, width: int = 200, step: float = 3.0) -> np.ndarray:
-    """A disc that crosses blurred noise, which slides the other way; uint8 [T, H, W, 3]."""
-    rng = np.random.default_rng(3)
-    noise = cv2.GaussianBlur(rng.uniform(0, 255, (height, width + 400, 3)).astype(np.float32), (0, 0), 3)
-    noise = (noise - noise.min()) / (noise.max() - noise.min()) * 255
-    shown = []
-    for t in range(frames):
-        image = noise[:, round(step * t) : round(step * t) + width].copy()
-        cv2.circle(image, (round(30 + 2 * step * t), height // 2), 20, (250, 40, 40), -1)
-        shown.append(image.astype(np.uint8))
-    return np.stack(shown)
-
-
-def filled(module: nn.Module, seed: int) -> nn.Module:
-    """Random weights, norms included, of a size that keeps activations of order one."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if "running_var" in name or (tensor.dim() == 1 and "weight" in name):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            else:
-                fan = tensor[0].numel() if tensor.dim() > 1 else 100
-                tensor.normal_(0.0, fan**-0.5, generator=generator)
-    return module.eval()
-
-
-@pytest.fixture(scope="module")
-def networks() -> dict[str, nn.Module]:
-    built = {
-        "dino-vitb16": Dino(**SMALL["dino-vitb16"]),
-        "clip-vit-b32": ClipImage(**SMALL["clip-vit-b32"]),
-        "clip-vit-l14": ClipImage(**SMALL["clip-vit-l14"]),
-        "raft-things": Raft(),
-        "aesthetic-linear": nn.Linear(24, 1),
-    }
-    return {name: filled(module, seed) for seed, (name, module) in enumerate(built.items())}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, networks: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A weights folder with all of ``networks``."""
-    monkeypatch.setattr(base, "SPECS", MappingProxyType(SMALL))
-    base._network.cache_clear()
-    for name, module in networks.items():
-        store(name, dict(module.state_dict()), tmp_path)
-    return tmp_path
-
-
-def video(fps: float = 8.0, **shape: Any) -> Video:
-    return Video(moving(**shape), fps)
+def video(moving: Clip) -> Callable[..., Video]:
+    return lambda fps=8.0, **shape: Video(moving(**shape), fps)
 
 
 # --- temporal flickering
@@ -100,7 +46,7 @@ def video(fps: float = 8.0, **shape: Any) -> Video:
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (50, 50)])
 def test_flickering_is_the_mean_difference_of_the_file_s_frames(
-    tmp_path: Path, size: tuple[int, int]
+    tmp_path: Path, size: tuple[int, int], moving: Clip
 ) -> None:
     """One pair at a time, float32, from OpenCV's reader: as VBench says it."""
     data = encode_video(moving(7, *size), 8)
@@ -164,7 +110,11 @@ def chained(features: list[torch.Tensor]) -> float:
 @pytest.mark.parametrize("size", [(136, 200), (200, 136), (144, 144), (131, 97)])
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_consistencies_equal_one_frame_at_a_time(
-    folder: Path, networks: dict[str, nn.Module], size: tuple[int, int], batch: int
+    folder: Path,
+    networks: dict[str, nn.Module],
+    size: tuple[int, int],
+    batch: int,
+    video: Callable[..., Video],
 ) -> None:
     clip = video(frames=5, height=size[0], width=size[1])
     for metric, name, picture in (
@@ -178,15 +128,15 @@ def test_consistencies_equal_one_frame_at_a_time(
         assert score == pytest.approx(expected, abs=1e-5)
 
 
-def test_still_videos_are_wholly_consistent(folder: Path) -> None:
+def test_still_videos_are_wholly_consistent(folder: Path, moving: Clip) -> None:
     frames = np.repeat(moving(1), 3, axis=0)
     for metric in (SubjectConsistency, BackgroundConsistency):
         assert metric(folder=folder).score(Video(frames, 8.0), SAMPLE) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_dino_spreads_its_positions_by_the_scale_with_a_tenth_added() -> None:
+def test_dino_spreads_its_positions_by_the_scale_with_a_tenth_added(fill: Callable[..., nn.Module]) -> None:
     """Row 0 of a 14 x 24 field by hand: sampled at (j + 1/2) / (24.1 / 14) - 1/2 by Keys' cubic, a = -3/4."""
-    dino = filled(Dino(**SMALL["dino-vitb16"]), 5)
+    dino = fill(Dino(width=64, depth=2, heads=2), 5)
     table = dino.pos_embed[0, 1:].detach().view(14, 14, -1).double().numpy()
 
     def weights(at: float) -> list[tuple[int, float]]:
@@ -208,28 +158,45 @@ def test_dino_spreads_its_positions_by_the_scale_with_a_tenth_added() -> None:
     assert dino._positions(14, 14, square=True) is dino.pos_embed
 
 
-def test_dino_is_a_vit_of_transformers() -> None:
-    """Square input, where both need no interpolation; q, k and v are one matrix here, three there."""
+def test_dino_equals_transformers(fill: Callable[..., nn.Module]) -> None:
+    """Square input, where no position is interpolated; q, k and v are one matrix here, three there."""
     transformers = pytest.importorskip("transformers")
-    dino = filled(Dino(**SMALL["dino-vitb16"]), 6)
+    dino = fill(Dino(width=64, depth=2, heads=2), 6)
     config = transformers.ViTConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256, layer_norm_eps=1e-6
     )
-    config._attn_implementation = "eager"
     theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
-    shapes = sorted(tuple(t.shape) for t in theirs.state_dict().values())
-    ours = []
-    for name, tensor in dino.state_dict().items():
-        ours += list(tensor.chunk(3)) if "qkv" in name else [tensor]
-    assert shapes == sorted(tuple(t.shape) for t in ours)
-    if sum(t.numel() for t in theirs.parameters()) != sum(t.numel() for t in dino.parameters()):
-        pytest.fail("another network")
+    theirs.load_state_dict(vit_names(dino.state_dict()), strict=True)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(images).last_hidden_state[:, 0].numpy()
+        np.testing.assert_allclose(dino(images).numpy(), expected, atol=1e-5)
 
 
-def test_clip_equals_transformers() -> None:
+def vit_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {
+        "embeddings.cls_token": state["cls_token"],
+        "embeddings.position_embeddings": state["pos_embed"],
+    }
+    for end in ("weight", "bias"):
+        renamed[f"embeddings.patch_embeddings.projection.{end}"] = state[f"patch_embed.proj.{end}"]
+        renamed[f"layernorm.{end}"] = state[f"norm.{end}"]
+        for i in range(2):
+            to, of = f"layers.{i}", f"blocks.{i}"
+            for letter, part in zip("qkv", state[f"{of}.attn.qkv.{end}"].chunk(3), strict=True):
+                renamed[f"{to}.attention.{letter}_proj.{end}"] = part
+            renamed[f"{to}.attention.o_proj.{end}"] = state[f"{of}.attn.proj.{end}"]
+            renamed[f"{to}.layernorm_before.{end}"] = state[f"{of}.norm1.{end}"]
+            renamed[f"{to}.layernorm_after.{end}"] = state[f"{of}.norm2.{end}"]
+            for n in (1, 2):
+                renamed[f"{to}.mlp.fc{n}.{end}"] = state[f"{of}.mlp.fc{n}.{end}"]
+    return renamed
+
+
+def test_clip_equals_transformers(fill: Callable[..., nn.Module]) -> None:
     """OpenAI's tower as transformers has it, quick GELU included."""
     transformers = pytest.importorskip("transformers")
-    clip = filled(ClipImage(**SMALL["clip-vit-b32"]), 7)
+    clip = fill(ClipImage(width=64, depth=2, heads=2, embedding=24), 7)
     config = transformers.CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=256,
@@ -275,7 +242,7 @@ def transformers_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_aesthetics_equal_one_frame_at_a_time(
-    folder: Path, networks: dict[str, nn.Module], batch: int
+    folder: Path, networks: dict[str, nn.Module], batch: int, video: Callable[..., Video]
 ) -> None:
     clip, grades = video(frames=5), []
     with torch.no_grad():
@@ -309,7 +276,7 @@ def strength(network: Raft, first: np.ndarray, second: np.ndarray, share: float)
     return float(lengths[: int(lengths.size * share)].mean())
 
 
-def test_pairs_in_batches_equal_pairs_alone(networks: dict[str, nn.Module]) -> None:
+def test_pairs_in_batches_equal_pairs_alone(networks: dict[str, nn.Module], moving: Clip) -> None:
     """Odd sizes, pairs that jump and go back, as the static filter has them."""
     network = networks["raft-things"]
     assert isinstance(network, Raft)
@@ -325,7 +292,7 @@ def test_pairs_in_batches_equal_pairs_alone(networks: dict[str, nn.Module]) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(("fps", "kept"), [(8.0, 5), (24.0, 2)])
 def test_dynamic_degree_equals_the_vote_over_pairs(
-    folder: Path, networks: dict[str, nn.Module], fps: float, kept: int
+    folder: Path, networks: dict[str, nn.Module], fps: float, kept: int, video: Callable[..., Video]
 ) -> None:
     network = networks["raft-things"]
     assert isinstance(network, Raft)
@@ -378,7 +345,7 @@ def test_the_static_rule_by_hand() -> None:
 
 
 def test_the_static_filter_looks_at_all_pairs_and_both_wraps(
-    folder: Path, networks: dict[str, nn.Module]
+    folder: Path, networks: dict[str, nn.Module], video: Callable[..., Video]
 ) -> None:
     network = networks["raft-things"]
     assert isinstance(network, Raft)
@@ -399,12 +366,12 @@ METRICS = [TemporalFlickering, SubjectConsistency, BackgroundConsistency, Dynami
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_one_frame_is_a_skip(folder: Path, metric: type[NativeMetric]) -> None:
+def test_one_frame_is_a_skip(folder: Path, metric: type[NativeMetric], video: Callable[..., Video]) -> None:
     with pytest.raises(Skip, match="at least 2 frames"):
         metric(folder=folder).score(video(frames=1), SAMPLE)  # type: ignore[attr-defined]
 
 
-def test_pictures_too_small_for_raft_are_a_skip(folder: Path) -> None:
+def test_pictures_too_small_for_raft_are_a_skip(folder: Path, video: Callable[..., Video]) -> None:
     with pytest.raises(Skip, match="128 pixels"):
         DynamicDegree(folder=folder).score(video(height=96, width=200), SAMPLE)
 
@@ -412,7 +379,9 @@ def test_pictures_too_small_for_raft_are_a_skip(folder: Path) -> None:
 @pytest.mark.parametrize(
     "metric", [SubjectConsistency, BackgroundConsistency, AestheticQuality, DynamicDegree]
 )
-def test_missing_weights_are_a_skip_that_says_what_to_do(tmp_path: Path, metric: type[NativeMetric]) -> None:
+def test_missing_weights_are_a_skip_that_says_what_to_do(
+    tmp_path: Path, metric: type[NativeMetric], video: Callable[..., Video]
+) -> None:
     lacking = metric(folder=tmp_path)
     assert lacking.missing == list(metric.weights)
     assert {file.sha256 for file in lacking.info.weights} == {"absent"}
@@ -429,7 +398,7 @@ def test_weights_that_come_later_change_what_is_declared(
     assert SubjectConsistency(folder=tmp_path).missing == []
 
 
-def test_half_precision_is_said_and_near(folder: Path) -> None:
+def test_half_precision_is_said_and_near(folder: Path, moving: Clip) -> None:
     clip = moving(4)
     full = SubjectConsistency(folder=folder)
     half = SubjectConsistency(folder=folder, precision="bfloat16")
@@ -440,7 +409,7 @@ def test_half_precision_is_said_and_near(folder: Path) -> None:
     assert near != exact
 
 
-def test_two_precisions_do_not_share_features(folder: Path) -> None:
+def test_two_precisions_do_not_share_features(folder: Path, video: Callable[..., Video]) -> None:
     one = video(frames=3)
     alone = SubjectConsistency(folder=folder).score(Video(one.frames, 8.0), SAMPLE)
     SubjectConsistency(folder=folder, precision="bfloat16").score(one, SAMPLE)
@@ -453,3 +422,25 @@ def test_two_precisions_do_not_share_features(folder: Path) -> None:
 def test_wrong_options_are_named(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TemporalFlickering(**wrong)
+
+
+def test_golden_values(folder: Path, moving: Clip, networks: dict[str, nn.Module]) -> None:
+    """Of the seeded networks on one clip, as computed when upstream's own code agreed with them."""
+    clip = moving(4)
+    scores = {
+        metric.dimension: metric(folder=folder).score(Video(clip, 8.0), SAMPLE)
+        for metric in (TemporalFlickering, SubjectConsistency, BackgroundConsistency, AestheticQuality)
+    }
+    assert scores == pytest.approx(GOLDEN, rel=1e-4)
+    network = networks["raft-things"]
+    assert isinstance(network, Raft)
+    found = pair_strengths(network, clip, [(0, 1), (0, 3)], share=0.05, batch=2, device="cpu")
+    assert found == pytest.approx([72.356596, 72.841155], rel=1e-4)
+
+
+GOLDEN = {
+    "temporal_flickering": 0.94514970,
+    "subject_consistency": 0.99544676,
+    "background_consistency": 0.97339539,
+    "aesthetic_quality": 0.01539854,
+}
