@@ -12,18 +12,18 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalharness.api import Video
-from evalharness.errors import UserError, one_line, unknown
+from evalharness.errors import UserError, is_storage_error, one_line, unknown
 from evalharness.video import LIMIT_BYTES, decode_video
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["READERS", "Decoded", "FrameStore", "at_rate", "decode", "middle"]
+__all__ = ["READERS", "Ahead", "Decoded", "FrameStore", "at_rate", "decode", "middle"]
 
 READERS = ("pyav", "decord")
 IN_FLIGHT_BYTES = 768 << 20  # three videos of 81 frames of 720 x 1280
@@ -31,12 +31,16 @@ IN_FLIGHT_BYTES = 768 << 20  # three videos of 81 frames of 720 x 1280
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """One file as the store hands it out: its hash, and the video or why there is none."""
+    """One file as the store hands it out: its hash, and the video or why there is none.
+
+    ``refused`` is the disk's refusal, if that is the reason: it says nothing about the video.
+    """
 
     path: Path
     sha256: str
     video: Video | None = None
     error: str | None = None
+    refused: OSError | None = field(default=None, compare=False)
 
 
 def decode(data: bytes, name: str, *, reader: str = "pyav", limit: int = LIMIT_BYTES) -> Video:
@@ -112,7 +116,9 @@ class FrameStore:
             video = decode(data, path.name, reader=self._reader, limit=self._limit)
         except Exception as error:
             text = str(error) if isinstance(error, ValueError) else one_line(error)
-            return Decoded(path=path, sha256=hashlib.sha256(data).hexdigest(), error=text)
+            refused = error if isinstance(error, OSError) and is_storage_error(error) else None
+            sha256 = hashlib.sha256(data).hexdigest()
+            return Decoded(path=path, sha256=sha256, error=text, refused=refused)
         return Decoded(path=path, sha256=sha256, video=video)
 
     def stream(self, paths: Iterable[Path]) -> Iterator[Decoded]:
@@ -131,6 +137,37 @@ class FrameStore:
             if not shelf.put(self.read(path)):
                 return
         shelf.finish()
+
+
+class Ahead:
+    """One file decoded in a thread while the caller is busy with another; for who is told one at a time."""
+
+    def __init__(self, store: FrameStore) -> None:
+        self._store = store
+        self._path: Path | None = None
+        self._found: list[Decoded] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self, path: Path) -> None:
+        """Begin with ``path``; what was begun before and not taken is dropped."""
+        self._finish()
+        self._path, self._found = path, []
+        self._thread = threading.Thread(
+            target=lambda found: found.append(self._store.read(path)), args=(self._found,), daemon=True
+        )
+        self._thread.start()
+
+    def take(self, path: Path) -> Decoded:
+        """The file, from the thread if it was begun, else decoded now."""
+        ready = self._path == path
+        self._finish()
+        found, self._path, self._found = self._found, None, []
+        return found[0] if ready and found else self._store.read(path)
+
+    def _finish(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
 
 class _Shelf:

@@ -8,7 +8,6 @@ interruptions or workers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -28,7 +27,6 @@ from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
 from evalharness.stages.samples import valid_samples
 from evalharness.versions import package_version
-from evalharness.video import decode_video
 
 __all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work"]
 
@@ -78,7 +76,7 @@ def run(state: RunState) -> StageCount:
         kept += current
     done = failed = 0
     if tasks:
-        done, failed = _run_tasks(state, tasks)
+        done, failed = _run_tasks(state, _with_next(tasks, max(1, state.plan.workers)))
     for cell in state.cells:
         _tidy(state.folder.cell(cell.id))
     return StageCount(done=done, kept=kept, failed=failed)
@@ -89,16 +87,15 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     sample = Sample(
         prompt=session.prompts[payload["prompt_id"]], index=payload["index"], seed=payload["seed"]
     )
-    path = Path(payload["path"])
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != payload["sha256"]:
+    decoded = session.ahead.take(Path(payload["path"]))
+    if decoded.refused is not None:
+        raise decoded.refused
+    if decoded.sha256 != payload["sha256"]:
         return {"damaged": "the video file is missing, truncated or changed since it was made", "rows": []}
-    video: Video | None = None
-    unread: dict[str, Any] = {}
-    try:
-        video = decode_video(data, path.name)
-    except ValueError as error:
-        unread = {"value": None, "skip": None, "error": str(error)}
+    if payload.get("next") and session.spec.device != "cpu":
+        session.ahead.start(Path(payload["next"]))
+    video = decoded.video
+    unread = {"value": None, "skip": None, "error": decoded.error}
     rows = []
     for due in payload["due"]:
         row = {
@@ -179,6 +176,15 @@ def _task(
         "record": dict(record),
     }
     return Task(kind="score", key=f"{cell.id}/{sample.id}", payload=payload)
+
+
+def _with_next(tasks: Sequence[Task], workers: int) -> list[Task]:
+    """Each with the video that its worker likely gets next; a wrong guess costs a decoding."""
+    following = [*(task.payload["path"] for task in tasks[workers:]), *([None] * workers)]
+    return [
+        Task(kind=task.kind, key=task.key, payload={**task.payload, "next": path})
+        for task, path in zip(tasks, following, strict=False)
+    ]
 
 
 def _run_tasks(state: RunState, tasks: Sequence[Task]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalharness import frames as frames_module
-from evalharness.frames import Decoded, FrameStore, at_rate, decode, middle
+from evalharness.frames import Ahead, Decoded, FrameStore, at_rate, decode, middle
 from evalharness.video import decode_video, encode_video
 
 
@@ -201,3 +201,18 @@ def test_missing_files_have_a_hash_of_nothing(tmp_path: Path) -> None:
     assert item == Decoded(
         path=tmp_path / "gone.mp4", sha256=frames_module.hashlib.sha256().hexdigest(), error=item.error
     )
+
+
+def test_a_wrong_guess_costs_a_decoding_and_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = files(tmp_path, 3)
+    read: list[str] = []
+    plain = FrameStore.read
+    monkeypatch.setattr(FrameStore, "read", lambda s, p: (read.append(p.name), plain(s, p))[1])
+    ahead = Ahead(FrameStore())
+    ahead.start(paths[1])
+    assert ahead.take(paths[1]).path == paths[1]
+    assert read == ["1.mp4"]  # not read twice
+    ahead.start(paths[0])
+    assert ahead.take(paths[2]).path == paths[2]
+    assert ahead.take(paths[0]).path == paths[0]
+    assert read == ["1.mp4", "0.mp4", "2.mp4", "0.mp4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from evalharness.api import MetricInfo, Prompt, Sample, Skip, Video
-from evalharness.executor import WorkerSpec
+from evalharness.executor import Task, WorkerSpec
 from evalharness.native.temporal_flickering import TemporalFlickering
 from evalharness.session import Session
 from evalharness.stages import score
@@ -104,3 +105,39 @@ def test_a_file_that_is_no_video_is_one_failed_row_a_dimension(
         assert row["skip"] is None
         assert "0000-0.mp4" in row["error"]
         assert not score.valid_row(row, "h", row["video_sha256"])  # so it is tried again
+
+
+def test_on_a_gpu_the_next_video_is_decoded_meanwhile(session: Session, tmp_path: Path) -> None:
+    """``cpu:0`` is not ``cpu``: it stands for a device of its own here."""
+    (tmp_path / "next.mp4").write_bytes(grey(90))
+    data = grey(128)
+    (tmp_path / "v.mp4").write_bytes(data)
+    due = [{"dimension": "flicker", "metric": FLICKER, "hash": "h"}]
+    payload = {"prompt_id": "0000", "index": 0, "seed": 1, "path": str(tmp_path / "v.mp4"), "due": due}
+    payload |= {"sha256": hashlib.sha256(data).hexdigest(), "next": str(tmp_path / "next.mp4")}
+    score.work(session, payload)
+    following = session.ahead
+    assert following._path == tmp_path / "next.mp4"
+    (tmp_path / "next.mp4").read_bytes()
+    item = following.take(tmp_path / "next.mp4")
+    assert item.video is not None
+    assert item.video.frames.mean() == pytest.approx(90, abs=3)
+
+
+def test_each_worker_s_likely_next() -> None:
+    tasks = [Task(kind="score", key=str(i), payload={"path": f"{i}.mp4"}) for i in range(5)]
+    hinted = score._with_next(tasks, 2)
+    assert [task.payload["next"] for task in hinted] == ["2.mp4", "3.mp4", "4.mp4", None, None]
+    assert [task.payload["next"] for task in score._with_next(tasks[:1], 4)] == [None]
+
+
+def test_a_disk_that_refuses_is_no_damage_of_the_video(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", full)
+    payload = {"prompt_id": "0000", "index": 0, "seed": 1, "path": str(tmp_path / "v.mp4"), "due": []}
+    with pytest.raises(OSError, match="Too many open files"):
+        score.work(session, {**payload, "sha256": "0"})
