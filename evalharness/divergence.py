@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalharness.cells import REFERENCE, Cell
-from evalharness.errors import UserError
+from evalharness.errors import UserError, guarded
 from evalharness.frames import FrameStore
 from evalharness.planfile import read_plan_file
 from evalharness.runfolder import CellFolder, RunFolder
@@ -216,4 +216,4 @@ def _csv(table: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

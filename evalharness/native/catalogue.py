@@ -1,6 +1,6 @@
 """Which weight files the native scorers read, under what licence, and where they come from.
 
-Sizes and licences: ``vbench.md`` 1.2 of the project's notes, read in the networks' own repositories.
+Licences are those of the networks' own repositories; sizes are in megabytes of 10^6 bytes.
 A hash is given where the publisher gives one: OpenAI's is part of its address, pyiqa's file name ends
 with the first eight digits.
 """

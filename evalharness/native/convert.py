@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evalharness.errors import UserError, one_line, unknown
+from evalharness.errors import UserError, guarded, one_line, unknown
 from evalharness.hashing import file_sha256
 from evalharness.native.catalogue import CATALOGUE, Entry
 from evalharness.native.weights import store, weights_folder
@@ -142,4 +142,4 @@ def _read(path: Path, entry: Entry) -> State:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,11 @@ def test_a_folder_without_a_reference_is_refused(tmp_path: Path, run: RunFolder)
     atomic_write_json(run.plan, record)
     with pytest.raises(ValueError, match="no cell bf16"):
         measure(run)
+
+
+def test_a_mistake_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "evalharness.divergence", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1

@@ -73,7 +73,7 @@ def test_both_readers_and_opencv_give_the_same_frames(
 
 
 def test_middle_frames_are_vbench_s() -> None:
-    assert middle(81, 16) == list(range(2, 78, 5))  # one of each bin of 5 (vbench.md 1.3)
+    assert middle(81, 16) == list(range(2, 78, 5))  # one of each bin of 5
     assert middle(16, 16) == list(range(16))
     assert middle(5, 8) == [0, 1, 2, 3, 4, 4, 4, 4]
     assert middle(1, 3) == [0, 0, 0]
@@ -101,7 +101,7 @@ def test_middle_frames_are_the_middles_of_equal_parts(total: int, count: int) ->
     ("total", "fps", "kept"), [(81, 16.0, 41), (49, 8.0, 49), (129, 24.0, 43), (9, 5.0, 9), (10, 30.0, 3)]
 )
 def test_frames_at_a_rate(total: int, fps: float, kept: int) -> None:
-    """Counts of vbench.md 1.4; 30 per second is thinned by round(3.75) = 4."""
+    """Counts of common clips; 30 per second is thinned by round(3.75) = 4."""
     assert len(at_rate(total, fps, 8.0)) == kept
     assert at_rate(total, fps, 8.0)[0] == 0
 

@@ -257,7 +257,7 @@ def test_aesthetics_equal_one_frame_at_a_time(
 
 
 def test_raft_has_the_published_size() -> None:
-    """5,257,536 with torchvision's count, which holds parameters alone (vbench.md 5.1)."""
+    """5,257,536 with torchvision's count, which holds parameters alone."""
     assert sum(parameter.numel() for parameter in Raft().parameters()) == 5_257_536
 
 
@@ -312,7 +312,7 @@ def test_dynamic_degree_equals_the_vote_over_pairs(
 def test_threshold_and_votes_of_vbench_s_examples(
     folder: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int
 ) -> None:
-    """Wan, 81 frames at 16 fps: 41 kept, 10 of 40 pairs over 11.25 or 16.9 pixels (vbench.md 1.4)."""
+    """Wan, 81 frames at 16 fps: 41 kept, 10 of 40 pairs over 11.25 or 16.9 pixels."""
     asked: list[Any] = []
 
     def known(network: Any, frames: Any, pairs: list[tuple[int, int]], **rest: Any) -> list[float]:
