@@ -436,7 +436,12 @@ class Video:
 
 
 class Metric(Protocol):
-    """Scores one dimension of one video."""
+    """Scores one dimension of one video.
+
+    A metric may also have ``details(video, sample) -> Mapping``, JSON values that lie behind its score
+    and are kept beside it; ``device``, which the score stage then sets to the run's; and ``missing``,
+    names of weights that are not there, which ``evalharness ls metrics`` shows.
+    """
 
     name: str
     dimension: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
-__all__ = ["StorageError", "UserError", "is_storage_error", "nearest", "one_line", "unknown"]
+__all__ = ["StorageError", "UserError", "guarded", "is_storage_error", "nearest", "one_line", "unknown"]
 
 # The disk, not the program: nothing that a traceback would explain.
 _STORAGE_ERRNOS = frozenset(
@@ -35,6 +36,15 @@ class StorageError(UserError):
 def is_storage_error(error: BaseException) -> bool:
     """Whether ``error`` is about the disk (full, read-only, no permission)."""
     return isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit code of a command; of a user's mistake 2, with its one line on standard error."""
+    try:
+        return command()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:

@@ -17,6 +17,8 @@ from evalharness.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
+    from evalharness.frames import Ahead
+
 __all__ = ["Session"]
 
 
@@ -36,6 +38,13 @@ class Session:
         self._metrics: dict[str, Metric] = {}
         self._active = ""
         self._is_fixed = False
+
+    @cached_property
+    def ahead(self) -> Ahead:
+        """Decodes the video that is likely next while the GPU works on this one."""
+        from evalharness.frames import Ahead, FrameStore
+
+        return Ahead(FrameStore())
 
     @cached_property
     def model(self) -> Model:
@@ -93,7 +102,10 @@ class Session:
         """The metric plugin of that name, built once."""
         self._fix_arithmetic()
         if name not in self._metrics:
-            self._metrics[name] = self.registry.get("metrics", name)()
+            metric: Metric = self.registry.get("metrics", name)()
+            if hasattr(metric, "device"):  # the others choose for themselves
+                metric.device = self.spec.device
+            self._metrics[name] = metric
         return self._metrics[name]
 
     def _fix_arithmetic(self) -> None:

@@ -17,7 +17,9 @@ from evalharness.store import atomic_write_bytes
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CODEC", "decode_video", "encode_video", "read_video", "write_video"]
+__all__ = ["CODEC", "LIMIT_BYTES", "decode_video", "encode_video", "read_video", "write_video"]
+
+LIMIT_BYTES = 2 << 30  # of decoded frames: 776 of 720 x 1280
 
 # The encoder's lookahead reads memory that was never written when frames are small (seen at 32 and
 # 48 pixels: up to half of the files differed from call to call), so everything that uses it is off.
@@ -63,11 +65,11 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
     atomic_write_bytes(path, encode_video(frames, fps))
 
 
-def decode_video(data: bytes, name: str = "video") -> Video:
-    """All frames of a video file's bytes.
+def decode_video(data: bytes, name: str = "video", *, limit: int = LIMIT_BYTES) -> Video:
+    """All frames of a video file's bytes. The suffix of ``name`` tells nothing: the content does.
 
     Raises:
-        ValueError: not a video, truncated, or empty; names the file.
+        ValueError: not a video, truncated, empty, or more than ``limit`` bytes of frames; names the file.
     """
     import av
     import numpy as np
@@ -77,11 +79,20 @@ def decode_video(data: bytes, name: str = "video") -> Video:
             stream = container.streams.video[0]
             rate = stream.average_rate
             expected = stream.frames
-            images = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            images: list[np.ndarray] = []
+            for frame in container.decode(stream):
+                if (len(images) + 1) * frame.width * frame.height * 3 > limit:
+                    raise ValueError(
+                        f"{name}: too large, frame {len(images)} of {frame.width}x{frame.height} passes the "
+                        f"limit of {limit} bytes; cut the video or make it smaller"
+                    )
+                images.append(frame.to_ndarray(format="rgb24"))
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{name}: cannot be decoded ({error}); the file is truncated or no video") from error
     if not images or rate is None or (expected and len(images) != expected):
         raise ValueError(f"{name}: {len(images)} frames of {expected} decoded; the file is truncated")
+    if any(image.shape != images[0].shape for image in images):
+        raise ValueError(f"{name}: its frames differ in size; encode it anew")
     return Video(np.stack(images), float(rate))
 
 

@@ -55,12 +55,14 @@ def _facts(kind: str, cls: type[Any]) -> dict[str, Any]:
         facts = {name: _text(cls, name) for name in ("needs", "bits", "paper", *_DETAILS)}
         return {name: text for name, text in facts.items() if text or name in ("needs", "paper")}
     if kind == "metrics":
-        info = cls().info
+        metric = cls()
+        info = metric.info
         return {
             "dimension": _text(cls, "dimension"),
             "range": f"{info.low:g}..{info.high:g}",
             "better": "higher" if info.higher_is_better else "lower",
             "faithful_to": info.faithful_to,
+            "missing": ", ".join(getattr(metric, "missing", ())),
         }
     return {}
 

@@ -1,12 +1,14 @@
 """Stage 3: one row in ``scores.jsonl`` for each video and dimension.
 
-A video is read and decoded once for all its metrics. When the stage ends, the file holds the
-latest rows in a fixed order, so that its bytes do not depend on interruptions or workers.
+A video is read and decoded once for all its metrics; one that cannot be decoded is one failed row in
+each of its dimensions. A metric that has ``details(video, sample)`` gets them kept in its row. When
+the stage ends, the file holds the latest rows in a fixed order, so that its bytes do not depend on
+interruptions or workers.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,6 @@ from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
 from evalharness.stages.samples import valid_samples
 from evalharness.versions import package_version
-from evalharness.video import decode_video
 
 __all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work"]
 
@@ -75,7 +76,7 @@ def run(state: RunState) -> StageCount:
         kept += current
     done = failed = 0
     if tasks:
-        done, failed = _run_tasks(state, tasks)
+        done, failed = _run_tasks(state, _with_next(tasks, max(1, state.plan.workers)))
     for cell in state.cells:
         _tidy(state.folder.cell(cell.id))
     return StageCount(done=done, kept=kept, failed=failed)
@@ -86,11 +87,15 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     sample = Sample(
         prompt=session.prompts[payload["prompt_id"]], index=payload["index"], seed=payload["seed"]
     )
-    path = Path(payload["path"])
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != payload["sha256"]:
+    decoded = session.ahead.take(Path(payload["path"]))
+    if decoded.refused is not None:
+        raise decoded.refused
+    if decoded.sha256 != payload["sha256"]:
         return {"damaged": "the video file is missing, truncated or changed since it was made", "rows": []}
-    video = decode_video(data, path.name)
+    if payload.get("next") and session.spec.device != "cpu":
+        session.ahead.start(Path(payload["next"]))
+    video = decoded.video
+    unread = {"value": None, "skip": None, "error": decoded.error}
     rows = []
     for due in payload["due"]:
         row = {
@@ -98,7 +103,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
             "prompt_id": sample.prompt.id,
             "dimension": due["dimension"],
             "metric": due["metric"],
-            **_judge(session, due["metric"], video, sample),
+            **(unread if video is None else _judge(session, due["metric"], video, sample)),
             "video_sha256": payload["sha256"],
             "metric_hash": due["hash"],
         }
@@ -109,13 +114,24 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
 def _judge(session: Session, name: str, video: Video, sample: Sample) -> dict[str, Any]:
     try:
         metric = session.metric(name)
-        return {"value": _checked(metric, metric.score(video, sample)), "skip": None}
+        value = _checked(metric, metric.score(video, sample))
+        return {"value": value, "skip": None, **_details(metric, video, sample)}
     except LeftOut as skip:
         return {"value": None, "skip": str(skip), "left_out": True}
     except Skip as skip:
         return {"value": None, "skip": str(skip)}
     except Exception as error:
         return {"value": None, "skip": None, "error": one_line(error)}
+
+
+def _details(metric: Metric, video: Video, sample: Sample) -> dict[str, Any]:
+    """What lies behind the score, such as the number behind a yes or no, of a metric that tells it."""
+    tell = getattr(metric, "details", None)
+    if tell is None:
+        return {}
+    details = jsonable(tell(video, sample))
+    json.dumps(details, allow_nan=False)  # a number that is none is this row's error, not the file's
+    return {"details": details}
 
 
 def _checked(metric: Metric, value: float) -> float:
@@ -162,6 +178,15 @@ def _task(
         "record": dict(record),
     }
     return Task(kind="score", key=f"{cell.id}/{sample.id}", payload=payload)
+
+
+def _with_next(tasks: Sequence[Task], workers: int) -> list[Task]:
+    """Each with the video that its worker likely gets next; a wrong guess costs a decoding."""
+    following = [*(task.payload["path"] for task in tasks[workers:]), *([None] * workers)]
+    return [
+        Task(kind=task.kind, key=task.key, payload={**task.payload, "next": path})
+        for task, path in zip(tasks, following, strict=False)
+    ]
 
 
 def _run_tasks(state: RunState, tasks: Sequence[Task]) -> tuple[int, int]:

@@ -1,0 +1,145 @@
+"""Turn published weight files into safetensors, once.
+
+    python -m evalharness.native.convert --vbench-cache ~/.cache/vbench
+
+Published files are pickles or TorchScript archives. Pickles go through torch's restricted loader,
+which makes tensors and nothing else; of an archive only the parameters are taken. A file whose
+hash is known is refused before it is opened if it differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evalharness.errors import UserError, guarded, one_line, unknown
+from evalharness.hashing import file_sha256
+from evalharness.native.catalogue import CATALOGUE, Entry
+from evalharness.native.weights import store, weights_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["RENAMINGS", "clip", "convert", "find", "main", "raft"]
+
+State = dict[str, "Tensor"]
+
+
+def raft(state: Mapping[str, Tensor]) -> State:
+    """RAFT's published names without the data-parallel prefix and the twice stored third norm."""
+    plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return {
+        key: tensor
+        for key, tensor in plain.items()
+        if ".norm3." not in key and not key.endswith("num_batches_tracked")
+    }
+
+
+_CLIP_NAMES = (
+    ("transformer.resblocks.", "blocks."),
+    ("attn.in_proj_weight", "attn.qkv.weight"),
+    ("attn.in_proj_bias", "attn.qkv.bias"),
+    ("attn.out_proj.", "attn.proj."),
+    ("mlp.c_fc.", "mlp.fc1."),
+    ("mlp.c_proj.", "mlp.fc2."),
+    ("ln_1.", "norm1."),
+    ("ln_2.", "norm2."),
+)
+
+
+def clip(state: Mapping[str, Tensor]) -> State:
+    """The image half of OpenAI's CLIP, with the names of ``evalharness.native.clip``."""
+    renamed: State = {}
+    for key, tensor in state.items():
+        if key.startswith("visual."):
+            name = key.removeprefix("visual.")
+            for old, new in _CLIP_NAMES:
+                name = name.replace(old, new)
+            renamed[name] = tensor
+    return renamed
+
+
+def _as_is(state: Mapping[str, Tensor]) -> State:
+    return dict(state)
+
+
+RENAMINGS: Mapping[str, Callable[[Mapping[str, Tensor]], State]] = {
+    "as_is": _as_is,
+    "raft": raft,
+    "clip": clip,
+}
+
+
+def convert(name: str, original: Path, folder: Path | None = None) -> Path:
+    """Read a published file, check its hash, and store it as safetensors.
+
+    Raises:
+        ValueError: the hash is not the published one, or the file cannot be read safely.
+    """
+    entry = CATALOGUE[name]
+    sha256 = file_sha256(original)
+    if not sha256.startswith(entry.sha256):
+        raise UserError(
+            f"{original}: sha256 {sha256}, but the published {name} has {entry.sha256}; get it again from "
+            f"{entry.source}"
+        )
+    state = RENAMINGS[entry.renaming](_read(original, entry))
+    facts = {"original": original.name, "original_sha256": sha256, "licence": entry.licence}
+    return store(name, state, folder, facts)
+
+
+def find(entry: Entry, vbench_cache: Path) -> Path | None:
+    """The published file in VBench's cache folder or, of DINO, in torch hub's; None if it is not there."""
+    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
+    candidates = (vbench_cache / entry.original, home / "hub" / "checkpoints" / Path(entry.original).name)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert what VBench's cache holds; exit code 1 if a file was refused."""
+    parser = argparse.ArgumentParser(prog="python -m evalharness.native.convert", description=__doc__)
+    parser.add_argument("--vbench-cache", type=Path, required=True, metavar="FOLDER", help="VBench's cache")
+    parser.add_argument("--only", default="", metavar="A,B", help=f"of {', '.join(CATALOGUE)} (all)")
+    options = parser.parse_args(arguments)
+    names = [name for name in options.only.split(",") if name] or list(CATALOGUE)
+    refused = 0
+    for name in names:
+        if name not in CATALOGUE:
+            raise unknown("weights", name, CATALOGUE)
+        line, bad = _one(name, options.vbench_cache)
+        refused += bad
+        sys.stdout.write(line + "\n")
+    return 1 if refused else 0
+
+
+def _one(name: str, cache: Path) -> tuple[str, bool]:
+    entry = CATALOGUE[name]
+    original = find(entry, cache)
+    if original is None:
+        return f"{name}: not there; {entry.original} from {entry.source} ({entry.licence})", False
+    try:
+        convert(name, original)
+    except Exception as error:
+        return f"{name}: refused: {error if isinstance(error, UserError) else one_line(error)}", True
+    return f"{name}: {weights_folder() / entry.file}", False
+
+
+def _read(path: Path, entry: Entry) -> State:
+    import torch
+
+    if entry.kind == "torchscript":
+        module = torch.jit.load(str(path), map_location="cpu")
+        return {key: tensor.float() for key, tensor in module.state_dict().items() if tensor.numel() > 1}
+    # The restricted loader: tensors and plain containers only, never a call that the file names.
+    state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path}: not a mapping of names to tensors")
+    return dict(state)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

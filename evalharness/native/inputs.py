@@ -1,0 +1,81 @@
+"""Frames as VBench feeds them to its networks: float32, 0..255, resized before anything else.
+
+All resizing is without antialiasing, which is what VBench asks of torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["clip_input", "dino_input", "in_batches", "musiq_input", "planes"]
+
+SIDE = 224
+LONGEST = 512
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def planes(frames: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """uint8 [T, H, W, 3] as float32 [T, 3, H, W], 0..255; the copy to ``device`` is of bytes."""
+    return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()
+
+
+def in_batches(
+    frames: np.ndarray, size: int, device: str | torch.device, compute: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``compute`` over ``planes`` of at most ``size`` frames at a time; results joined, float32, on the CPU.
+
+    So a clip is never float32 as a whole: 81 frames of 720 x 1280 would be 0.9 GB.
+    """
+    with torch.inference_mode():
+        parts = [
+            compute(planes(frames[start : start + size], device)).float().cpu()
+            for start in range(0, len(frames), size)
+        ]
+    return torch.cat(parts)
+
+
+def dino_input(images: Tensor) -> Tensor:
+    """[T, 3, H, W] with the shorter side at 224, bilinear, not cropped, normalised as ImageNet."""
+    return _normal(_shorter_side(images, "bilinear"), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def clip_input(images: Tensor) -> Tensor:
+    """[T, 3, 224, 224]: the centre after a bicubic resize whose overshoot is kept, normalised as CLIP."""
+    resized = _shorter_side(images, "bicubic")
+    top, left = (round((side - SIDE) / 2.0) for side in resized.shape[-2:])
+    return _normal(resized[..., top : top + SIDE, left : left + SIDE], CLIP_MEAN, CLIP_STD)
+
+
+def musiq_input(images: Tensor) -> Tensor:
+    """[T, 3, H, W], 0..1, made smaller if the longer side passes 512 (VBench's mode "longer")."""
+    height, width = images.shape[-2:]
+    if max(height, width) > LONGEST:
+        scale = LONGEST / max(height, width)
+        images = _resize(images, (int(scale * height), int(scale * width)), "bilinear")
+    return images / 255.0
+
+
+def _shorter_side(images: Tensor, mode: str) -> Tensor:
+    height, width = images.shape[-2:]
+    longer = int(SIDE * max(height, width) / min(height, width))
+    return _resize(images, (SIDE, longer) if height <= width else (longer, SIDE), mode)
+
+
+def _resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return functional.interpolate(images, size=size, mode=mode, align_corners=False)
+
+
+def _normal(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    mean_, std_ = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (images.div(255.0) - mean_) / std_

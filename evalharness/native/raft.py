@@ -1,0 +1,225 @@
+"""RAFT, large (Teed and Deng 2020), for inference: flow of many pairs with each frame encoded once.
+
+Parameters are named as in the published checkpoints. Only the last of the iterations is upsampled;
+the others' full-size flow is used in training alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["ITERATIONS", "MIN_SIDE", "Raft", "padded"]
+
+ITERATIONS = 20
+LEVELS, RADIUS = 4, 4
+HIDDEN = 128
+MIN_SIDE = 128  # pixels: below, the coarsest correlations are of one pixel and sampling divides by 0
+
+
+def padded(images: Tensor) -> Tensor:
+    """[..., H, W] with borders repeated to multiples of 8, half on either side."""
+    height, width = images.shape[-2:]
+    down, across = -height % 8, -width % 8
+    sides = [across // 2, across - across // 2, down // 2, down - down // 2]
+    return functional.pad(images, sides, mode="replicate")
+
+
+class FrozenNorm(nn.Module):
+    """Batch norm with the statistics of training."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+def _norm(channels: int, batch_norm: bool) -> nn.Module:
+    return FrozenNorm(channels) if batch_norm else nn.InstanceNorm2d(channels)
+
+
+class Residual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, *, batch_norm: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.norm1 = _norm(outputs, batch_norm)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.norm2 = _norm(outputs, batch_norm)
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), _norm(outputs, batch_norm))
+        self.downsample = shortcut if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.norm1(self.conv1(x)))
+        y = functional.relu(self.norm2(self.conv2(y)))
+        return functional.relu(self.downsample(x) + y)
+
+
+class Encoder(nn.Module):
+    """[B, 3, H, W] to [B, 256, H / 8, W / 8]."""
+
+    def __init__(self, *, batch_norm: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3)
+        self.norm1 = _norm(64, batch_norm)
+        widths = ((64, 64, 1), (64, 96, 2), (96, 128, 2))
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(
+                Residual(inputs, outputs, stride, batch_norm=batch_norm),
+                Residual(outputs, outputs, 1, batch_norm=batch_norm),
+            )
+            for inputs, outputs, stride in widths
+        )
+        self.conv2 = nn.Conv2d(128, 256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm1(self.conv1(x)))
+        out: Tensor = self.conv2(self.layer3(self.layer2(self.layer1(x))))
+        return out
+
+
+class MotionEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convc1 = nn.Conv2d(LEVELS * (2 * RADIUS + 1) ** 2, 256, 1)
+        self.convc2 = nn.Conv2d(256, 192, 3, 1, 1)
+        self.convf1 = nn.Conv2d(2, 128, 7, 1, 3)
+        self.convf2 = nn.Conv2d(128, 64, 3, 1, 1)
+        self.conv = nn.Conv2d(192 + 64, HIDDEN - 2, 3, 1, 1)
+
+    def forward(self, flow: Tensor, correlation: Tensor) -> Tensor:
+        seen = functional.relu(self.convc2(functional.relu(self.convc1(correlation))))
+        moved = functional.relu(self.convf2(functional.relu(self.convf1(flow))))
+        both = functional.relu(self.conv(torch.cat([seen, moved], dim=1)))
+        return torch.cat([both, flow], dim=1)
+
+
+class SeparableGru(nn.Module):
+    """A convolutional GRU along rows, then one along columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number, (kernel, padding) in enumerate((((1, 5), (0, 2)), ((5, 1), (2, 0))), start=1):
+            for gate in "zrq":
+                conv = nn.Conv2d(3 * HIDDEN, HIDDEN, kernel, padding=padding)
+                self.add_module(f"conv{gate}{number}", conv)
+
+    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        for number in (1, 2):
+            update, reset, candidate = (self.get_submodule(f"conv{gate}{number}") for gate in "zrq")
+            both = torch.cat([hidden, x], dim=1)
+            z, r = torch.sigmoid(update(both)), torch.sigmoid(reset(both))
+            q = torch.tanh(candidate(torch.cat([r * hidden, x], dim=1)))
+            hidden = (1 - z) * hidden + z * q
+        return hidden
+
+
+class FlowHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(HIDDEN, 256, 3, 1, 1)
+        self.conv2 = nn.Conv2d(256, 2, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv2(functional.relu(self.conv1(x)))
+        return out
+
+
+class Update(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = MotionEncoder()
+        self.gru = SeparableGru()
+        self.flow_head = FlowHead()
+        self.mask = nn.Sequential(nn.Conv2d(HIDDEN, 256, 3, 1, 1), nn.ReLU(), nn.Conv2d(256, 64 * 9, 1))
+
+
+class Raft(nn.Module):
+    """Images are [B, 3, H, W], float32, 0..255, H and W multiples of 8 and at least ``MIN_SIDE``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fnet = Encoder(batch_norm=False)
+        self.cnet = Encoder(batch_norm=True)
+        self.update_block = Update()
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What pairs are compared by, and the context of each as a pair's first: [B, 256, H/8, W/8] both."""
+        scaled = 2 * (images / 255.0) - 1.0
+        return self.fnet(scaled), self.cnet(scaled)
+
+    def flow(self, first: Tensor, second: Tensor, context: Tensor, iterations: int = ITERATIONS) -> Tensor:
+        """Flow [B, 2, H, W] (x, y) in pixels from features of both frames and the first's context."""
+        pyramid = _pyramid(first, second)
+        hidden, inputs = torch.tanh(context[:, :HIDDEN]), torch.relu(context[:, HIDDEN:])
+        start = _grid(context)
+        place = start
+        for _ in range(iterations):
+            moved = place - start
+            seen = self.update_block.encoder(moved, _look_up(pyramid, place))
+            hidden = self.update_block.gru(hidden, torch.cat([inputs, seen], dim=1))
+            place = place + self.update_block.flow_head(hidden)
+        return _upsampled(place - start, 0.25 * self.update_block.mask(hidden))
+
+    def forward(self, first: Tensor, second: Tensor, iterations: int = ITERATIONS) -> Tensor:
+        """Flow [B, 2, H, W] from images ``first`` to ``second``."""
+        count = len(first)
+        compared, context = self.features(torch.cat([first, second]))
+        return self.flow(compared[:count], compared[count:], context[:count], iterations)
+
+
+def _grid(like: Tensor) -> Tensor:
+    """Positions [B, 2, h, w], x before y."""
+    batch, _, height, width = like.shape
+    y, x = torch.meshgrid(
+        torch.arange(height, device=like.device), torch.arange(width, device=like.device), indexing="ij"
+    )
+    return torch.stack([x, y]).to(like.dtype).expand(batch, -1, -1, -1)
+
+
+def _pyramid(first: Tensor, second: Tensor) -> list[Tensor]:
+    """All-pairs correlation, [B * h * w, 1, h / 2^l, w / 2^l] at each level."""
+    batch, channels, height, width = first.shape
+    volume = first.flatten(2).transpose(1, 2) @ second.flatten(2)
+    level = (volume / channels**0.5).reshape(batch * height * width, 1, height, width)
+    levels = [level]
+    for _ in range(LEVELS - 1):
+        level = functional.avg_pool2d(level, 2, 2)
+        levels.append(level)
+    return levels
+
+
+def _look_up(pyramid: list[Tensor], place: Tensor) -> Tensor:
+    """Correlations in a window of 9 x 9 around ``place`` at each level, [B, 4 * 81, h, w]."""
+    batch, _, height, width = place.shape
+    steps = torch.linspace(-RADIUS, RADIUS, 2 * RADIUS + 1, device=place.device, dtype=place.dtype)
+    # The published network adds the row's step to x and the column's to y: its weights expect that.
+    window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
+    centre = place.permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
+    found = []
+    for level, correlation in enumerate(pyramid):
+        rows, columns = correlation.shape[-2:]
+        at = centre / 2**level + window
+        scale = at.new_tensor([columns - 1, rows - 1])
+        sampled = functional.grid_sample(correlation, 2 * at / scale - 1, align_corners=True)
+        found.append(sampled.view(batch, height, width, -1))
+    return torch.cat(found, dim=-1).permute(0, 3, 1, 2).contiguous()
+
+
+def _upsampled(flow: Tensor, mask: Tensor) -> Tensor:
+    """Eight times larger, each pixel a convex combination of nine coarse neighbours."""
+    batch, _, height, width = flow.shape
+    weights = mask.view(batch, 1, 9, 8, 8, height, width).softmax(dim=2)
+    coarse = functional.unfold(8 * flow, 3, padding=1).view(batch, 2, 9, 1, 1, height, width)
+    fine = (weights * coarse).sum(dim=2).permute(0, 1, 4, 2, 5, 3)
+    return fine.reshape(batch, 2, 8 * height, 8 * width)
