@@ -157,4 +157,6 @@ class Int8Linear(Protocol):
 
 def centre(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes less 2^(bits-1), as int8: what an 8-bit product takes at any width up to 8."""
-    return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+    # uint8 arithmetic wraps round as two's complement does.
+    shifted: Tensor = codes - torch.tensor(2 ** (bits - 1), dtype=torch.uint8, device=codes.device)
+    return shifted.view(torch.int8)
