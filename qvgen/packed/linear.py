@@ -94,8 +94,12 @@ class PackedLinear(nn.Module):
             ValueError: the backend asked for cannot execute the layer there.
         """
         self.expanded = None
-        if self.codes.device.type == "meta":
+        device = self.codes.device
+        if device.type == "meta":
             return self
+        for name in EXACT:
+            if name in self._non_persistent_buffers_set:
+                setattr(self, name, self.get_buffer(name).to(device))
         weight = self.packed_weight()
         self._offset = bool((self.zero_point != 2 ** (self.config.w_bits - 1)).any())
         spec = ActivationSpec.of(self.config, self.lower[:1], self.upper[:1])

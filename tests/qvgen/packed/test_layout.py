@@ -28,9 +28,9 @@ def test_rows_are_little_endian_bit_streams(bits: int, rows: int, columns: int, 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_thirty_two_codes_are_as_many_words_as_bits(bits: int) -> None:
     assert row_bytes(32, bits) == 4 * bits and row_bytes(33, bits) == 8 * bits
-    codes = torch.arange(64, dtype=torch.uint8).remainder(2**bits)[None]
+    codes = torch.arange(64, dtype=torch.uint8).bitwise_and(2**bits - 1)[None]
     words = pack_rows(codes, bits).view(torch.int32).view(2, bits)
-    assert torch.equal(words[0], words[1])  # 64 codes with a period of at most 32 codes
+    assert bits == 8 or torch.equal(words[0], words[1])  # the period of the codes is at most 32
     number = sum(int(code) << (bits * i) for i, code in enumerate(codes[0, :32]))
     assert [int(w) & 0xFFFFFFFF for w in words[0]] == [number >> (32 * i) & 0xFFFFFFFF for i in range(bits)]
 
@@ -51,7 +51,7 @@ def test_centred_codes(bits: int) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"expected \[rows, columns\]"):
         pack_rows(torch.zeros(4, dtype=torch.uint8), 4)
-    with pytest.raises(ValueError, match="codes span 0..16; 4 bits hold 0..15"):
+    with pytest.raises(ValueError, match=r"codes span 0\.\.16; 4 bits hold 0\.\.15"):
         pack_rows(torch.full((1, 4), 16), 4)
     with pytest.raises(ValueError, match=r"need uint8 \[rows, 16\]"):
         unpack_rows(torch.zeros(2, 15, dtype=torch.uint8), 4, 32)
