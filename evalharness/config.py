@@ -74,6 +74,10 @@ class RunConfig:
         default="std", metadata={"help": "layers kept in full precision for every method: std or none"}
     )
     profile: bool = field(default=True, metadata={"help": "measure latency and memory"})
+    execution: str = field(
+        default="fake",
+        metadata={"help": "fake (simulated in floating point) or packed (low-bit weights, integer sums)"},
+    )
     plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
     method_options: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": 'options by method, as in YAML: {"qvgen": {"rank": 16}}'}
@@ -101,6 +105,8 @@ class RunConfig:
             raise UserError("--load is empty; give auto, never, or a folder with checkpoints")
         if self.skip_layers not in ("std", "none"):
             raise UserError(f"--skip-layers {self.skip_layers}: expected std or none")
+        if self.execution not in ("fake", "packed"):
+            raise UserError(f"--execution {self.execution}: expected fake or packed")
 
 
 def comma_list(value: str | Sequence[Any]) -> list[str]:

@@ -55,6 +55,7 @@ class WorkerSpec:
     device: str
     skip_layers: str
     plugin_files: tuple[str, ...] = ()
+    execution: str = "fake"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

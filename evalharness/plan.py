@@ -40,6 +40,7 @@ class RunPlan:
         metrics: name of the metric plugin for each dimension of this command, in table order.
         load: ``auto``, ``never`` or the folder given with ``--load``.
         workers: processes; 0 stands for this one.
+        execution: ``fake``, or ``packed``: cells run in the packed form that their method gives them.
     """
 
     model: str
@@ -60,6 +61,7 @@ class RunPlan:
     profile: bool
     output: Path
     plugin_files: tuple[str, ...]
+    execution: str = "fake"
 
     @property
     def model_workers(self) -> int:
@@ -106,6 +108,8 @@ class RunPlan:
             "diffusers": package_version("diffusers"),
             "transformers": package_version("transformers"),
             "av": package_version("av"),
+            # Only where it is not the usual way, so that older folders keep their identity.
+            **({"execution": self.execution} if self.execution != "fake" else {}),
         }
 
 
@@ -145,8 +149,9 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
-        output=Path(config.output or f"runs/{config.model}"),
+        output=Path(config.output or _default_output(config)),
         plugin_files=tuple(config.plugin),
+        execution=config.execution,
     )
 
 
@@ -177,8 +182,17 @@ def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:
     for cell in cells:
         if not cell.is_reference:
             check_name(cell.method, "method")
-            build_method(registry, cell)
+            method = build_method(registry, cell)
+            if config.execution == "packed" and not callable(getattr(method, "pack", None)):
+                raise UserError(
+                    f"--execution packed: method {cell.method} has no packed form; leave it out, or use "
+                    "--execution fake"
+                )
     return tuple(cells)
+
+
+def _default_output(config: RunConfig) -> str:
+    return f"runs/{config.model}" + ("" if config.execution == "fake" else f"-{config.execution}")
 
 
 def _check_scale(name: str, info: MetricInfo) -> None:

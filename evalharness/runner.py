@@ -103,5 +103,6 @@ def worker_spec(plan: RunPlan) -> WorkerSpec:
         protocol=plan.protocol,
         device=plan.device,
         skip_layers=plan.skip_layers,
+        execution=plan.execution,
         plugin_files=plan.plugin_files,
     )
