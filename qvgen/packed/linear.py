@@ -16,6 +16,7 @@ from qvgen.packed.layout import ActivationSpec, PackedWeight, pack_rows, row_byt
 from qvgen.packed.products import Operand, float64_product, fp8_product, int8_product, linear
 from qvgen.quantizers import ClipContext, scale_shape
 
+Int8Function = Callable[[Tensor, PackedWeight, ActivationSpec, Tensor | None], Tensor]
 EXACT = ("scale", "zero_point", "lower", "upper", "a_scale", "a_zero_point")
 
 
@@ -52,6 +53,7 @@ class PackedLinear(nn.Module):
         self.config, self.context = config, context
         self.backend = self.executed = backend
         self._offset = True
+        self._int8_linear: Int8Function | None = None  # at hand, so that torch.compile sees no import
         size = (shape[0], row_bytes(shape[1], config.w_bits))
         self.register_buffer("codes", torch.zeros(size, dtype=torch.uint8, device=device))
         groups = (shape[0], scale_shape(shape, config)[1])
@@ -104,6 +106,8 @@ class PackedLinear(nn.Module):
         self._offset = bool((self.zero_point != 2 ** (self.config.w_bits - 1)).any())
         spec = ActivationSpec.of(self.config, self.lower[:1], self.upper[:1])
         self.executed = resolve(self.backend, weight, spec, self.codes.device)
+        triton = self.executed is Backend.TRITON_INT8
+        self._int8_linear = kernels().int8_linear if triton else None
         if self.executed is Backend.CPU:
             self.expanded = weight.centred()
         elif self.executed is Backend.SCALED_MM:
@@ -125,7 +129,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         spec = self.activation_spec(x)
         if self.executed is Backend.TRITON_INT8:
-            return kernels().int8_linear(x, self.packed_weight(), spec, self.bias)
+            assert self._int8_linear is not None, "prepare_ was not called"
+            return self._int8_linear(x, self.packed_weight(), spec, self.bias)
         quantized = quantize_activations(x, spec)
         wide = self.executed is Backend.REFERENCE or x.dtype == torch.float64
         if self.executed is Backend.REFERENCE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
 from qvgen.linear import FrozenQuantLinear
+from qvgen.packed import backends
 from qvgen.packed.activations import quantize_activations
 from qvgen.packed.backends import Backend, obstacle
+from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.linear import PackedLinear
-from qvgen.packed.products import int8_product
+from qvgen.packed.products import Operand, float64_product, fp8_product, int8_product, linear
 from qvgen.quantizers import ClipContext
 
 BACKENDS = (Backend.REFERENCE, Backend.CPU)
@@ -262,3 +265,68 @@ def test_two_backends_agree_over_widths() -> None:
         x = torch.randn(1, 9, 128, generator=torch.Generator().manual_seed(1))
         one, two = (PackedLinear.from_frozen(layer, backend)(x) for backend in BACKENDS)
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * float(two.abs().max()))
+
+
+def test_fp8_codes_are_the_same_integers() -> None:
+    """Of the encoding only; accumulation on a GPU is another matter (``docs/packed.md``)."""
+    a = torch.randint(-15, 16, (32, 1920), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    w = torch.randint(-8, 8, (16, 1920), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+    a[0], w[0] = 15, -8
+    got = fp8_product(a, w.to(torch.float8_e4m3fn))
+    assert got.dtype == torch.float32
+    assert np.array_equal(got.numpy(), a.numpy().astype(np.int64) @ w.numpy().astype(np.int64).T)
+
+
+class Kernels:
+    """Stands for the module of the Triton kernels; executes by the reference, and counts."""
+
+    calls = 0
+
+    @staticmethod
+    def fits(weight: PackedWeight, activation: ActivationSpec, device: torch.device) -> bool:
+        return weight.scale.shape[1] == 1 and not activation.static
+
+    @staticmethod
+    def int8_linear(
+        x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None
+    ) -> Tensor:
+        Kernels.calls += 1
+        operand = Operand(weight.centred(), weight.scale, weight.zero_point - 2 ** (weight.bits - 1))
+        y = linear(quantize_activations(x, activation), operand, bias, float64_product, torch.float64)
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def test_kernels_are_called_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_kernels", lambda: Kernels)
+    layer = frozen(QuantConfig(w_bits=4, a_bits=4), (8, 32))
+    packed = PackedLinear.from_frozen(layer, Backend.TRITON_INT8)
+    x = torch.randn(2, 3, 32)
+    torch.testing.assert_close(copy.deepcopy(packed)(x), layer(x), rtol=1e-5, atol=1e-5)
+    assert Kernels.calls == 1 and packed.execution() == "real" and packed.expanded is None
+    static = frozen(QuantConfig(w_bits=4, a_bits=4, **CONFIGS["static"]), (8, 32))
+    with pytest.raises(ValueError, match="does not execute layers of this kind"):
+        PackedLinear.from_frozen(static, Backend.TRITON_INT8)
+    assert PackedLinear.from_frozen(static).executed is Backend.CPU
+
+
+def test_missing_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_kernels", lambda: None)
+    layer = frozen(QuantConfig(w_bits=4, a_bits=4), (8, 32))
+    with pytest.raises(ValueError, match=r"triton_int8 needs Triton .* which are not here"):
+        PackedLinear.from_frozen(layer, Backend.TRITON_INT8)
+    with pytest.raises(ValueError, match="install triton"):
+        backends.kernels()
+
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_processors_whose_products_saturate_are_not_trusted(
+    sums: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "int8_product_is_exact", lambda: sums)
+    layer = frozen(QuantConfig(w_bits=4, a_bits=4), (8, 32))
+    packed = PackedLinear.from_frozen(layer)
+    assert packed.executed is (Backend.CPU if sums else Backend.REFERENCE)
+    assert packed.execution() == ("real" if sums else "emulated")
+    if not sums:
+        with pytest.raises(ValueError, match="saturates"):
+            PackedLinear.from_frozen(layer, Backend.CPU)
