@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,24 +97,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     given = arguments(argv)
     loaded = TinyWorld().load("cpu")
-    settings: dict[str, Any] = {}
-    results = {
-        "ratios": {},
+    facts = {
         **surroundings(CPU),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "model": "tinyworld",
-        "settings": settings,
     }
-    for threads in given.threads:
+    settings: dict[str, Any] = {}
+    for threads, bits in itertools.product(given.threads, given.bits):
         torch.set_num_threads(threads)
-        for bits in given.bits:
-            start = time.monotonic()
-            name = f"{bits}, threads {threads}"
-            settings[name] = measure(loaded, bits, given.repeats, given.limit_s)
-            settings[name]["took_s"] = round(time.monotonic() - start, 1)
-            results["ratios"] = {key: found["ratios"] for key, found in settings.items()}
-            write_json(given.output, results)
-            print(f"{name}: {settings[name]['ratios']} in {settings[name]['took_s']} s", flush=True)
+        name = f"{bits}, threads {threads}"
+        settings[name] = found = measure(loaded, bits, given.repeats, given.limit_s)
+        ratios = {key: value["ratios"] for key, value in settings.items()}
+        write_json(given.output, {"ratios": ratios, **facts, "settings": settings})
+        print(f"{name}: {found['ratios']}", flush=True)
     return 0
 
 

@@ -89,7 +89,7 @@ def loaded() -> tinyworld.LoadedTinyWorld:
 
 def test_backend_errors_name_the_layer(loaded: tinyworld.LoadedTinyWorld) -> None:
     model = load_quantized(copy.deepcopy(loaded.transformer), tinyworld.CHECKPOINTS / "lsq-w4a4", {})
-    with pytest.raises(ValueError, match=r"layer transformer_blocks\.0\.attn1\.to_q: backend scaled_mm needs"):
+    with pytest.raises(ValueError, match=r"layer transformer_blocks\.0.*to_q: backend scaled_mm needs"):
         pack_(model, "scaled_mm")
     with pytest.raises(ValueError, match="backend is 'gpu'; choose one of auto, reference, cpu"):
         pack_(model, "gpu")
