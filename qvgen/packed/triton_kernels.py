@@ -44,11 +44,10 @@ def _whole(x, scale, inverse, low, high, INTERPRETED: tl.constexpr):
     if INTERPRETED:  # has no fused multiply-add
         ratio = tl.div_rn(x, scale)
     else:
-        # Correctly rounded, as a division is: ``inverse`` is the rounded reciprocal, the first step
-        # brings the ratio within one unit of its last place, the second rounds it (Markstein).
+        # Rounded as the division is, since ``inverse`` is the rounded reciprocal: Markstein's theorem.
+        # A sign in front of anything but the row's own scale would be one more subtraction.
         ratio = x * inverse
-        ratio = tl.fma(tl.fma(-ratio, scale, x), inverse, ratio)
-        ratio = tl.fma(tl.fma(-ratio, scale, x), inverse, ratio)
+        ratio = tl.fma(tl.fma(ratio, -scale, x), inverse, ratio)
     bounded = tl.minimum(tl.maximum(ratio, low), high)
     return (bounded + ROUNDER).to(tl.int32, bitcast=True) - ROUNDER_BITS
 
@@ -78,8 +77,10 @@ def quantize_tokens(
         tail_low, tail_high = _ends(tail, INTERPRETED)
         low = _smaller(low, tail_low)
         high = _larger(high, tail_high)
-    low = _smaller(low, 0.0)
-    high = _larger(high, 0.0)
+    # A row with NaN gets any codes and a scale of NaN, so that its outputs show it.
+    span = high - low
+    low = tl.where(span == span, tl.minimum(low, 0.0), 0.0)
+    high = tl.where(span == span, tl.maximum(high, 0.0), 0.0)
     for group in tl.static_range(GROUPS):
         out = group * rows.to(tl.int64) + row
         clip = (group * rows + row) // rows_per_clip
@@ -102,8 +103,6 @@ def quantize_tokens(
             if OFFSET:
                 whole = tl.where(tail_column < columns, whole + offset, 0)
             tl.store(target + tail_column, whole.to(tl.int8), mask=tail_column < code_stride)
-        # A row with NaN has a scale of NaN: its outputs show it.
-        span = clipped_high - clipped_low
         tl.store(scale_ptr + out, tl.where(span == span, scale, span))
         tl.store(sum_ptr + out, total)
         if OFFSET:

@@ -133,8 +133,8 @@ def row_parts(columns: int) -> tuple[int, int]:
 
 @cache
 def row_warps(columns: int) -> int:
-    """Warps that quantize a row: the measured number, else one for each 512 elements."""
+    """Warps that quantize a row: the measured number, else one for each 1024 elements."""
     measured = _shipped()[1].get(columns)
     if measured is not None:
         return measured
-    return min(32, max(1, 1 << (max(1, columns // 512) - 1).bit_length()))
+    return 1 << max(0, (sum(row_parts(columns)) // 1024).bit_length() - 1)
