@@ -215,10 +215,21 @@ def multiply(
     """
     from qvgen.packed import triton_kernels
 
+    out = torch.empty((len(tokens.codes), weight.shape[0]), dtype=out_dtype, device=expanded.device)
+    programs, operands, constants = product_call(tokens, expanded, weight, out, tiles, descriptors)
+    with torch.cuda.device_of(expanded):
+        triton_kernels.int8_gemm[(programs,)](*operands, **constants)
+    return out
+
+
+def product_call(
+    tokens: Tokens, expanded: Tensor, weight: Int8Weight, out: Tensor, tiles: Tiles | None = None,
+    descriptors: bool | None = None,
+) -> tuple[int, tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """Programs, operands and constants with which ``multiply`` launches its kernel."""
     rows, (columns, k_columns) = len(tokens.codes), weight.shape
     tma = copy_engine(expanded.device) if descriptors is None else descriptors
     tiles = tiles_for(rows, columns, k_columns, tma) if tiles is None else tiles
-    out = torch.empty((rows, columns), dtype=out_dtype, device=expanded.device)
     # The copy engine moves rows of whole 16 bytes.
     tma_store = tma and columns * out.element_size() % 16 == 0
     count = -(-rows // tiles.bm) * -(-columns // tiles.bn)
@@ -229,19 +240,35 @@ def multiply(
     if tma:
         a, b = _described(a, tiles.bm, tiles.bk), _described(b, tiles.bn, tiles.bk)
         y = _described(out, tiles.bm, tiles.bn // (2 if tiles.split else 1)) if tma_store else out
-    no_bias = weight.bias is None
-    with torch.cuda.device_of(expanded):
-        triton_kernels.int8_gemm[(programs,)](
-            a, b, y, tokens.scale, tokens.sums if tokens.zero_point is None else tokens.zero_point,
-            tokens.sums, weight.scale, weight.zero_point, weight.row_sums,
-            weight.scale if no_bias else weight.bias,
-            rows, columns, k_columns, padded_columns(k_columns), programs,
-            HALF=1 << (weight.bits - 1), OFFSET=tokens.zero_point is not None, BIAS=not no_bias,
-            GELU=weight.gelu, OUT=_triton_dtype(out_dtype), TMA=tma, TMA_STORE=tma_store,
-            BM=tiles.bm, BN=tiles.bn, BK=tiles.bk, GROUP_M=tiles.group, SPLIT=tiles.split,
-            FLATTEN=tiles.flatten, INTERPRETED=INTERPRETED, num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
-    return out
+    zero = tokens.zero_point
+    operands = (
+        a, b, y, tokens.scale, tokens.sums if zero is None else zero, tokens.sums,
+        weight.scale, weight.zero_point, weight.row_sums,
+        weight.scale if weight.bias is None else weight.bias,
+        rows, columns, k_columns, padded_columns(k_columns), programs,
+    )  # fmt: skip
+    return (
+        programs,
+        operands,
+        {
+            "HALF": 1 << (weight.bits - 1),
+            "OFFSET": zero is not None,
+            "BIAS": weight.bias is not None,
+            "GELU": weight.gelu,
+            "OUT": _triton_dtype(out.dtype),
+            "TMA": tma,
+            "TMA_STORE": tma_store,
+            "BM": tiles.bm,
+            "BN": tiles.bn,
+            "BK": tiles.bk,
+            "GROUP_M": tiles.group,
+            "SPLIT": tiles.split,
+            "FLATTEN": tiles.flatten,
+            "INTERPRETED": INTERPRETED,
+            "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
+        },
+    )
 
 
 def _described(matrix: Tensor, rows: int, columns: int) -> Any:
@@ -261,6 +288,19 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
+def _stacked(clips: Sequence[Tensor]) -> Tensor:
+    """All ``clips`` behind each other; no copy where they are so already."""
+    first = clips[0]
+    size = first.numel()
+    if all(
+        c.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and c.storage_offset() == first.storage_offset() + i * size
+        for i, c in enumerate(clips)
+    ):
+        return first.as_strided((len(clips) * size,), (1,))
+    return torch.stack([c.reshape(-1) for c in clips])
+
+
 def _launch(x: Tensor, weights: Sequence[Int8Weight], out_dtype: torch.dtype) -> list[Tensor]:
     """All ``weights`` on one read of ``x``."""
     first = weights[0]
@@ -268,9 +308,7 @@ def _launch(x: Tensor, weights: Sequence[Int8Weight], out_dtype: torch.dtype) ->
     if alike:
         tokens = _quantize(x, first.lower, first.upper, 1, first.q_max, first.symmetric) * len(weights)
     else:
-        lower, upper = (
-            torch.stack(clips) for clips in ([w.lower for w in weights], [w.upper for w in weights])
-        )
+        lower, upper = _stacked([w.lower for w in weights]), _stacked([w.upper for w in weights])
         tokens = _quantize(x, lower, upper, len(weights), first.q_max, first.symmetric)
     outs = []
     for weight, quantized in zip(weights, tokens, strict=True):

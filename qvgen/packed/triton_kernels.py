@@ -83,7 +83,7 @@ def quantize_tokens(
     high = tl.where(span == span, tl.maximum(high, 0.0), 0.0)
     for group in tl.static_range(GROUPS):
         out = group * rows.to(tl.int64) + row
-        clip = (group * rows + row) // rows_per_clip
+        clip = (group * rows + tl.program_id(0)) // rows_per_clip  # 32 bits: a 64-bit division is long
         clipped_low = low * tl.load(lower_ptr + clip)
         clipped_high = high * tl.load(upper_ptr + clip)
         scale, zero = row_scale(
@@ -205,7 +205,7 @@ def _finish(
         tl.store(target, value.to(OUT), mask=row_valid[:, None] & column_valid[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "programs"])
 def int8_gemm(
     a, b, y, scale_ptr, zero_ptr, sum_ptr, w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr,
     rows, columns, k_columns, k_stride, programs,
