@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qvgen.packed.triton_int8 import Int8Weight, Tokens, expand_codes, row_bytes
+from qvgen.packed.layout import row_bytes
+from qvgen.packed.triton_linear import Int8Weight, Tokens, expand_codes
 
 BF16 = torch.bfloat16
 SMALL_ROWS = 96  # of each layer whose outputs are checked
@@ -65,7 +66,7 @@ def packed_group(group: Group, bits: int, device: torch.device, own_clips: bool 
 def packed_layer(
     rows: int, columns: int, bits: int, device: torch.device, lower: Tensor, upper: Tensor
 ) -> Int8Weight:
-    """A layer whose weights and activations have ``bits`` bits; ``columns`` is a multiple of 32, so any bytes are codes."""
+    """A layer of ``bits`` bits on both sides; ``columns`` is a multiple of 32, so any bytes are codes."""
     codes = torch.randint(0, 256, (rows, row_bytes(columns, bits)), device=device, dtype=torch.uint8)
     sums = expand_codes(codes, bits, (rows, columns)).sum(1, dtype=torch.int32) + columns * (1 << (bits - 1))
     scale = torch.rand(rows, 1, device=device) * 0.01 + 0.01

@@ -62,7 +62,7 @@ def measurements() -> dict[str, Callable[[torch.device, bool, int, float], dict[
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; 0 if all of them ended well. Results are written after each."""
     from benchmarks.measuring import surroundings, write_json
-    from qvgen.packed.triton_int8 import runs_on
+    from qvgen.packed.triton_linear import runs_on
 
     given = arguments(argv)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -22,14 +22,14 @@ from benchmarks.int8_layers import (
     worst_error,
 )
 from benchmarks.measuring import Deadline, compare, ratio, recorded
-from qvgen.packed.triton_int8 import (
+from qvgen.packed.layout import row_bytes
+from qvgen.packed.triton_linear import (
     Int8Weight,
     expand_codes,
     int8_linears,
     multiply,
     padded_columns,
     quantize_tokens,
-    row_bytes,
 )
 
 BITS = (4, 3)

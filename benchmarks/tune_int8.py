@@ -90,7 +90,7 @@ def tune_product(
 ) -> dict[str, Any]:
     """Best tiles of one shape (tokens, rows, columns), with the times of all."""
     from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
-    from qvgen.packed.triton_int8 import copy_engine, expand_codes, multiply, product_call
+    from qvgen.packed.triton_linear import copy_engine, expand_codes, multiply, product_call
 
     m, n, k = shape
     one = torch.ones(1, device=device)
@@ -139,7 +139,7 @@ def timed(actions: list[Any], device: torch.device, repeats: int) -> float:
 def tune_rows(tokens: int, columns: int, device: torch.device, repeats: int) -> dict[int, float]:
     """Milliseconds to quantize so many tokens with each number of warps."""
     from benchmarks.int8_layers import BF16
-    from qvgen.packed.triton_int8 import quantize_tokens
+    from qvgen.packed.triton_linear import quantize_tokens
 
     one = torch.ones(1, device=device)
     sets = [torch.randn(tokens, columns, device=device, dtype=BF16) for _ in range(3)]
