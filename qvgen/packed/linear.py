@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
 from qvgen.linear import FrozenQuantLinear
+from qvgen.packed import triton_int8
 from qvgen.packed.activations import quantize_activations
-from qvgen.packed.backends import Backend, kernels, resolve
+from qvgen.packed.backends import Backend, resolve
 from qvgen.packed.layout import ActivationSpec, PackedWeight, pack_rows, row_bytes
 from qvgen.packed.products import Operand, float64_product, fp8_product, int8_product, linear
 from qvgen.quantizers import ClipContext, scale_shape
@@ -125,7 +126,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         spec = self.activation_spec(x)
         if self.executed is Backend.TRITON_INT8:
-            return kernels().int8_linear(x, self.packed_weight(), spec, self.bias)
+            return triton_int8.int8_linear(x, self.packed_weight(), spec, self.bias)
         quantized = quantize_activations(x, spec)
         wide = self.executed is Backend.REFERENCE or x.dtype == torch.float64
         if self.executed is Backend.REFERENCE:
