@@ -107,6 +107,10 @@ class QVGenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
             **{key: value for key, value in table.items() if value},
         }
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What diffusers prints."""
+        return self.to_dict()
+
     def describe_(self, model: nn.Module) -> None:
         """Take over which layers of a packed model are of which form."""
         table = described(model, self.quant)
@@ -167,13 +171,15 @@ class QVGenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         """All tensors of a packed folder are set here, so that all are checked."""
         return bool(self.pre_quantized)
 
-    def check_quantized_param_shape(self, name: str, wanted: torch.Size, given: Tensor) -> bool:
+    def check_quantized_param_shape(self, name: str, wanted: Tensor, given: Tensor) -> bool:
         """Refuse a tensor of another shape.
 
         Raises:
             ValueError: with the tensor's name.
         """
-        raise ValueError(f"{self._file}: {name} is {tuple(given.shape)}, the model needs {tuple(wanted)}")
+        raise ValueError(
+            f"{self._file}: {name} is {tuple(given.shape)}, the model needs {tuple(wanted.shape)}"
+        )
 
     def create_quantized_param(
         self, model: nn.Module, param: Tensor, name: str, device: Any, state_dict: Mapping[str, Tensor],
