@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qvgen.config import QuantConfig
 from qvgen.fused import switch
 from qvgen.packed import triton_int8
 from qvgen.packed.activations import quantize_activations
+from qvgen.packed.backends import Backend
 from qvgen.packed.layout import ActivationSpec, PackedWeight, pack_rows
+from qvgen.packed.linear import PackedLinear
 from qvgen.packed.products import Operand, float64_product, linear
+from qvgen.quantizers import ClipContext
 
 interpreted = pytest.mark.skipif(
     not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
@@ -95,3 +99,25 @@ def test_what_it_does_not_execute(device: str) -> None:
     assert not triton_int8.fits(weight, spec, torch.device("meta"))
     with pytest.raises(ValueError, match="expected float32, bfloat16 or float16"):
         triton_int8.int8_linear(torch.randn(2, 40, device=device).double(), weight, spec, None)
+
+
+def test_a_packed_linear_compiles_to_one_graph(device: str) -> None:
+    weight, generator = weight_of(24, 40, 3, device), torch.Generator().manual_seed(0)
+    layers = []
+    for backend in (Backend.TRITON_INT8, Backend.REFERENCE):
+        bias = nn.Parameter(torch.linspace(-1, 1, 24, device=device))
+        config = QuantConfig(w_bits=3, a_bits=4)
+        layer = PackedLinear(
+            (24, 40), bias, config, ClipContext(1), device=torch.device(device), backend=backend
+        )
+        for name in ("codes", "scale", "zero_point"):
+            layer.get_buffer(name).copy_(getattr(weight, name))
+        layers.append(layer.prepare_())
+    x = torch.randn(2, 3, 40, generator=generator).to(device)
+    torch.compiler.reset()
+    with torch.no_grad():
+        ours, plain = (layer(x) for layer in layers)
+        compiled = torch.compile(layers[0], backend="aot_eager", fullgraph=True)(x)
+    assert layers[0].executed is Backend.TRITON_INT8 and layers[0].execution() == "real"
+    assert torch.equal(compiled, ours)
+    torch.testing.assert_close(ours, plain, rtol=2**-20, atol=float(plain.abs().max()) * 2**-20)
