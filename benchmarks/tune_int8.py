@@ -45,7 +45,10 @@ def candidates(tiny: bool, copy_engine: bool) -> list[Any]:
     from qvgen.packed.triton_table import Tiles
 
     if tiny:
-        return [Tiles(32, 32, 32, 4, 2), Tiles(16, 32, 64, 4, 2, per_sm=1, split=True, flatten=True)]
+        return [
+            Tiles(32, 32, 32, 4, 2),
+            Tiles(16, 32, 64, 4, 2, per_sm=1, split=True, whole=True, flatten=True),
+        ]
     if not copy_engine:
         shapes = [(128, 128, 64, 8), (128, 128, 64, 4), (64, 128, 64, 4), (128, 256, 64, 8), (64, 64, 64, 4)]
         return [Tiles(*shape, stages) for shape in shapes for stages in (2, 3, 4)]
@@ -68,7 +71,10 @@ def candidates(tiny: bool, copy_engine: bool) -> list[Any]:
     ):
         for split in splits:
             one = Tiles(bm, bn, bk, warps, stages, split=split)
-            found += [one, replace(one, per_sm=resident), replace(one, per_sm=resident, flatten=True)]
+            stay = replace(one, per_sm=resident)
+            found += [one, stay, replace(stay, flatten=True)]
+            if split and warps == 8:
+                found += [replace(stay, whole=True), replace(stay, whole=True, flatten=True)]
     return [t for t in found if t.stages * (t.bm + t.bn) * t.bk <= SHARED_LIMIT]
 
 

@@ -169,29 +169,47 @@ def _load(operand, row, k, rows, stride, TMA: tl.constexpr, BLOCK: tl.constexpr,
 
 
 @triton.jit
+def _of_columns(
+    column, columns, k_columns, w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr,
+    HALF: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """What belongs to each column of a tile: scale, zero point, sum of centred codes, bias."""
+    at_column = column + tl.arange(0, BN)
+    valid = at_column < columns
+    scale = tl.load(w_scale_ptr + at_column, mask=valid, other=0.0)
+    zero = HALF - tl.load(w_zero_ptr + at_column, mask=valid, other=0.0)
+    total = tl.zeros((BN,), tl.int32)
+    bias = tl.zeros((BN,), tl.float32)
+    if OFFSET:
+        total = tl.load(w_sum_ptr + at_column, mask=valid, other=0) - HALF * k_columns
+    if BIAS:
+        bias = tl.load(bias_ptr + at_column, mask=valid, other=0.0).to(tl.float32)
+    return scale, zero, total, bias
+
+
+@triton.jit
+def _halves(x, WIDTH: tl.constexpr):
+    """First and second half of a vector of 2 * ``WIDTH``."""
+    return tl.split(tl.permute(tl.reshape(x, (2, WIDTH)), (1, 0)))
+
+
+@triton.jit
 def _finish(
-    acc, y, row, column, rows, columns, k_columns, scale_ptr, zero_ptr, sum_ptr,
-    w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr,
-    HALF: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
-    TMA_STORE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, OUT: tl.constexpr,
+    acc, y, row, column, rows, columns, scale_ptr, zero_ptr, sum_ptr, w_scale, w_zero, w_sum, bias,
+    OFFSET: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, TMA_STORE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     """Scale, correct and store one tile of sums: ``s_a s_w (sum a w - z_w sum a) + bias``."""
     at_row = row + tl.arange(0, BM)
-    at_column = column + tl.arange(0, BN)
     row_valid = at_row < rows
-    column_valid = at_column < columns
     scale = tl.load(scale_ptr + at_row, mask=row_valid, other=0.0)
     total = tl.load(sum_ptr + at_row, mask=row_valid, other=0).to(tl.float32)
-    w_scale = tl.load(w_scale_ptr + at_column, mask=column_valid, other=0.0)
-    w_zero = HALF - tl.load(w_zero_ptr + at_column, mask=column_valid, other=0.0)
     if OFFSET:
         zero = tl.load(zero_ptr + at_row, mask=row_valid, other=0)
-        w_sum = tl.load(w_sum_ptr + at_column, mask=column_valid, other=0) - HALF * k_columns
         acc = acc - zero[:, None] * w_sum[None, :]
     # One rounding: both terms can be large beside their difference.
     value = tl.fma(w_zero[None, :], total[:, None], acc.to(tl.float32)) * scale[:, None]
     if BIAS:
-        bias = tl.load(bias_ptr + at_column, mask=column_valid, other=0.0).to(tl.float32)
         value = tl.fma(value, w_scale[None, :], bias[None, :])
     else:
         value = value * w_scale[None, :]
@@ -201,8 +219,9 @@ def _finish(
     if TMA_STORE:
         y.store([row, column], value.to(OUT))
     else:
+        at_column = column + tl.arange(0, BN)
         target = y + at_row.to(tl.int64)[:, None] * columns + at_column[None, :]
-        tl.store(target, value.to(OUT), mask=row_valid[:, None] & column_valid[None, :])
+        tl.store(target, value.to(OUT), mask=row_valid[:, None] & (at_column < columns)[None, :])
 
 
 @triton.jit(do_not_specialize=["rows", "programs"])
@@ -211,14 +230,17 @@ def int8_gemm(
     rows, columns, k_columns, k_stride, programs,
     HALF: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, OUT: tl.constexpr,
     TMA: tl.constexpr, TMA_STORE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    GROUP_M: tl.constexpr, SPLIT: tl.constexpr, FLATTEN: tl.constexpr, INTERPRETED: tl.constexpr,
+    GROUP_M: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,
+    FLATTEN: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Product [rows, columns] ``y`` of codes ``a`` [rows, k_stride] and ``b`` [columns, k_stride].
 
     Each of ``programs`` programs takes every ``programs``-th tile. ``a``, ``b`` and ``y`` are tensor
     descriptors where ``TMA`` and ``TMA_STORE`` say so, else pointers; ``SPLIT`` stores a tile as two
-    halves, which takes half the shared memory.
+    halves, which takes half the shared memory. ``WHOLE``, with ``SPLIT``, loads what belongs to columns
+    for both at once: a vector shorter than there are threads is loaded element by element.
     """
+    WIDTH: tl.constexpr = BN // 2 if SPLIT else BN
     tiles_m = tl.cdiv(rows, BM)
     tiles_n = tl.cdiv(columns, BN)
     steps = tl.cdiv(k_stride, BK)
@@ -237,22 +259,34 @@ def int8_gemm(
             acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
         done += programs
         row, column = _origin(done, tiles_m, tiles_n, BM, BN, GROUP_M)
+        acc_0 = acc
         if SPLIT:
-            halves = tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1))
-            first_half, second_half = tl.split(halves)
-            _finish(
-                first_half, y, row, column, rows, columns, k_columns, scale_ptr, zero_ptr, sum_ptr,
-                w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr,
-                HALF, OFFSET, BIAS, GELU, TMA_STORE, BM, BN // 2, OUT,
+            acc_0, acc_1 = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
+        if WHOLE:
+            w_scale, w_zero, w_sum, bias = _of_columns(
+                column, columns, k_columns, w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr, HALF, OFFSET, BIAS,
+                2 * WIDTH,
             )  # fmt: skip
-            _finish(
-                second_half, y, row, column + BN // 2, rows, columns, k_columns, scale_ptr, zero_ptr,
-                sum_ptr, w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr,
-                HALF, OFFSET, BIAS, GELU, TMA_STORE, BM, BN // 2, OUT,
-            )  # fmt: skip
+            scale_0, scale_1 = _halves(w_scale, WIDTH)
+            zero_0, zero_1 = _halves(w_zero, WIDTH)
+            sum_0, sum_1 = _halves(w_sum, WIDTH)
+            bias_0, bias_1 = _halves(bias, WIDTH)
         else:
+            scale_0, zero_0, sum_0, bias_0 = _of_columns(
+                column, columns, k_columns, w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr, HALF, OFFSET, BIAS,
+                WIDTH,
+            )  # fmt: skip
+        _finish(
+            acc_0, y, row, column, rows, columns, scale_ptr, zero_ptr, sum_ptr,
+            scale_0, zero_0, sum_0, bias_0, OFFSET, BIAS, GELU, TMA_STORE, BM, WIDTH, OUT,
+        )  # fmt: skip
+        if SPLIT:
+            if not WHOLE:
+                scale_1, zero_1, sum_1, bias_1 = _of_columns(
+                    column + WIDTH, columns, k_columns, w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr,
+                    HALF, OFFSET, BIAS, WIDTH,
+                )  # fmt: skip
             _finish(
-                acc, y, row, column, rows, columns, k_columns, scale_ptr, zero_ptr, sum_ptr,
-                w_scale_ptr, w_zero_ptr, w_sum_ptr, bias_ptr,
-                HALF, OFFSET, BIAS, GELU, TMA_STORE, BM, BN, OUT,
+                acc_1, y, row, column + WIDTH, rows, columns, scale_ptr, zero_ptr, sum_ptr,
+                scale_1, zero_1, sum_1, bias_1, OFFSET, BIAS, GELU, TMA_STORE, BM, WIDTH, OUT,
             )  # fmt: skip

@@ -259,6 +259,7 @@ def product_call(
             "BK": tiles.bk,
             "GROUP_M": tiles.group,
             "SPLIT": tiles.split,
+            "WHOLE": tiles.split and tiles.whole,
             "FLATTEN": tiles.flatten,
             "INTERPRETED": INTERPRETED,
             "num_warps": tiles.warps,

@@ -28,6 +28,7 @@ class Tiles:
         group: tiles of rows that are worked off together, for the L2 cache.
         per_sm: programs a multiprocessor that go from tile to tile; 0 is a program for each tile.
         split: whether a tile is stored as two halves.
+        whole: with ``split``, whether scales and biases of both halves are loaded at once.
         flatten: whether the loads of the next tile overlap the epilogue of this one.
     """
 
@@ -39,6 +40,7 @@ class Tiles:
     group: int = 8
     per_sm: int = 0
     split: bool = False
+    whole: bool = False
     flatten: bool = False
 
     @staticmethod

@@ -28,7 +28,11 @@ interpreted = pytest.mark.skipif(
     not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
 )
 # A tile larger and smaller than the matrices; one program for a tile, and few that go on to the next.
-SMALL = [Tiles(32, 32, 32, 4, 2), Tiles(16, 64, 64, 4, 2, group=2, per_sm=1, split=True, flatten=True)]
+SMALL = [
+    Tiles(32, 32, 32, 4, 2),
+    Tiles(16, 64, 64, 4, 2, group=2, per_sm=1, split=True, flatten=True),
+    Tiles(32, 64, 32, 4, 2, split=True, whole=True),
+]
 
 
 @pytest.fixture(params=[pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.cuda)])
