@@ -245,7 +245,7 @@ def test_backends_that_are_not_there_say_so() -> None:
     weight = PackedLinear.from_frozen(layer).packed_weight()
     spec = PackedLinear.from_frozen(layer).activation_spec(torch.zeros(1, 1, 32))
     assert obstacle(Backend.CPU, weight, spec, torch.device("cuda")) is not None
-    assert obstacle(Backend.TRITON_INT8, weight, spec, torch.device("cpu")) is not None
+    assert obstacle(Backend.TRITON_INT8, weight, spec, torch.device("meta")) is not None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
