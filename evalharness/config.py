@@ -88,6 +88,10 @@ class RunConfig:
     )
     profile: bool = field(default=True, metadata={"help": "measure latency and memory"})
     track: str = field(default="none", metadata={"help": "watch trainings beside their log: tensorboard"})
+    execution: str = field(
+        default="fake",
+        metadata={"help": "fake (simulated in floating point) or packed (low-bit weights, integer sums)"},
+    )
     plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
     method_options: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": 'options by method, as in YAML: {"qvgen": {"rank": 16}}'}
@@ -117,6 +121,8 @@ class RunConfig:
             raise UserError("--load is empty; give auto, never, or a folder with checkpoints")
         if self.skip_layers not in ("std", "none"):
             raise UserError(f"--skip-layers {self.skip_layers}: expected std or none")
+        if self.execution not in ("fake", "packed"):
+            raise UserError(f"--execution {self.execution}: expected fake or packed")
 
 
 def comma_list(value: str | Sequence[Any]) -> list[str]:

@@ -26,7 +26,16 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Cost", "Counting", "Described", "StepMacs", "cost_record", "count_cost", "count_macs"]
+__all__ = [
+    "Cost",
+    "Counting",
+    "Described",
+    "StepMacs",
+    "cost_record",
+    "count_cost",
+    "count_macs",
+    "executed_as",
+]
 
 FULL_BITS = 16
 LOW_BITS = 8
@@ -48,6 +57,13 @@ class Counting(Protocol):
     """A layer that tells what it computes."""
 
     def macs(self, tokens: int) -> Mapping[tuple[int, int], int]: ...
+
+
+@runtime_checkable
+class Executed(Protocol):
+    """A layer that tells what a latency of it means."""
+
+    def execution(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +137,15 @@ def cost_record(model: nn.Module, call: Callable[[], object]) -> dict[str, Any]:
         "stored_mb": round(cost.total_bits / 8 / 1e6, 3),
         "macs": {**named, "convolution": macs.convolution, "attention": macs.attention},
     }
+
+
+def executed_as(model: nn.Module) -> str | None:
+    """What the layers say of themselves by ``execution() -> str``: ``real`` if all do, else ``emulated``.
+
+    None if no layer says anything.
+    """
+    said = {module.execution() for module in model.modules() if isinstance(module, Executed)}
+    return ("real" if said == {"real"} else "emulated") if said else None
 
 
 def count_cost(model: nn.Module) -> Cost:

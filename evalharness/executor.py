@@ -56,6 +56,7 @@ class WorkerSpec:
     skip_layers: str
     track: str = "none"
     plugin_files: tuple[str, ...] = ()
+    execution: str = "fake"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,7 @@ class RunPlan:
         texts: prompt id -> what the model reads in place of the prompt; empty: the prompts.
         load: ``auto``, ``never`` or the folder given with ``--load``.
         workers: processes; 0 stands for this one.
+        execution: ``fake``, or ``packed``: cells run in the packed form that their method gives them.
     """
 
     model: str
@@ -69,6 +70,7 @@ class RunPlan:
     unscored: tuple[str, ...] = ()
     samples_by_dimension: Mapping[str, int] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    execution: str = "fake"
 
     @property
     def model_workers(self) -> int:
@@ -113,6 +115,8 @@ class RunPlan:
             "diffusers": package_version("diffusers"),
             "transformers": package_version("transformers"),
             "av": package_version("av"),
+            # Only where it is not the usual way, so that older folders keep their identity.
+            **({"execution": self.execution} if self.execution != "fake" else {}),
         }
 
 
@@ -156,11 +160,12 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         train=config.train,
         profile=config.profile,
         track=config.track,
-        output=Path(config.output or f"runs/{config.model}"),
-        plugin_files=tuple(config.plugin),
         unscored=tuple(name for name in wanted if name not in metrics),
         samples_by_dimension=samples_by_dimension(protocol),
         texts=read_augmented(config.augmented, prompts) if config.augmented else {},
+        output=Path(config.output or _default_output(config)),
+        plugin_files=tuple(config.plugin),
+        execution=config.execution,
     )
 
 
@@ -201,8 +206,17 @@ def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:
     for cell in cells:
         if not cell.is_reference:
             check_name(cell.method, "method")
-            build_method(registry, cell)
+            method = build_method(registry, cell)
+            if config.execution == "packed" and not callable(getattr(method, "pack", None)):
+                raise UserError(
+                    f"--execution packed: method {cell.method} has no packed form; leave it out, or use "
+                    "--execution fake"
+                )
     return tuple(cells)
+
+
+def _default_output(config: RunConfig) -> str:
+    return f"runs/{config.model}" + ("" if config.execution == "fake" else f"-{config.execution}")
 
 
 def _check_scale(name: str, info: MetricInfo) -> None:

@@ -104,5 +104,6 @@ def worker_spec(plan: RunPlan) -> WorkerSpec:
         device=plan.device,
         skip_layers=plan.skip_layers,
         track=plan.track,
+        execution=plan.execution,
         plugin_files=plan.plugin_files,
     )

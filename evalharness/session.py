@@ -94,9 +94,17 @@ class Session:
             self.full_precision()  # frees the last cell's module before the next is built
             if folder is not None:
                 method = build_method(self.registry, cell)
-                self.loaded.transformer = method.load(self.fresh_transformer(), folder).eval()
+                module = method.load(self.fresh_transformer(), folder).eval()
+                self.loaded.transformer = self.executable(method, module)
             self._active = key
         return self.loaded
+
+    def executable(self, method: Any, module: nn.Module) -> nn.Module:
+        """A method's finished module in the form that this run executes."""
+        if self.spec.execution == "packed":
+            packed: nn.Module = method.pack(module)
+            return packed
+        return module
 
     def metric(self, name: str) -> Metric:
         """The metric plugin of that name, built once."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -20,14 +20,25 @@ from qvgen.linear import FrozenQuantLinear
 from qvgen.transformed import INNER, Transform, TransformedQuantLinear
 
 
+class Configured(Protocol):
+    """A finished matrix, whichever its form."""
+
+    config: QuantConfig
+
+
 def described_layers(model: nn.Module, config: QuantConfig) -> dict[str, Any]:
     """The optional keys of the header; empty for a plain model."""
+    return header_tables(model, dict(frozen_layers(model)), config)
+
+
+def header_tables(model: nn.Module, layers: Mapping[str, Configured], config: QuantConfig) -> dict[str, Any]:
+    """``described_layers`` for ``layers``, the finished matrices of ``model`` by name."""
     transforms = {
         name: dataclasses.asdict(module.transform)
         for name, module in model.named_modules()
         if isinstance(module, TransformedQuantLinear)
     }
-    configs = {name: to_json(m.config) for name, m in frozen_layers(model) if m.config != config}
+    configs = {name: to_json(m.config) for name, m in layers.items() if m.config != config}
     keys = {"transforms": transforms, "layer_configs": configs}
     return {key: value for key, value in keys.items() if value}
 

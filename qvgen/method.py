@@ -83,6 +83,12 @@ class QuantMethod:
         expect = {"method": self.name, "w_bits": self.w_bits, "a_bits": self.a_bits}
         return load_quantized(model, folder, expect)
 
+    def pack(self, model: nn.Module) -> nn.Module:
+        """The finished ``model`` with packed weights and integer arithmetic, in place."""
+        from qvgen.packed.convert import pack_
+
+        return pack_(model)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedMethod(QuantMethod):

@@ -105,6 +105,8 @@ class TransformedQuantLinear(nn.Module):
         config = self.inner.config
         if self.rotation is None or self.input_scale is None or not self._one_pass:
             return None
+        if "weight" not in self.inner._buffers:  # packed: it quantizes to integers itself
+            return None
         if not fused_rotate.rotation_fits(x, self.input_scale, self.rotation):
             return None
         q_max, symmetric = 2**config.a_bits - 1, config.a_symmetric

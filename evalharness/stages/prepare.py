@@ -25,6 +25,7 @@ from evalharness.checkpoints import (
     read_card,
     training_clips,
 )
+from evalharness.cost import executed_as
 from evalharness.device import synchronize
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
@@ -68,8 +69,8 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     """In a worker: load a checkpoint, to see that it is whole, or apply the method and save."""
     cell = Cell.from_json(payload["cell"])
     if payload["source"] is not None:
-        session.activate(cell, Path(payload["source"]), key=f"check {payload['cell']}")
-        return {"seconds": None}
+        loaded = session.activate(cell, Path(payload["source"]), key=f"check {payload['cell']}")
+        return {"seconds": None, "execution": executed_as(loaded.transformer)}
     train_log, target = Path(payload["train_log"]), Path(payload["target"])
     state_folder = Path(payload["state_folder"]) if payload.get("state_folder") else None
     if state_folder is None or not state_folder.is_dir():
@@ -84,7 +85,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         synchronize(session.spec.device)
     seconds = time.monotonic() - start
     method.save(module, target)
-    return {"seconds": seconds}
+    return {"seconds": seconds, "execution": executed_as(session.executable(method, module))}
 
 
 def inputs_hash(
@@ -230,7 +231,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         cell,
         wanted,
         source="loaded" if source else "trained" if trained else "computed",
-        execution=getattr(method, "execution", "fake"),
+        execution=str(outcome.value.get("execution") or getattr(method, "execution", "fake")),
         config=_own_config(method) if source is None else _published_config(source, cell),
         checkpoint=display_path(folder) if source else "checkpoint",
         checkpoint_sha256=tree_sha256(folder),

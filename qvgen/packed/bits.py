@@ -37,9 +37,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
             f"codes span {int(flat.min())}..{int(flat.max())}; {bits} bits hold 0..{2**bits - 1}"
         )
     group, group_bytes = _group(bits)
-    padded = _pad(flat.to(torch.int64), group).view(-1, group)
-    words = (padded << _shifts(group, bits, codes.device)).sum(1, keepdim=True)
-    stream = (words >> _shifts(group_bytes, 8, codes.device)) & 0xFF
+    word = _word(group_bytes)
+    padded = _pad(flat.to(word), group).view(-1, group)
+    words = (padded << _shifts(group, bits, padded)).sum(1, keepdim=True, dtype=word)
+    stream = (words >> _shifts(group_bytes, 8, words)) & 0xFF
     return stream.to(torch.uint8).reshape(-1)[: packed_bytes(flat.numel(), bits)].clone()
 
 
@@ -58,9 +59,10 @@ def unpack(stream: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
             f"need uint8 ({expected},)"
         )
     group, group_bytes = _group(bits)
-    padded = _pad(stream.to(torch.int64), group_bytes).view(-1, group_bytes)
-    words = (padded << _shifts(group_bytes, 8, stream.device)).sum(1, keepdim=True)
-    codes: Tensor = (words >> _shifts(group, bits, stream.device)) & (2**bits - 1)
+    word = _word(group_bytes)
+    padded = _pad(stream.to(word), group_bytes).view(-1, group_bytes)
+    words = (padded << _shifts(group_bytes, 8, padded)).sum(1, keepdim=True, dtype=word)
+    codes: Tensor = (words >> _shifts(group, bits, words)) & (2**bits - 1)
     return codes.to(torch.uint8).reshape(-1)[:count].reshape(shape)
 
 
@@ -70,8 +72,13 @@ def _group(bits: int) -> tuple[int, int]:
     return unit // bits, unit // 8
 
 
-def _shifts(count: int, bits: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device) * bits
+def _word(size: int) -> torch.dtype:
+    """The narrowest integer that holds ``size`` bytes and whose shifts torch has."""
+    return torch.uint8 if size == 1 else torch.int32 if size < 4 else torch.int64
+
+
+def _shifts(count: int, bits: int, like: Tensor) -> Tensor:
+    return (torch.arange(count, device=like.device) * bits).to(like.dtype)
 
 
 def _pad(flat: Tensor, multiple: int) -> Tensor:

@@ -1,0 +1,209 @@
+"""Parts of ``benchmarks/linear.py``: kernels alone, and the linears of one block together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.int8_layers import (
+    BF16,
+    BLOCKS,
+    TINY_BLOCKS,
+    Group,
+    drawn_tokens,
+    packed_group,
+    packed_layer,
+    plain_group,
+    shapes,
+    worst_error,
+)
+from benchmarks.measuring import Deadline, compare, ratio, recorded
+from qvgen.packed.layout import row_bytes
+from qvgen.packed.triton_linear import (
+    Int8Weight,
+    expand_codes,
+    int8_linears,
+    multiply,
+    padded_columns,
+    quantize_tokens,
+)
+
+BITS = (4, 3)
+SETS = 3
+Times = dict[str, Any]
+
+
+def all_shapes(tiny: bool) -> list[tuple[int, int, int]]:
+    """(tokens, rows, columns) of all blocks' products."""
+    blocks = TINY_BLOCKS if tiny else BLOCKS
+    return list(dict.fromkeys(shape for groups in blocks.values() for shape in shapes(groups)))
+
+
+def timed(
+    variants: dict[str, Sequence[Callable[[], object]]],
+    device: torch.device,
+    repeats: int,
+    deadline: Deadline,
+) -> Times:
+    """Times of one action of each variant, whose actions are recorded as one graph."""
+    graphs = {name: recorded(actions, device) for name, actions in variants.items()}
+    times: Times = compare(graphs, device, repeats, deadline)
+    for name, found in times.items():
+        for key in ("median_ms", "min_ms", "max_ms"):
+            found[key] /= len(variants[name])
+    return times
+
+
+def measure_gemm(device: torch.device, tiny: bool, repeats: int, limit_s: float) -> dict[str, Any]:
+    """The integer product with its full epilogue, beside one bfloat16 product, in PFLOP/s."""
+    deadline, found, ratios = Deadline(limit_s), {}, {}
+    one = torch.ones(1, device=device)
+    for m, n, k in all_shapes(tiny):
+        if deadline.passed:
+            break
+        weight = packed_layer(n, k, 4, device, one, one)
+        expanded = expand_codes(weight.codes, 4, weight.shape)
+        (plain,) = plain_group(Group("", m, k, (n,)), device)
+        tokens = [drawn_tokens(m, k, 4, device) for _ in range(1 if tiny else SETS)]
+        inputs = [torch.randn(m, k, device=device, dtype=BF16) for _ in tokens]
+        times = timed(
+            {
+                "int8": [partial(multiply, t, expanded, weight, BF16) for t in tokens],
+                "bf16": [partial(nn.functional.linear, x, *plain) for x in inputs],
+            },
+            device,
+            repeats,
+            deadline,
+        )
+        work = 2e-12 * m * n * k
+        for variant in times.values():
+            variant["pflop_per_s"] = work / variant["median_ms"]
+        found[f"{m}x{n}x{k}"] = times
+        ratios[f"{m}x{n}x{k}"] = {
+            "int8_pflop_per_s": ratio(times["int8"]["pflop_per_s"], 1),
+            "to_bf16": ratio(times["bf16"]["median_ms"], times["int8"]["median_ms"]),
+        }
+        del tokens, inputs, expanded, plain, weight
+    return {"ratios": ratios, "shapes_m_n_k": found}
+
+
+def measure_prologue(device: torch.device, tiny: bool, repeats: int, limit_s: float) -> dict[str, Any]:
+    """Quantizing tokens, and the same for three pairs of clips at once, beside a copy of as many bytes."""
+    deadline, found, ratios = Deadline(limit_s), {}, {}
+    one = torch.ones(1, device=device)
+    for m, k in dict.fromkeys((m, k) for m, _, k in all_shapes(tiny) if tiny or m > 4096):
+        if deadline.passed:
+            break
+        inputs = [torch.randn(m, k, device=device, dtype=BF16) for _ in range(1 if tiny else SETS)]
+        moved = m * (2 * k + padded_columns(k) + 8)  # bytes: read, codes, scale and sum
+        sources = [torch.empty(moved // 2, dtype=torch.uint8, device=device) for _ in inputs]
+        targets = [torch.empty_like(s) for s in sources]
+        times = timed(
+            {
+                "quantize": [partial(quantize_tokens, x, one, one, 15, False) for x in inputs],
+                "copy": [partial(t.copy_, s) for t, s in zip(targets, sources, strict=True)],
+            },
+            device,
+            repeats,
+            deadline,
+        )
+        for variant in times.values():
+            variant["tb_per_s"] = moved / variant["median_ms"] / 1e9
+        found[f"{m}x{k}"] = times
+        ratios[f"{m}x{k}"] = ratio(times["copy"]["median_ms"], times["quantize"]["median_ms"])
+        del inputs, sources, targets
+    return {"ratios": {"share_of_copy_bandwidth": ratios}, "shapes_m_k": found}
+
+
+def measure_expand(device: torch.device, tiny: bool, repeats: int, limit_s: float) -> dict[str, Any]:
+    """Unpacking weights of each width; the matrices take turns so that none is found in the cache."""
+    deadline, found = Deadline(limit_s), {}
+    for n, k in dict.fromkeys((n, k) for _, n, k in all_shapes(tiny)):
+        if deadline.passed:
+            break
+        variants: dict[str, Sequence[Callable[[], object]]] = {}
+        for bits in (2, 3, 4, 8):
+            streams = [
+                torch.randint(0, 256, (n, row_bytes(k, bits)), device=device, dtype=torch.uint8)
+                for _ in range(1 if tiny else 2 * SETS)
+            ]
+            variants[str(bits)] = [partial(expand_codes, s, bits, (n, k)) for s in streams]
+        times = timed(variants, device, repeats, deadline)
+        for bits, variant in times.items():
+            variant["tb_per_s"] = n * (k + row_bytes(k, int(bits))) / variant["median_ms"] / 1e9
+        found[f"{n}x{k}"] = times
+    return {"ratios": {}, "matrices_n_k": found}
+
+
+def _plain(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    return [nn.functional.linear(x, weight, bias) for weight, bias in layers]
+
+
+def _all(actions: Sequence[Callable[[], object]]) -> None:
+    for action in actions:
+        action()
+
+
+def measure_block(
+    name: str, device: torch.device, tiny: bool, repeats: int, limit_s: float
+) -> dict[str, Any]:
+    """Linears of one block: ours with quantizing and expanding, and ``F.linear`` in bfloat16."""
+    deadline = Deadline(limit_s)
+    groups = (TINY_BLOCKS if tiny else BLOCKS).get(name)
+    if groups is None:
+        return {"ratios": {}, "skipped": "not in --tiny"}
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, g.tokens, g.columns, device=device, dtype=BF16) for g in groups]
+    plain = [plain_group(g, device) for g in groups]
+    layers = {bits: [packed_group(g, bits, device) for g in groups] for bits in BITS}
+    shared = [packed_group(g, 4, device, own_clips=False) for g in groups]
+    variants: dict[str, list[Callable[[], object]]] = {
+        "bf16": [partial(_plain, x, p) for x, p in zip(inputs, plain, strict=True)],
+        **{f"w{b}a{b}": _ours(inputs, layers[b]) for b in BITS},
+        "w4a4_shared_clips": _ours(inputs, shared),
+    }
+    wholes: dict[str, Callable[[], object]] = {n: partial(_all, actions) for n, actions in variants.items()}
+    errors = _errors(groups, inputs, layers)
+    graphs = timed({n: [whole] for n, whole in wholes.items()}, device, repeats, deadline)
+    eager: Times = compare(wholes, device, repeats, deadline)
+    each: dict[str, Times] = {}
+    for i, group in enumerate(groups):
+        if deadline.passed:
+            break
+        each[group.name] = timed({n: [a[i]] * 2 for n, a in variants.items()}, device, repeats, deadline)
+    return {
+        "ratios": {
+            **{f"{n}_as_graph": _speed(graphs, n) for n in variants if n != "bf16"},
+            **{f"{n}_eager": _speed(eager, n) for n in variants if n != "bf16"},
+            "each_as_graph": {g: {n: _speed(t, n) for n in t if n != "bf16"} for g, t in each.items()},
+            "worst_error_in_roundings": max(errors.values(), default=None),
+        },
+        "groups": {g.name: {"tokens": g.tokens, "in": g.columns, "out": g.rows} for g in groups},
+        "as_graphs": graphs,
+        "eager": eager,
+        "each": each,
+        "errors_in_roundings": errors,
+    }
+
+
+def _ours(inputs: Sequence[Tensor], layers: Sequence[list[Int8Weight]]) -> list[Callable[[], object]]:
+    return [partial(int8_linears, x, group) for x, group in zip(inputs, layers, strict=True)]
+
+
+def _speed(times: Times, name: str) -> float | None:
+    return ratio(times["bf16"]["median_ms"], times[name]["median_ms"])
+
+
+def _errors(
+    groups: Sequence[Group], inputs: Sequence[Tensor], layers: dict[int, list[list[Int8Weight]]]
+) -> dict[str, float]:
+    found = {}
+    for bits, blocks in layers.items():
+        for group, x, weights in zip(groups, inputs, blocks, strict=True):
+            for i, (weight, y) in enumerate(zip(weights, int8_linears(x, weights), strict=True)):
+                found[f"w{bits}a{bits} {group.name} {i}"] = worst_error(x, weight, y)
+    return found

@@ -1,0 +1,86 @@
+"""The backend ``triton_int8`` of packed linears; see ``qvgen.packed.triton_linear`` for how it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qvgen.config import MAX_BITS, MIN_BITS
+from qvgen.fused.switch import DTYPES, MAX_COLUMNS
+from qvgen.packed import triton_linear
+from qvgen.packed.layout import ActivationSpec, PackedWeight
+from qvgen.packed.triton_linear import Int8Weight
+
+
+def fits(weight: PackedWeight, activation: ActivationSpec, device: torch.device) -> bool:
+    """Whether it executes such a layer on ``device``: one scale a channel, a dynamic range a token."""
+    return (
+        triton_linear.runs_on(device)
+        and MIN_BITS <= weight.bits <= MAX_BITS
+        and weight.scale.shape[1] == 1
+        and 0 < weight.shape[1] <= MAX_COLUMNS
+        and activation.granularity == "token"
+        and not activation.static
+    )
+
+
+def int8_linear(
+    x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None, *,
+    gelu: bool = False, out_dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """Quantize x [B, ..., K], multiply, correct and scale as in ``layout.Int8Linear``: [B, ..., N].
+
+    Args:
+        x: float32, bfloat16 or float16.
+        weight: with ``activation`` one that ``fits``.
+        activation: how x is quantized.
+        bias: [N] or None, one of the dtypes of x.
+        gelu: whether GELU, by its tanh formula, follows before the result is rounded.
+        out_dtype: of the result; that of ``x`` if left out.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    _check_dtype(x)
+    if not x.numel():
+        return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out_dtype)
+    w = _joined(weight, activation, bias, gelu)
+    return triton_linear.int8_linear(
+        x, w.codes, w.bits, w.shape, w.scale, w.zero_point, w.row_sums, w.bias, w.lower, w.upper, w.q_max,
+        w.symmetric, w.gelu, x.dtype if out_dtype is None else out_dtype,
+    )  # fmt: skip
+
+
+def int8_linears(
+    x: Tensor, layers: Sequence[tuple[PackedWeight, ActivationSpec, Tensor | None]]
+) -> list[Tensor]:
+    """``int8_linear`` of several layers (weight, activation, bias) on one read of ``x``.
+
+    Raises:
+        ValueError: no layer, another dtype, or layers that differ in the bits, the symmetry or the shape
+            of the clips of their activations.
+    """
+    _check_dtype(x)
+    if not x.numel():
+        return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight, _, _ in layers]
+    return triton_linear.int8_linears(x, [_joined(*layer) for layer in layers])
+
+
+def _joined(
+    weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None, gelu: bool = False
+) -> Int8Weight:
+    return Int8Weight(
+        weight.codes, weight.bits, weight.shape, weight.scale, weight.zero_point, None, bias,
+        activation.first.contiguous(), activation.second.contiguous(), 2**activation.bits - 1,
+        activation.symmetric, gelu,
+    )  # fmt: skip
+
+
+def _check_dtype(x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        raise ValueError(
+            f"the input of an int8 linear is {x.dtype}; expected float32, bfloat16 or float16: convert it, "
+            "or use backend reference"
+        )

@@ -1,0 +1,436 @@
+"""Linear layers on packed weights in exact integer arithmetic: what the backend ``triton_int8`` runs.
+
+For CUDA devices of compute capability 8.0 and later. A call quantizes the tokens, expands the
+packed weight into an int8 scratch and multiplies; scale, zero points, bias and GELU are applied to
+the int32 sums in the same kernel, before the one rounding to the output's dtype. Linears that read
+the same input read it once.
+
+Run as they are, the functions launch the kernels. Under a tracer they are the custom operators
+``qvgen::int8_linear`` and ``qvgen::int8_linears``. Nothing waits for the device, so that CUDA
+graphs record them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvgen.config import MAX_BITS, MIN_BITS
+from qvgen.fused.switch import AVAILABLE, DTYPES, INTERPRETED, MAX_COLUMNS, traced
+from qvgen.fused.token import clip_fits
+from qvgen.levels import SCALE_FLOOR, positive_levels
+from qvgen.packed.layout import LANE, row_bytes
+from qvgen.packed.triton_table import Tiles, row_parts, row_warps, tiles_for
+
+EXPAND_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """One packed linear layer.
+
+    Attributes:
+        codes: uint8 [N, row_bytes(K, bits)], contiguous: in each row the codes one after the other,
+            least significant bit first, padded with zeros to a multiple of 32 codes.
+        bits: of a weight code, 2 to 8.
+        shape: (N, K).
+        scale: float32 [N, 1].
+        zero_point: float32 [N, 1], real-valued.
+        row_sums: int32 [N], sums of the codes 0..2^bits-1 of each row; if None, made where they are needed,
+            which is where activation codes are 8-bit and asymmetric.
+        bias: [N] or None, any float dtype.
+        lower, upper: shares of the tokens' ranges that are kept, float32; one number, or one a sample.
+        q_max: largest activation code, 2^b - 1.
+        symmetric: whether activations are quantized symmetrically.
+        gelu: whether GELU, by its tanh formula, follows.
+    """
+
+    codes: Tensor
+    bits: int
+    shape: tuple[int, int]
+    scale: Tensor
+    zero_point: Tensor
+    row_sums: Tensor | None
+    bias: Tensor | None
+    lower: Tensor
+    upper: Tensor
+    q_max: int
+    symmetric: bool
+    gelu: bool = False
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Quantized tokens: ``scale * (codes - zero_point)``.
+
+    Attributes:
+        codes: int8 [M, K rounded up to 32], zeros behind column K. They are q - z, or q - 128 where
+            ``zero_point`` is given.
+        scale: float32 [M].
+        zero_point: int32 [M], z - 128, of asymmetric 8-bit codes; None otherwise.
+        sums: int32 [M], of q - z.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    sums: Tensor
+
+
+def padded_columns(columns: int) -> int:
+    """Codes of a packed row."""
+    return -(-columns // LANE) * LANE
+
+
+def fits(x: Tensor, weight: Int8Weight, out_dtype: torch.dtype | None = None) -> bool:
+    """Whether this backend can run ``weight`` on ``x`` [..., K] where ``x`` is.
+
+    It has no backward pass: not on an ``x`` that asks for gradients.
+    """
+    rows, columns = weight.shape
+    wanted: tuple[tuple[Tensor, torch.dtype, tuple[int, ...]], ...] = (
+        (weight.codes, torch.uint8, (rows, row_bytes(columns, weight.bits))),
+        (weight.scale, torch.float32, (rows, 1)),
+        (weight.zero_point, torch.float32, (rows, 1)),
+        *(() if weight.row_sums is None else ((weight.row_sums, torch.int32, (rows,)),)),
+    )
+    return (
+        runs_on(x.device)
+        and x.dtype in DTYPES
+        and (x.dtype if out_dtype is None else out_dtype) in DTYPES
+        and x.dim() >= 2
+        and x.shape[-1] == columns
+        and x.numel() > 0
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and columns <= MAX_COLUMNS
+        and MIN_BITS <= weight.bits <= MAX_BITS
+        and 3 <= weight.q_max <= 255
+        and all(
+            t.dtype == dtype and t.shape == shape and t.is_contiguous() and t.device == x.device
+            for t, dtype, shape in wanted
+        )
+        and (weight.bias is None or (weight.bias.dtype in DTYPES and weight.bias.shape == (rows,)))
+        and all(
+            t.dtype == torch.float32 and t.device == x.device and clip_fits(x, t)
+            for t in (weight.lower, weight.upper)
+        )
+        and weight.lower.shape == weight.upper.shape
+    )
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether ``device`` has what the kernels need; a CPU, in Triton's interpreter, has."""
+    if not AVAILABLE:
+        return False
+    return INTERPRETED if device.type == "cpu" else device.type == "cuda" and _capability(device) >= (8, 0)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def copy_engine(device: torch.device) -> bool:
+    """Whether tiles are moved through tensor descriptors: Hopper and later."""
+    return device.type == "cuda" and _capability(device) >= (9, 0)
+
+
+def quantize_tokens(
+    x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool, warps: int | None = None
+) -> Tokens:
+    """Codes of ``qvgen.fake_quant.token_fake_quant``, with the sums that a product needs, in one pass.
+
+    Args as there; ``x`` is [..., K] with M rows. ``warps`` instead of the table's, for tuning.
+    """
+    return _quantize(x, lower, upper, 1, q_max, symmetric, warps)[0]
+
+
+def _quantize(
+    x: Tensor, lower: Tensor, upper: Tensor, groups: int, q_max: int, symmetric: bool,
+    warps: int | None = None,
+) -> list[Tokens]:  # fmt: skip
+    """One ``Tokens`` for each of ``groups`` equal parts of the clips, from one read of ``x``."""
+    from qvgen.packed import triton_kernels
+
+    columns = x.shape[-1]
+    rows = x.reshape(-1, columns)
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    count, width = len(rows), padded_columns(columns)
+    offset = q_max > 127 and not symmetric
+    codes = torch.empty((groups, count, width), dtype=torch.int8, device=x.device)
+    scale = torch.empty((groups, count), dtype=torch.float32, device=x.device)
+    zero_and_sum = torch.empty((2 if offset else 1, groups, count), dtype=torch.int32, device=x.device)
+    sums, zero = zero_and_sum[0], zero_and_sum[-1]
+    head, tail = row_parts(width)
+    with torch.cuda.device_of(x):
+        triton_kernels.quantize_tokens[(count,)](
+            rows, lower, upper, codes, scale, zero, sums,
+            count, columns, rows.stride(0), width, count * groups // lower.numel(),
+            Q_MAX=float(q_max), LEVELS=float(positive_levels(q_max, symmetric)), FLOOR=SCALE_FLOOR,
+            SYMMETRIC=symmetric, RECIPROCAL=x.is_cuda, INTERPRETED=INTERPRETED, OFFSET=offset,
+            GROUPS=groups, HEAD=head, TAIL=tail,
+            num_warps=row_warps(columns) if warps is None else warps, enable_fp_fusion=False,
+        )  # fmt: skip
+    return [Tokens(codes[g], scale[g], zero[g] if offset else None, sums[g]) for g in range(groups)]
+
+
+def expand_codes(codes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
+    """int8 [N, K rounded up to 32] of q - 2^(bits-1) from packed ``codes``."""
+    from qvgen.packed import triton_kernels
+
+    rows, columns = shape
+    out = torch.empty((rows, padded_columns(columns)), dtype=torch.int8, device=codes.device)
+    words = out.numel() // 4
+    with torch.cuda.device_of(codes):
+        triton_kernels.expand_codes[(-(-words // EXPAND_BLOCK),)](
+            codes, out, words, BITS=bits, BLOCK=EXPAND_BLOCK, num_warps=4
+        )
+    return out
+
+
+def multiply(
+    tokens: Tokens, expanded: Tensor, weight: Int8Weight, out_dtype: torch.dtype, tiles: Tiles | None = None,
+    descriptors: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """[M, N] of ``out_dtype`` from quantized tokens and the expanded codes of ``weight``.
+
+    ``tiles`` instead of the table's, and whether tiles move through tensor ``descriptors`` instead
+    of what the device prefers, are for tuning and tests.
+    """
+    from qvgen.packed import triton_kernels
+
+    out = torch.empty((len(tokens.codes), weight.shape[0]), dtype=out_dtype, device=expanded.device)
+    programs, operands, constants = product_call(tokens, expanded, weight, out, tiles, descriptors)
+    with torch.cuda.device_of(expanded):
+        triton_kernels.int8_gemm[(programs,)](*operands, **constants)
+    return out
+
+
+def product_call(
+    tokens: Tokens, expanded: Tensor, weight: Int8Weight, out: Tensor, tiles: Tiles | None = None,
+    descriptors: bool | None = None,
+) -> tuple[int, tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """Programs, operands and constants with which ``multiply`` launches its kernel."""
+    rows, (columns, k_columns) = len(tokens.codes), weight.shape
+    tma = copy_engine(expanded.device) if descriptors is None else descriptors
+    tiles = tiles_for(rows, columns, k_columns, tma) if tiles is None else tiles
+    # The copy engine moves rows of whole 16 bytes.
+    tma_store = tma and columns * out.element_size() % 16 == 0
+    count = -(-rows // tiles.bm) * -(-columns // tiles.bn)
+    programs = min(count, tiles.per_sm * _multiprocessors(expanded.device)) if tiles.per_sm else count
+    a: Any = tokens.codes
+    b: Any = expanded
+    y: Any = out
+    if tma:
+        a, b = _described(a, tiles.bm, tiles.bk), _described(b, tiles.bn, tiles.bk)
+        y = _described(out, tiles.bm, tiles.bn // (2 if tiles.split else 1)) if tma_store else out
+    zero = tokens.zero_point
+    operands = (
+        a, b, y, tokens.scale, tokens.sums if zero is None else zero, tokens.sums,
+        weight.scale, weight.zero_point, tokens.sums if zero is None else _row_sums(expanded, weight),
+        weight.scale if weight.bias is None else weight.bias,
+        rows, columns, k_columns, padded_columns(k_columns), programs,
+    )  # fmt: skip
+    return (
+        programs,
+        operands,
+        {
+            "HALF": 1 << (weight.bits - 1),
+            "OFFSET": zero is not None,
+            "BIAS": weight.bias is not None,
+            "GELU": weight.gelu,
+            "OUT": _triton_dtype(out.dtype),
+            "TMA": tma,
+            "TMA_STORE": tma_store,
+            "BM": tiles.bm,
+            "BN": tiles.bn,
+            "BK": tiles.bk,
+            "GROUP_M": tiles.group,
+            "SPLIT": tiles.split,
+            "WHOLE": tiles.split and tiles.whole,
+            "FLATTEN": tiles.flatten,
+            "INTERPRETED": INTERPRETED,
+            "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
+        },
+    )
+
+
+def _row_sums(expanded: Tensor, weight: Int8Weight) -> Tensor:
+    if weight.row_sums is not None:
+        return weight.row_sums
+    columns = weight.shape[1]
+    return expanded[:, :columns].sum(1, dtype=torch.int32) + (columns << (weight.bits - 1))
+
+
+def _described(matrix: Tensor, rows: int, columns: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+
+
+@cache
+def _triton_dtype(dtype: torch.dtype) -> Any:
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+def _stacked(clips: Sequence[Tensor]) -> Tensor:
+    """All ``clips`` behind each other; no copy where they are so already."""
+    first = clips[0]
+    size = first.numel()
+    if all(
+        c.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and c.storage_offset() == first.storage_offset() + i * size
+        for i, c in enumerate(clips)
+    ):
+        return first.as_strided((len(clips) * size,), (1,))
+    return torch.stack([c.reshape(-1) for c in clips])
+
+
+def _launch(x: Tensor, weights: Sequence[Int8Weight], out_dtype: torch.dtype) -> list[Tensor]:
+    """All ``weights`` on one read of ``x``."""
+    first = weights[0]
+    alike = all(_same(w.lower, first.lower) and _same(w.upper, first.upper) for w in weights)
+    if alike:
+        tokens = _quantize(x, first.lower, first.upper, 1, first.q_max, first.symmetric) * len(weights)
+    else:
+        lower, upper = _stacked([w.lower for w in weights]), _stacked([w.upper for w in weights])
+        tokens = _quantize(x, lower, upper, len(weights), first.q_max, first.symmetric)
+    outs = []
+    for weight, quantized in zip(weights, tokens, strict=True):
+        expanded = expand_codes(weight.codes, weight.bits, weight.shape)
+        outs.append(multiply(quantized, expanded, weight, out_dtype).view(*x.shape[:-1], weight.shape[0]))
+    return outs
+
+
+def _check(weights: Sequence[Int8Weight]) -> None:
+    first = weights[0]
+    for weight in weights:
+        if (weight.q_max, weight.symmetric) != (first.q_max, first.symmetric):
+            raise ValueError(
+                f"linears of one input quantize it with q_max {first.q_max} and {weight.q_max}, symmetric "
+                f"{first.symmetric} and {weight.symmetric}; give those that differ in calls of their own"
+            )
+        if weight.lower.shape != first.lower.shape:
+            raise ValueError(
+                f"linears of one input have clips of the shapes {tuple(first.lower.shape)} and "
+                f"{tuple(weight.lower.shape)}; expected one shape"
+            )
+        if weight.shape[1] != first.shape[1]:
+            raise ValueError(f"linears of one input have {first.shape[1]} and {weight.shape[1]} columns")
+
+
+def int8_linears(
+    x: Tensor, weights: Sequence[Int8Weight], out_dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Several linear layers that read the same input, which is read once.
+
+    Args:
+        x: [..., K], float32, bfloat16 or float16.
+        weights: layers that ``fits``; of one K, q_max, symmetry and shape of the clips. Clips that are
+            the same tensors are quantized with once.
+        out_dtype: of the results; that of ``x`` if left out.
+
+    Returns:
+        [..., N] of each layer.
+
+    Raises:
+        ValueError: no layer, or layers that do not go together.
+    """
+    if not weights:
+        raise ValueError("no linear layer is given; expected at least one")
+    _check(weights)
+    dtype = x.dtype if out_dtype is None else out_dtype
+    if not traced(x):
+        return _launch(x, weights, dtype)
+    outs: list[Tensor] = _linears(
+        x, [w.codes for w in weights], [w.scale for w in weights], [w.zero_point for w in weights],
+        [w.row_sums for w in weights], [w.bias for w in weights], [w.lower for w in weights],
+        [w.upper for w in weights], [w.bits for w in weights], [w.gelu for w in weights],
+        weights[0].shape[1], weights[0].q_max, weights[0].symmetric, dtype,
+    )  # fmt: skip
+    return outs
+
+
+def int8_linear(
+    x: Tensor, codes: Tensor, bits: int, shape: tuple[int, int], scale: Tensor, zero_point: Tensor,
+    row_sums: Tensor | None, bias: Tensor | None, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool,
+    gelu: bool, out_dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """``y = s_a s_w sum (q_a - z_a)(q_w - z_w) + bias``, then GELU if wanted; [..., N] from x [..., K].
+
+    The sum is exact; the rest is float32, rounded once to ``out_dtype``. Arguments as in
+    ``Int8Weight``, which must pass ``fits``.
+    """
+    run: Callable[..., Tensor] = _linear if traced(x) else _run_linear
+    return run(
+        x, codes, bits, list(shape), scale, zero_point, row_sums, bias, lower, upper, q_max, symmetric, gelu,
+        out_dtype,
+    )  # fmt: skip
+
+
+def _run_linear(x: Tensor, codes: Tensor, bits: int, shape: list[int], *rest: Any) -> Tensor:
+    *given, out_dtype = rest
+    return _launch(x, [Int8Weight(codes, bits, (shape[0], shape[1]), *given)], out_dtype)[0]
+
+
+def _linear_shape(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+    return torch.empty((*x.shape[:-1], codes.shape[0]), dtype=rest[-1], device=x.device)
+
+
+def _run_linears(
+    x: Tensor, codes: Sequence[Tensor], scale: Sequence[Tensor], zero_point: Sequence[Tensor],
+    row_sums: Sequence[Tensor | None], bias: Sequence[Tensor | None], lower: Sequence[Tensor],
+    upper: Sequence[Tensor], bits: Sequence[int], gelu: Sequence[bool], columns: int, q_max: int,
+    symmetric: bool, out_dtype: torch.dtype,
+) -> list[Tensor]:  # fmt: skip
+    weights = [
+        Int8Weight(
+            codes[i], bits[i], (len(codes[i]), columns), scale[i], zero_point[i], row_sums[i], bias[i],
+            lower[i], upper[i], q_max, symmetric, gelu[i],
+        )
+        for i in range(len(codes))
+    ]  # fmt: skip
+    return _launch(x, weights, out_dtype)
+
+
+def _linears_shapes(x: Tensor, codes: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+    return [_linear_shape(x, c, *rest) for c in codes]
+
+
+_linear = torch.library.custom_op(
+    "qvgen::int8_linear",
+    _run_linear,
+    mutates_args=(),
+    schema="(Tensor x, Tensor codes, int bits, int[] shape, Tensor scale, Tensor zero_point,"
+    " Tensor? row_sums, Tensor? bias, Tensor lower, Tensor upper, int q_max, bool symmetric, bool gelu,"
+    " ScalarType out_dtype) -> Tensor",
+)
+_linears = torch.library.custom_op(
+    "qvgen::int8_linears",
+    _run_linears,
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] codes, Tensor[] scale, Tensor[] zero_point, Tensor?[] row_sums,"
+    " Tensor?[] bias, Tensor[] lower, Tensor[] upper, int[] bits, bool[] gelu, int columns, int q_max,"
+    " bool symmetric, ScalarType out_dtype) -> Tensor[]",
+)
+_linear.register_fake(_linear_shape)
+_linears.register_fake(_linears_shapes)

@@ -1,0 +1,142 @@
+"""Which tiles the int8 matrix product uses for which shape: measured ones, else a rule.
+
+``triton_table.json`` holds the measured ones; ``benchmarks/tune_int8.py`` writes it. Nothing is tried
+out while a model runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+# Farther from every measured shape than these factors, the rule decides.
+NEAR_WEIGHT, NEAR_TOKENS = 1.6, 4.0
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One way to run ``triton_kernels.int8_gemm``.
+
+    Attributes:
+        bm, bn, bk: rows, columns and depth of a tile; powers of two.
+        warps: of a program.
+        stages: tiles of depth ``bk`` in flight.
+        group: tiles of rows that are worked off together, for the L2 cache.
+        per_sm: programs a multiprocessor that go from tile to tile; 0 is a program for each tile.
+        split: whether a tile is stored as two halves.
+        whole: with ``split``, whether scales and biases of both halves are loaded at once.
+        flatten: whether the loads of the next tile overlap the epilogue of this one.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+    group: int = 8
+    per_sm: int = 0
+    split: bool = False
+    whole: bool = False
+    flatten: bool = False
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Tiles:
+        """Inverse of ``dataclasses.asdict``.
+
+        Raises:
+            ValueError: unknown or missing keys.
+        """
+        known = {f.name for f in fields(Tiles)}
+        missing = {"bm", "bn", "bk", "warps", "stages"} - set(data)
+        if missing or set(data) - known:
+            raise ValueError(f"tiles are {data}; expected the keys {', '.join(sorted(known))}")
+        return Tiles(**data)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Tiles measured at ``m`` tokens and a weight [n, k]."""
+
+    m: int
+    n: int
+    k: int
+    tiles: Tiles
+
+
+# Few tokens: the weight is what is read, small tiles give more programs to read it.
+FEW = Tiles(64, 64, 128, warps=4, stages=4)
+# A tile of a short row ends soon: two programs a multiprocessor, one multiplies while one stores.
+SHORT = Tiles(128, 128, 128, warps=4, stages=2)
+LONG = Tiles(128, 256, 128, warps=8, stages=3, per_sm=1, split=True, flatten=True)
+# Without the copy engine (before Hopper), and for the interpreter.
+POINTERS = Tiles(128, 128, 64, warps=8, stages=3)
+FEW_POINTERS = Tiles(64, 64, 64, warps=4, stages=3)
+SHORT_K = 2560
+
+
+def parse(text: str) -> tuple[list[Entry], dict[int, int]]:
+    """Matrix products of a table, and the warps to quantize rows of so many columns with.
+
+    Raises:
+        ValueError: not such a table.
+    """
+    data = json.loads(text)
+    try:
+        entries = [
+            Entry(int(e["m"]), int(e["n"]), int(e["k"]), Tiles.from_dict(e["tiles"])) for e in data["gemm"]
+        ]
+        return entries, {int(columns): int(warps) for columns, warps in data["quantize"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no table of tiles, {type(error).__name__}: {error}") from error
+
+
+@cache
+def _shipped() -> tuple[list[Entry], dict[int, int]]:
+    return parse(files("qvgen.packed").joinpath("triton_table.json").read_text())
+
+
+def nearest(entries: list[Entry], m: int, n: int, k: int) -> Tiles | None:
+    """Tiles of the measured shape that is least away in the logarithms of the sizes, if one is near."""
+
+    def distance(entry: Entry) -> float:
+        return sum(abs(math.log(a / b)) for a, b in ((entry.m, m), (entry.n, n), (entry.k, k)))
+
+    near = [
+        e for e in entries
+        if max(e.n / n, n / e.n, e.k / k, k / e.k) <= NEAR_WEIGHT and max(e.m / m, m / e.m) <= NEAR_TOKENS
+    ]  # fmt: skip
+    return min(near, key=distance).tiles if near else None
+
+
+@cache
+def tiles_for(m: int, n: int, k: int, copy_engine: bool) -> Tiles:
+    """Tiles for ``m`` tokens and a weight [n, k]; ``copy_engine``: through tensor descriptors."""
+    small = m <= 256 or n < 128
+    if not copy_engine:
+        return FEW_POINTERS if small else POINTERS
+    measured = nearest(_shipped()[0], m, n, k)
+    if measured is not None:
+        return measured
+    return FEW if small else SHORT if k <= SHORT_K else LONG
+
+
+def row_parts(columns: int) -> tuple[int, int]:
+    """Two powers of two that hold a row, the second 0 where one power wastes no more than a quarter."""
+    whole = max(16, 1 << (columns - 1).bit_length())
+    head = whole // 2
+    if columns <= 128 or columns > whole * 3 // 4:
+        return whole, 0
+    return head, 1 << (columns - head - 1).bit_length()
+
+
+@cache
+def row_warps(columns: int) -> int:
+    """Warps that quantize a row: the measured number, else one for each 1024 elements."""
+    measured = _shipped()[1].get(columns)
+    if measured is not None:
+        return measured
+    return 1 << max(0, (sum(row_parts(columns)) // 1024).bit_length() - 1)

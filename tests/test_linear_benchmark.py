@@ -1,0 +1,74 @@
+"""The scripts of the int8 linears run from end to end in small, and what they say is consistent."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvgen.packed.triton_table import parse
+
+ROOT = Path(__file__).parents[1]
+PARTS = ["cog_2b", "wan_1_3b", "wan_14b", "gemm", "prologue", "expand"]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+
+
+def run_script(name: str, *options: str, interpreted: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    if interpreted:
+        environment["TRITON_INTERPRET"] = "1"
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), *options],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+
+
+def test_an_unknown_part_is_refused() -> None:
+    done = run_script("linear.py", "--tiny", "--parts", "gemm,attention")
+    assert done.returncode == 2 and "'attention' is none of cog_2b" in done.stderr
+
+
+@pytest.mark.slow
+def test_where_kernels_cannot_run_every_part_says_so(tmp_path: Path) -> None:
+    if importlib.util.find_spec("triton") is not None:
+        pytest.skip("Triton is here")
+    path = tmp_path / "out.json"
+    done = run_script("linear.py", "--tiny", "--output", str(path))
+    assert done.returncode == 0, done.stderr
+    parts: dict[str, Any] = json.loads(path.read_text())["parts"]
+    assert list(parts) == PARTS
+    assert all("needs Triton" in part["skipped"] for part in parts.values())
+
+
+@needs_triton
+@pytest.mark.slow
+def test_every_part_in_small(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    done = run_script("linear.py", "--tiny", "--repeats", "1", "--output", str(path), interpreted=True)
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(path.read_text())
+    assert list(results["parts"]) == list(results["ratios"]) == PARTS
+    block = results["parts"]["cog_2b"]
+    times = block["as_graphs"]
+    expected = times["bf16"]["median_ms"] / times["w4a4"]["median_ms"]
+    assert block["ratios"]["w4a4_as_graph"] == pytest.approx(expected, rel=1e-3)
+    # The interpreter cuts to bfloat16 where hardware rounds: twice the error.
+    assert 0 < block["ratios"]["worst_error_in_roundings"] <= 2
+    assert list(block["each"]) == ["qkv", "out", "ff1", "ff2"]
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_tuner_writes_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    done = run_script("tune_int8.py", "--tiny", "--repeats", "1", "--output", str(path), interpreted=True)
+    assert done.returncode == 0, done.stderr
+    entries, _ = parse(path.read_text())
+    assert (6, 128, 64) in {(e.m, e.n, e.k) for e in entries} and len(entries) == 7
+    assert all(not e["failed"] for e in json.loads(path.read_text())["gemm"])
