@@ -22,6 +22,7 @@ VERBS = {
     "ls": "list methods, models, protocols, metrics or reporters",
     "score": "score the videos of a run folder again where something changed",
     "report": "write the tables and the page of a run folder again",
+    "compare": "two runs or two cells: differences, intervals, p-values, winners and losers",
     "doctor": "what this machine can run, and how to install what is missing",
 }
 
@@ -64,7 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "".join(f"  {verb:<8}{text}\n" for verb, text in VERBS.items())
+    verbs = "".join(f"  {verb:<9}{text}\n" for verb, text in VERBS.items())
     return (
         "usage: evalharness VERB [options]\n\n"
         "Benchmark for quantized video diffusion models.\n\n"

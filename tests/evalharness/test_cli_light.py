@@ -114,7 +114,10 @@ def test_ls_of_everything_has_all_five_kinds(toy_site: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["rum"], "unknown verb 'rum'; did you mean 'run'? Allowed: doctor, ls, report, run, score."),
+        (
+            ["rum"],
+            "unknown verb 'rum'; did you mean 'run'? Allowed: compare, doctor, ls, report, run, score.",
+        ),
         (["ls", "metricks"], "unknown kind 'metricks'; did you mean 'metrics'?"),
         (["ls", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
         (["run", "--metods", "a"], "unknown flag '--metods'; did you mean '--methods'?"),
