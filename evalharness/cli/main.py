@@ -1,7 +1,7 @@
 """The ``evalharness`` command: finds the verb and turns errors into one line and an exit code.
 
 Exit codes: 0 all done; 1 something failed and the tables say so; 2 the user must change something;
-130 interrupted.
+130 interrupted; ``check`` has two more (``evalharness.cli.check``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ VERBS = {
     "score": "score the videos of a run folder again where something changed",
     "report": "write the tables and the page of a run folder again",
     "compare": "two runs or two cells: differences, intervals, p-values, winners and losers",
+    "check": "hold a run against a reference and gates; the exit code says whether it passes",
     "doctor": "what this machine can run, and how to install what is missing",
 }
 
