@@ -29,7 +29,17 @@ from numpy.typing import NDArray
 
 from evalharness.stats import Key
 
-__all__ = ["CONFIDENCE", "Components", "Effect", "Paired", "components", "effect", "holm", "table"]
+__all__ = [
+    "CONFIDENCE",
+    "Components",
+    "Effect",
+    "Paired",
+    "components",
+    "effect",
+    "effect_of",
+    "holm",
+    "table",
+]
 
 CONFIDENCE = 0.95
 Floats = NDArray[np.float64]
@@ -87,7 +97,11 @@ def effect(differences: Sequence[Paired]) -> Effect:
     Returns:
         An empty effect when a dimension has no common video.
     """
-    z, videos = table(differences)
+    return effect_of(*table(differences))
+
+
+def effect_of(z: Floats, videos: int) -> Effect:
+    """As ``effect``, of a table Z [S, P] and the number of videos behind it."""
     seeds, prompts = z.shape
     if not z.size:
         return Effect(n=videos, prompts=prompts, seeds=seeds)

@@ -24,6 +24,7 @@ VERBS = {
     "report": "write the tables and the page of a run folder again",
     "compare": "two runs or two cells: differences, intervals, p-values, winners and losers",
     "check": "hold a run against a reference and gates; the exit code says whether it passes",
+    "plan": "how many prompts or seeds it takes to tell two methods apart",
     "doctor": "what this machine can run, and how to install what is missing",
 }
 
