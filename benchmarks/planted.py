@@ -99,7 +99,7 @@ def subset(results: Results, prompts: set[str]) -> Results:
     return results.model_copy(update={"cells": cells})
 
 
-def judge_scores(work: Path) -> dict[str, dict[str, Any]]:
+def judge_scores(work: Path, arms: Sequence[str] = ARMS[1:]) -> dict[str, dict[str, Any]]:
     """Arm -> how many of the draws the gate called a regression, and by how much the mean fell."""
     from evalharness.compare.selection import Side
     from evalharness.gates.checking import check
@@ -113,7 +113,7 @@ def judge_scores(work: Path) -> dict[str, dict[str, Any]]:
     clean = read_results(work / "clean" / "results.json")
     prompts = sorted({row.prompt_id for cell in clean.cells for row in cell.scores["scene"]})
     found: dict[str, dict[str, Any]] = {}
-    for arm in ARMS[1:]:
+    for arm in arms:
         run = read_results(work / arm / "results.json")
         statuses, drops = [], []
         for draw in range(DRAWS):

@@ -11,8 +11,8 @@ with Satterthwaite's degrees of freedom (1946). It is never taken to be below ei
 the subtraction takes off what both hold, and must not make an interval narrower than prompts or seeds alone
 would. With one seed V is the variance over prompts and speaks of these seeds only.
 
-``results/statistics/coverage.md`` holds the simulated coverage: 93 to 97 % with one seed, and with three or
-more; with two seeds as little as 88 %, as one degree of freedom can look like many.
+``results/statistics/coverage.md`` holds the simulated coverage: 94 to 96 % with one seed, 92 to 97 % with
+three or five, and with two as little as 86 %, as one degree of freedom can look like many.
 
 Shape legend: S seeds, P prompts.
 """

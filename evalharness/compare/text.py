@@ -42,7 +42,7 @@ def notes(comparison: Comparison) -> list[str]:
         "Holm: corrected for the number of dimensions of a row, and of a mean for the number of rows.",
     ]
     if any(len(row.seeds) == 2 for row in comparison.rows):
-        lines.append("Two seeds say little about other seeds: such an interval may hold as little as 88 %.")
+        lines.append("Two seeds say little about other seeds: such an interval may hold as little as 86 %.")
     if any(row.is_partial for row in comparison.rows):
         lines.append("PARTIAL: a cell lacks scores; means are over what is common, not over the protocol.")
     return lines

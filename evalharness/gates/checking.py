@@ -83,11 +83,27 @@ def _judge_rows(run: Side, reference: Side, gates: Gates) -> list[Verdict]:
             found += _judge(gate, row, ours, run, reference, gates)
     scale = 100.0 if reference.results.percent else 1.0
     judged = [d for d in found if isinstance(d, _Judged)]
-    corrected = holm([draft.p for draft in judged])
+    corrected = _corrected(judged)
     qualities = [_quality(d, p, gates, scale) for d, p in zip(judged, corrected, strict=True)]
     place = {row.name: index for index, row in enumerate(wanted)}
     others = [draft for draft in found if isinstance(draft, Verdict)]
     return sorted([*qualities, *others], key=lambda verdict: place[verdict.row])
+
+
+def _corrected(judged: Sequence[_Judged]) -> list[float | None]:
+    """Holm's p-values, half of the error given to means and half to dimensions where both are gated.
+
+    A mean is the most telling gate and would have to share with dozens of dimensions otherwise.
+    """
+    corrected: list[float | None] = [None] * len(judged)
+    families = [
+        [i for i, d in enumerate(judged) if (d.metric == MEAN) is is_mean] for is_mean in (True, False)
+    ]
+    used = [family for family in families if family]
+    for family in used:
+        for place, p in zip(family, holm([judged[i].p for i in family]), strict=True):
+            corrected[place] = None if p is None else min(1.0, p * len(used))
+    return corrected
 
 
 def _check_names(rows: Sequence[Row], reference: Side, gates: Gates) -> None:

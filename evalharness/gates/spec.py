@@ -96,8 +96,9 @@ class Gates:
     """All gates of a check.
 
     Attributes:
-        significance: a drop of quality must be significant at this level, one-sided, corrected for the
-            number of quality gates by Holm; None to take every drop at its face value.
+        significance: a drop of quality must be significant at this level, one-sided, corrected by Holm
+            for the number of means, or of dimensions, that one check judges; None to take every drop at
+            its face value.
         seeds: ``same`` compares seed by seed, and all of the reference's must be there; ``any`` compares
             means over whatever seeds each side has.
         ignore_recipe: keys of the declared recipe that may differ, e.g. ``model_fingerprint``.

@@ -92,6 +92,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     executed = _tensor_bytes(loaded.transformer)
     return {
         "step_ms": round(statistics.median(times) * 1000, 3),
+        "step_min_ms": round(min(times) * 1000, 3),
         "steps_timed": len(times),
         "peak_mem_mb": None if memory.taken is None else _megabytes(executed + memory.taken),
         "step_mem_mb": _megabytes(memory.taken),
