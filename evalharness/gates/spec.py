@@ -36,7 +36,7 @@ __all__ = [
 
 MEAN = "mean"
 EACH_DIMENSION = "dimensions"
-TIMES = ("step_ms", "step_min_ms")
+TIMES = ("step_ms", "step_cpu_ms")
 _MEMORY = ("peak_mem_mb", "step_mem_mb", "process_mem_mb")
 _SIZES = ("weights_mb", "checkpoint_mb", "executed_mb", "stored_mb", "weight_bits", "act_bits")
 COSTS = (*TIMES, *_MEMORY, *_SIZES)
