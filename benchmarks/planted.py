@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evalharness.result_schema import Results
 
 DRAWS, PROMPTS_DRAWN, PROMPTS_MADE = 20, 16, 24
-STEPS, SLOWER, BOUND = 15, 0.05, 0.025
+STEPS, SLOWER, BOUND = 40, 0.05, 0.025
 GATES = Path("results/ci/gates.yaml")
 ROW = "rtn-w4a4"
 
