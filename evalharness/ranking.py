@@ -1,10 +1,12 @@
-"""Which method keeps the quality best at each bit width, and by how much, with intervals."""
+"""Which method keeps the quality best at each bit width, and by how much, with intervals and p-values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from evalharness.compare.selection import Pair, Row
 from evalharness.comparison import joint_difference, scores_of
+from evalharness.effects import CONFIDENCE, effect, holm
 from evalharness.result_schema import Estimate, PooledResult, Results
 from evalharness.stats import Resampler
 
@@ -13,15 +15,23 @@ __all__ = ["BitsRanking", "Lead", "Ranked", "ranking"]
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """How far a method is ahead of a lower-ranked one: difference of their means, raw scores."""
+    """How far a method is ahead of a lower-ranked one: difference of their means, raw scores.
+
+    Attributes:
+        by: its interval is over prompts.
+        p: two-sided, over prompts and, where there are several, over seeds (``evalharness.effects``),
+            corrected by Holm for the number of pairs of this bit width; None from one prompt.
+    """
 
     over: str
     by: Estimate
+    p: float | None = None
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval lies above zero."""
-        return self.by.lo is not None and self.by.lo > 0.0
+        """Whether the interval lies above zero, and would with chance, seeds and all pairs counted in."""
+        above = self.by.lo is not None and self.by.lo > 0.0
+        return above and self.p is not None and self.p < 1.0 - CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +81,29 @@ def _rank(results: Results, group: list[PooledResult], resampler: Resampler) -> 
         Ranked(row, tuple(_lead(results, row, other, resampler) for other in ordered[place + 1 :]))
         for place, row in enumerate(ordered)
     )
+    ranked = _corrected(ranked)
     unranked = tuple(sorted({row.method for row in group} - {row.method for row in ordered}))
     return BitsRanking(group[0].model, group[0].w_bits, group[0].a_bits, ranked, unranked)
 
 
 def _lead(results: Results, row: PooledResult, other: PooledResult, resampler: Resampler) -> Lead:
     ours, theirs = (scores_of([results.cell(i) for i in each.cells]) for each in (row, other))
-    return Lead(other.method, joint_difference(ours, theirs, resampler))
+    return Lead(other.method, joint_difference(ours, theirs, resampler), _p_value(results, row, other))
+
+
+def _p_value(results: Results, row: PooledResult, other: PooledResult) -> float | None:
+    """Of the seeds that both have."""
+    ours, theirs = (
+        {cell.seed: cell for cell in (results.cell(i) for i in each.cells)} for each in (row, other)
+    )
+    common = tuple((ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys()))
+    first, second = (Row(each.model, each.method, ()) for each in (row, other))
+    return effect(Pair(first, second, common).differences(results.dimensions)).p
+
+
+def _corrected(ranked: tuple[Ranked, ...]) -> tuple[Ranked, ...]:
+    """The same with Holm's p-values, all pairs taken together."""
+    adjusted = iter(holm([lead.p for row in ranked for lead in row.leads]))
+    return tuple(
+        replace(row, leads=tuple(replace(lead, p=next(adjusted)) for lead in row.leads)) for row in ranked
+    )

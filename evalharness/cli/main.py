@@ -1,7 +1,7 @@
 """The ``evalharness`` command: finds the verb and turns errors into one line and an exit code.
 
 Exit codes: 0 all done; 1 something failed and the tables say so; 2 the user must change something;
-130 interrupted.
+130 interrupted; ``check`` has two more (``evalharness.cli.check``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ VERBS = {
     "score": "score a run folder again where something changed, or any folder of videos",
     "export": "the videos and scores of a run in VBench's form",
     "report": "write the tables and the page of a run folder again",
+    "compare": "two runs or two cells: differences, intervals, p-values, winners and losers",
+    "check": "hold a run against a reference and gates; the exit code says whether it passes",
+    "plan": "how many prompts or seeds it takes to tell two methods apart",
     "fetch": "make the environment of the package vbench",
     "doctor": "what this machine can run, and how to install what is missing",
 }
@@ -66,7 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "".join(f"  {verb:<8}{text}\n" for verb, text in VERBS.items())
+    verbs = "".join(f"  {verb:<9}{text}\n" for verb, text in VERBS.items())
     return (
         "usage: evalharness VERB [options]\n\n"
         "Benchmark for quantized video diffusion models.\n\n"

@@ -141,8 +141,9 @@ def legend(results: Results) -> list[str]:
         f"{info.resamples} resamples of whole {info.cluster}s. The interval covers the choice of "
         f"{info.cluster}s; how far seeds differ stands beside it.",
         "mean: unweighted mean of the dimensions, at full coverage only. Methods are compared by paired "
-        "differences: same prompt, same sample, same seed; each comparison on its own, not corrected "
-        "for their number.",
+        "differences: same prompt, same sample, same seed. `ahead` means that the interval lies above "
+        "zero and that p < 0.05 with seeds drawn at random too, corrected "
+        "for all pairs of that width (Holm).",
     ]
     if results.totals:
         lines.append(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from evalharness.ranking import ranking
 from evalharness.results import (
@@ -155,9 +156,28 @@ def test_ranking_by_hand() -> None:
     # Per prompt, over both dimensions: 0.3 and 0.1 -> 0.2; 0.0 and -0.1 -> -0.05.
     assert over_lsq.over == "lsq" and not over_lsq.is_clear
     assert ends(over_lsq.by) == pytest.approx((0.075, -0.05, 0.2))
-    assert over_rtn.over == "rtn" and over_rtn.is_clear
+    # 0.5 and 0.15: the bootstrap's interval is above zero, but two prompts cannot carry a t test.
+    assert over_rtn.over == "rtn" and not over_rtn.is_clear
     assert ends(over_rtn.by) == pytest.approx((0.325, 0.15, 0.5))
     assert first.rows[2].leads == ()
+
+
+def test_ranking_corrects_for_all_pairs_of_a_width() -> None:
+    rng = np.random.default_rng(3)
+    level = rng.uniform(0.4, 0.6, 40)
+    shifts = {"a": 0.115, "b": 0.03, "c": 0.0}
+    values = {name: level + shift + rng.normal(0, 0.1, 40) for name, shift in shifts.items()}
+    cells = [cell(name, 3, {"color": v.tolist(), "scene": v.tolist()}) for name, v in values.items()]
+    (group,) = ranking(build(*cells))
+    leads = {(row.result.method, lead.over): lead for row in group.rows for lead in row.leads}
+    raw = {(x, y): scipy_stats.ttest_rel(values[x], values[y]).pvalue for x, y in leads}
+    by_size = sorted(raw, key=lambda pair: raw[pair])
+    worst = 0.0
+    for rank, pair in enumerate(by_size):
+        worst = max(worst, min(1.0, raw[pair] * (3 - rank)))
+        assert leads[pair].p == pytest.approx(worst)
+    assert leads["a", "c"].is_clear and leads["a", "b"].is_clear
+    assert not leads["b", "c"].is_clear
 
 
 def test_ranking_interval_resamples_prompts_once_for_all_dimensions() -> None:

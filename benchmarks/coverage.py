@@ -1,0 +1,148 @@
+"""How often the intervals hold the truth: simulated prompts, videos and seeds with a known mean.
+
+    python benchmarks/coverage.py --output results/statistics
+
+Two kinds. The leaderboard's bootstrap over prompts (``evalharness.stats``) at 50 to 1000 prompts: scores of
+0 to 1 from a narrow, a skewed and a two-humped population, one video a prompt or one to five, and the mean of
+several dimensions with overlapping prompts. The comparison's t intervals (``evalharness.effects``) with 1 to
+5 seeds, for components that make seeds matter not at all, a little or most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalharness.effects import effect_of
+from evalharness.stats import Interval, Key, Resampler, bootstrap_ci, joint_mean
+
+PROMPTS = (50, 100, 200, 500, 1000)
+SEEDS = (1, 2, 3, 5)
+POPULATIONS = {"narrow": (8.0, 2.0), "skewed": (4.0, 0.4), "two-humped": (0.4, 0.2)}
+"""Of the beta distribution of a prompt's level."""
+SPREADS = {"none": 0.0, "a little": 0.1, "as much": 0.3, "most": 1.0}
+"""Standard deviation between seeds; that of prompts and of the rest is 1."""
+
+Rng = np.random.Generator
+Scores = dict[Key, float]
+
+
+def one_video(rng: Rng, prompts: int, shape: tuple[float, float]) -> Scores:
+    """One video a prompt."""
+    return {Key(f"{i:05d}", 0): float(v) for i, v in enumerate(rng.beta(*shape, prompts))}
+
+
+def several_videos(rng: Rng, prompts: int, shape: tuple[float, float]) -> Scores:
+    """One to five videos around the prompt's level, so that prompts weigh differently."""
+    levels, counts = rng.beta(*shape, prompts), rng.integers(1, 6, prompts)
+    noise = rng.uniform(-0.1, 0.1, (prompts, 5))
+    return {
+        Key(f"{i:05d}", j): float(levels[i] + noise[i, j]) for i in range(prompts) for j in range(counts[i])
+    }
+
+
+def several_dimensions(rng: Rng, prompts: int, shape: tuple[float, float]) -> list[Scores]:
+    """Four dimensions of one level: all prompts, every second, every third, and all again with noise."""
+    level = rng.beta(*shape, prompts)
+    return [
+        {Key(f"{i:05d}", 0): float(level[i] + rng.uniform(-0.1, 0.1)) for i in range(0, prompts, step)}
+        for step in (1, 2, 3, 1)
+    ]
+
+
+def bootstrap(draws: int, prompts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Coverage of the leaderboard's intervals."""
+    kinds: dict[str, Callable[[Rng, int, tuple[float, float], Resampler], Interval]] = {
+        "one video a prompt": lambda r, n, s, b: bootstrap_ci(one_video(r, n, s), b),
+        "one to five videos": lambda r, n, s, b: bootstrap_ci(several_videos(r, n, s), b),
+        "mean of four dimensions": lambda r, n, s, b: joint_mean(several_dimensions(r, n, s), b),
+    }
+    for number in prompts:
+        for population, shape in POPULATIONS.items():
+            truth = shape[0] / (shape[0] + shape[1])
+            for kind, interval in kinds.items():
+                rng, resampler = np.random.default_rng([number, len(kind), len(population)]), Resampler()
+                hits = 0
+                for _ in range(draws):
+                    found = interval(rng, number, shape, resampler)
+                    assert found.lo is not None and found.hi is not None
+                    hits += found.lo <= truth <= found.hi
+                yield row("bootstrap", number, 1, f"{population}, {kind}", hits, draws)
+
+
+def student(draws: int, prompts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Coverage of the comparison's intervals."""
+    for number in prompts:
+        for seeds in SEEDS:
+            for name, spread in SPREADS.items():
+                if seeds == 1 and spread:
+                    continue  # one seed speaks of itself alone
+                rng = np.random.default_rng([number, seeds, int(100 * spread)])
+                hits = 0
+                for _ in range(draws):
+                    z = rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 1, (1, number))
+                    found = effect_of(z + rng.normal(0, 1, (seeds, number)), number)
+                    assert found.lo is not None and found.hi is not None
+                    hits += found.lo <= 0 <= found.hi
+                yield row("comparison", number, seeds, f"seeds differ: {name}", hits, draws)
+
+
+def row(interval: str, prompts: int, seeds: int, case: str, hits: int, draws: int) -> dict[str, Any]:
+    """One line of the record, with the simulation's own standard error in per cent."""
+    share = hits / draws
+    return {
+        "interval": interval,
+        "prompts": prompts,
+        "seeds": seeds,
+        "case": case,
+        "draws": draws,
+        "coverage_pct": round(100 * share, 2),
+        "error_pct": round(100 * math.sqrt(share * (1 - share) / draws), 2),
+    }
+
+
+def document(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the extremes of each kind on top, every line below."""
+    lines = ["# Coverage of the intervals", "", "Made by `python benchmarks/coverage.py`. Nominal: 95 %.", ""]
+    for interval, seeds in sorted({(r["interval"], r["seeds"]) for r in rows}):
+        found = [r["coverage_pct"] for r in rows if (r["interval"], r["seeds"]) == (interval, seeds)]
+        inside = sum(93 <= value <= 97 for value in found)
+        lines.append(
+            f"- {interval}, {seeds} seed{'s' * (seeds > 1)}: {min(found):.1f} to {max(found):.1f} %, "
+            f"{inside} of {len(found)} cases within 93 to 97 %"
+        )
+    lines += ["", "| interval | prompts | seeds | case | coverage % | +- |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['interval']} | {r['prompts']} | {r['seeds']} | {r['case']} | {r['coverage_pct']:.1f} | "
+        f"{r['error_pct']:.1f} |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--draws", type=int, default=2000, help="simulated runs of each case")
+    parser.add_argument("--prompts", type=int, nargs="+", default=list(PROMPTS))
+    parser.add_argument("--output", type=Path, default=Path("results/statistics"))
+    options = parser.parse_args(argv)
+    from evalharness.store import atomic_write_text
+
+    rows = [*bootstrap(options.draws, options.prompts), *student(options.draws, options.prompts)]
+    options.output.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(options.output / "coverage.json", json.dumps(rows, indent=1) + "\n")
+    atomic_write_text(options.output / "coverage.md", document(rows))
+    print(document(rows).split("| interval")[0])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Whether the gate catches planted regressions of a quantizer and leaves harmless changes alone.
+
+    python benchmarks/planted.py make --work runs/planted            # each arm's run, about ten minutes
+    python benchmarks/planted.py judge --work runs/planted --output results/statistics
+
+An arm is ``rtn`` at 4 bits with one change of the arithmetic, made in this process. ``make`` generates and
+scores 24 prompts of each arm, on one full-precision run. ``judge`` then draws 20 times 16 of the 24 prompts,
+and holds the arm's scores of them against the clean arm's by the gates of ``results/ci/gates.yaml``. Step
+times (``step_cpu_ms``) are measured in turns, plain and with 5 % of busy waiting added, 20 times each,
+and held against a bound of 2.5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evalharness.result_schema import Results
+
+DRAWS, PROMPTS_DRAWN, PROMPTS_MADE = 20, 16, 24
+STEPS, SLOWER, BOUND = 40, 0.05, 0.025
+GATES = Path("results/ci/gates.yaml")
+ROW = "rtn-w4a4"
+
+
+def sign(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``s (c + z)``: the zero point's sign is wrong."""
+    return scale * (codes + zero_point)
+
+
+def zero(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``s c``: the zero point is dropped."""
+    return scale * codes.to(scale.dtype)
+
+
+def reordered(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``s c - s z``: the same number, rounded differently."""
+    return scale * codes - scale * zero_point
+
+
+DEQUANTIZE: dict[str, Callable[..., Tensor]] = {"sign": sign, "zero": zero, "reordered": reordered}
+ARMS = ("clean", "again", "reordered", "sign", "zero", "clip")
+HARMLESS = ("again", "reordered")
+
+
+def plant(arm: str) -> None:
+    """Change the library's arithmetic in this process."""
+    import qvgen.linear
+    import qvgen.quantizers
+
+    if arm in DEQUANTIZE:
+        setattr(qvgen.linear, "dequantize", DEQUANTIZE[arm])  # noqa: B010 - not ours to assign, says mypy
+    if arm == "clip":
+        found = qvgen.quantizers.initial_scale
+
+        def narrow(*given: Any) -> tuple[Tensor, Tensor]:
+            scale, zero_point = found(*given)
+            return 0.7 * scale, zero_point
+
+        setattr(qvgen.quantizers, "initial_scale", narrow)  # noqa: B010
+
+
+def make(work: Path, arms: Sequence[str]) -> int:
+    """One run folder an arm; the full-precision videos are made once and copied."""
+    from evalharness.cli.main import main
+
+    base = work / "base"
+    common = ["run", "--workers", "0", "--limit", str(PROMPTS_MADE), "--bits", "4", "--no-profile"]
+    failed = main([*common, "--output", str(base)])
+    for arm in arms:
+        if not (work / arm).exists():
+            shutil.copytree(base, work / arm)
+    for arm in arms:
+        plant(arm)
+        failed |= main([*common, "--methods", "rtn", "--output", str(work / arm)])
+    return failed
+
+
+def subset(results: Results, prompts: set[str]) -> Results:
+    """The same cells with the scores of some prompts only."""
+    cells = [
+        cell.model_copy(
+            update={
+                "scores": {d: [r for r in rows if r.prompt_id in prompts] for d, rows in cell.scores.items()}
+            }
+        )
+        for cell in results.cells
+    ]
+    return results.model_copy(update={"cells": cells})
+
+
+def judge_scores(work: Path, arms: Sequence[str] = ARMS[1:]) -> dict[str, dict[str, Any]]:
+    """Arm -> how many of the draws the gate called a regression, and by how much the mean fell."""
+    from evalharness.compare.selection import Side
+    from evalharness.gates.checking import check
+    from evalharness.gates.spec import Gate, Gates, read_gates
+    from evalharness.results import read_results
+
+    whole = read_gates(GATES)
+    quality = tuple(gate for gate in whole.gates if not gate.is_cost)
+    gates = Gates(gates=quality, significance=whole.significance)
+    single = Gates(gates=(Gate(metric="mean", max_drop=0.0),), significance=whole.significance)
+    clean = read_results(work / "clean" / "results.json")
+    prompts = sorted({row.prompt_id for cell in clean.cells for row in cell.scores["scene"]})
+    found: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        run = read_results(work / arm / "results.json")
+        statuses, drops = [], []
+        for draw in range(DRAWS):
+            drawn = set(random.Random(draw).sample(prompts, PROMPTS_DRAWN))  # noqa: S311 - no secret
+            ours, reference = Side(arm, subset(run, drawn), ROW), Side("clean", subset(clean, drawn), ROW)
+            statuses.append(check(ours, reference, gates).status.value)
+            [mean] = check(ours, reference, single).verdicts
+            assert mean.reference is not None and mean.run is not None
+            drops.append(mean.reference - mean.run)
+        found[arm] = {
+            "draws": DRAWS,
+            "regressions": statuses.count("REGRESSION"),
+            "passes": statuses.count("PASS"),
+            "mean_drop": [min(drops), statistics.median(drops), max(drops)],
+        }
+    return found
+
+
+def measure_steps() -> dict[str, Any]:
+    """Processor time of plain steps and of steps with 5 % of busy waiting added, in turns, by the gate."""
+    import torch
+
+    from evalharness.models.tinyworld import TinyWorld
+
+    loaded = TinyWorld().load("cpu")
+    torch.set_num_threads(1)
+    inputs = loaded.step_inputs()
+
+    def once(slower: float = 0.0) -> float:
+        start = time.process_time()
+        loaded.transformer(**inputs)
+        end = start + (time.process_time() - start) * (1 + slower)
+        while time.process_time() < end:
+            pass
+        return 1000 * (time.process_time() - start)
+
+    rises: dict[str, list[float]] = {"plain": [], "slower": []}
+    with torch.inference_mode():
+        for _ in range(5):
+            once()
+        for _ in range(DRAWS):
+            turns = [(once(), once(), once(SLOWER)) for _ in range(STEPS)]
+            reference, plain, slower = (statistics.median(times) for times in zip(*turns, strict=True))
+            rises["plain"].append(plain / reference - 1)
+            rises["slower"].append(slower / reference - 1)
+    return {
+        name: {"draws": DRAWS, "beyond_bound": sum(v > BOUND for v in values), "rises": sorted(values)}
+        for name, values in rises.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("verb", choices=("make", "judge"))
+    parser.add_argument("--work", type=Path, default=Path("runs/planted"))
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--output", type=Path, default=Path("results/statistics"))
+    options = parser.parse_args(argv)
+    if options.verb == "make":
+        return make(options.work, [arm for arm in options.arms.split(",") if arm])
+    from evalharness.store import atomic_write_text
+
+    record = {"arms": judge_scores(options.work), "steps": measure_steps()}
+    options.output.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(options.output / "planted.json", json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

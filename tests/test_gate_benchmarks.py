@@ -1,0 +1,84 @@
+"""What the gate's own measurements claim, on the scores that are stored beside them, and their arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.coverage import document, row
+from benchmarks.false_alarms import alarms, resampled
+from benchmarks.planted import ARMS, DRAWS, HARMLESS, judge_scores, subset
+from evalharness.compare.selection import Side, rows_of
+from evalharness.gates.spec import Gates, read_gates
+from evalharness.results import read_results
+
+ROOT = Path(__file__).parents[1]
+STATISTICS = ROOT / "results" / "statistics"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS[1:] if arm not in HARMLESS])
+def test_each_planted_regression_is_caught_every_time(arm: str) -> None:
+    found = judge_scores(STATISTICS / "planted", [arm])[arm]
+    assert found["regressions"] == DRAWS == 20
+    assert found["mean_drop"][0] > 2.0
+
+
+def test_the_same_arithmetic_again_never_fails() -> None:
+    found = judge_scores(STATISTICS / "planted", ["again"])["again"]
+    assert (found["passes"], found["mean_drop"]) == (20, [0.0, 0.0, 0.0])
+
+
+def test_a_resampled_run_takes_another_seed_for_every_prompt() -> None:
+    results = read_results(Path("results/tinyworld/results.json"))
+    run, reference = resampled(results, np.random.default_rng(0), 16)
+    cell, other = run.cell("rtn-w3a3-s0"), reference.cell("rtn-w3a3-s0")
+    rows, others = ({r.prompt_id: r.value for r in c.scores["scene"]} for c in (cell, other))
+    assert len(rows) == 16 and rows.keys() == others.keys()
+    seeds = [{r.prompt_id: r.value for r in results.cell(f"rtn-w3a3-s{s}").scores["scene"]} for s in range(3)]
+    assert all(rows[prompt] in [seed[prompt] for seed in seeds] for prompt in rows)
+    assert all(rows[prompt] != others[prompt] for prompt in rows)
+
+
+def test_no_more_false_alarms_than_the_significance_allows() -> None:
+    """Twenty no-op runs, held row by row: 320 checks; 1 % of them would be three."""
+    results, given = (
+        read_results(Path("results/tinyworld/results.json")),
+        read_gates(Path("results/ci/gates.yaml")),
+    )
+    gates = Gates(gates=tuple(g for g in given.gates if not g.is_cost), significance=given.significance)
+    found = alarms(results, gates, 20, 16)
+    assert found["row_checks"] == 320
+    assert found["false_alarms"] <= 1
+    assert found["row_false_alarms"] <= 8  # more than eight has a chance of 0.4 % at 1 % each
+
+
+def test_the_stored_figures_keep_the_promise() -> None:
+    record = json.loads((STATISTICS / "false_alarms.json").read_text())
+    assert all(entry["false_alarms"] / entry["runs"] < 0.02 for entry in record["significance 0.01"])
+    rows = json.loads((STATISTICS / "coverage.json").read_text())
+    assert {r["prompts"] for r in rows} == {50, 100, 200, 500, 1000}
+    assert (STATISTICS / "coverage.md").read_text() == document(rows)
+
+
+def test_coverage_lines_carry_their_own_error() -> None:
+    line = row("bootstrap", 50, 1, "case", 95, 100)
+    assert (line["coverage_pct"], line["error_pct"]) == (95.0, 2.18)
+    text = document([line, row("bootstrap", 100, 1, "case", 90, 100)])
+    assert "bootstrap, 1 seed: 90.0 to 95.0 %, 1 of 2 cases within 93 to 97 %" in text
+
+
+def test_a_subset_keeps_the_named_prompts_only() -> None:
+    results = read_results(STATISTICS / "planted" / "clean" / "results.json")
+    there = {row.prompt_id for row in results.cells[0].scores["scene"]}
+    assert len(there) == 24
+    one = min(there)
+    [chosen] = [row for row in rows_of(Side("", subset(results, {one}))) if row.name == "rtn-w4a4"]
+    assert {r.prompt_id for rows in chosen.cells[0].scores.values() for r in rows} == {one}
