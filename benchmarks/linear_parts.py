@@ -133,8 +133,8 @@ def measure_expand(device: torch.device, tiny: bool, repeats: int, limit_s: floa
             ]
             variants[str(bits)] = [partial(expand_codes, s, bits, (n, k)) for s in streams]
         times = timed(variants, device, repeats, deadline)
-        for bits, variant in times.items():
-            variant["tb_per_s"] = n * (k + row_bytes(k, int(bits))) / variant["median_ms"] / 1e9
+        for width, variant in times.items():
+            variant["tb_per_s"] = n * (k + row_bytes(k, int(width))) / variant["median_ms"] / 1e9
         found[f"{n}x{k}"] = times
     return {"ratios": {}, "matrices_n_k": found}
 

@@ -10,7 +10,8 @@ import argparse
 import copy
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,9 @@ def measure(loaded: LoadedTinyWorld, bits: str, repeats: int, limit_s: float) ->
 
     models, inputs = sides(loaded, bits), loaded.step_inputs()
     with torch.inference_mode():
-        actions = {name: (lambda model=model: model(**inputs)) for name, model in models.items()}
+        actions: dict[str, Callable[[], Any]] = {
+            name: partial(model, **inputs) for name, model in models.items()
+        }
         times = compare(actions, CPU, repeats, Deadline(limit_s))
         outputs = {name: action()[0] for name, action in actions.items()}
     exact, scale = outputs["packed_reference"], outputs["packed_reference"].abs().max()

@@ -64,13 +64,13 @@ class RunPlan:
     load: str
     train: bool
     profile: bool
-    track: str
     output: Path
     plugin_files: tuple[str, ...]
     unscored: tuple[str, ...] = ()
     samples_by_dimension: Mapping[str, int] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     execution: str = "fake"
+    track: str = "none"
 
     @property
     def model_workers(self) -> int:
