@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from baselines.modes import Mode, check_mode, timestep_config
 from qvgen.config import QuantConfig, check_choice, check_float, check_int
 from qvgen.method import TrainedMethod
-from qvgen.training.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +38,7 @@ class EfficientDM(TrainedMethod):
         rank: of the adapter; None: the mode's own.
         buckets: equal parts of the 1000 timesteps with activation steps or clips of their own.
         lr_adapter: peak learning rate of A and B, in units of the layer's mean weight step.
-            ``recipe.lr_weights`` is set to it; a recipe that asks for another rate is refused.
+            ``recipe.lr_weights`` is set to it; options that ask for another rate are refused.
         scale_aware: whether that unit is used; without it the rate is the same in every layer.
         data: ``clips``: batches of the training data; ``trajectory``: states that the teacher's own
             sampler goes through, from noise and prompts alone (noised training data where the
@@ -70,12 +69,8 @@ class EfficientDM(TrainedMethod):
         check_choice("data", self.data, (None, "clips", "trajectory"))
         given = self.recipe
         TrainedMethod.__post_init__(self)
-        if isinstance(given, Mapping):
-            allowed: tuple[float, ...] = (self.lr_adapter,)
-            asked = given.get("lr_weights", self.lr_adapter)
-        else:  # an object always has a rate: only its default gives way
-            allowed, asked = (self.lr_adapter, TrainRecipe().lr_weights), given.lr_weights
-        if asked not in allowed:
+        # A TrainRecipe always has a rate, and one object may be shared by several methods.
+        if isinstance(given, Mapping) and given.get("lr_weights", self.lr_adapter) != self.lr_adapter:
             raise ValueError("recipe.lr_weights trains no weights here; set lr_adapter instead")
         object.__setattr__(self, "recipe", dataclasses.replace(self.recipe, lr_weights=self.lr_adapter))
 

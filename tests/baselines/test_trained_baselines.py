@@ -293,10 +293,6 @@ def test_a_killed_author_training_resumes_to_the_same_codes(
             lambda: EfficientDM(w_bits=3, a_bits=3, recipe={"lr_weights": 1e-3}),  # type: ignore[arg-type]
             "set lr_adapter instead",
         ),
-        (
-            lambda: EfficientDM(w_bits=3, a_bits=3, recipe=TrainRecipe(lr_weights=3e-3)),
-            "set lr_adapter instead",
-        ),
     ],
 )
 def test_bad_options(make: Any, message: str) -> None:
