@@ -182,6 +182,9 @@ def _protocol(registry: Registry, name: str) -> Check:
     return Check(name=f"protocol {name}", status=Status.OK, detail=detail)
 
 
+_GET_WEIGHTS = "needed for VBench only; how to get them: docs/protocols.md, native VBench scorers"
+
+
 def _metric_weights(registry: Registry) -> Iterator[Check]:
     seen: set[str] = set()
     for name in registry.names("metrics"):
@@ -189,7 +192,13 @@ def _metric_weights(registry: Registry) -> Iterator[Check]:
             cls = registry.get("metrics", name)
         except UserError:
             continue  # reported with the plugins
-        new = [weight for weight in cls().info.weights if weight.sha256 not in seen]
+        metric = cls()
+        if (missing := getattr(metric, "missing", None)) is not None:  # it looks after its weights itself
+            if missing:
+                detail = f"without weights {', '.join(missing)}: its dimension is skipped"
+                yield Check(name=f"metric {name}", status=Status.WARN, detail=detail, fix=_GET_WEIGHTS)
+            continue
+        new = [weight for weight in metric.info.weights if weight.sha256 not in seen]
         seen |= {weight.sha256 for weight in new}
         yield from _weights(f"metric {name}", cls, new)
 

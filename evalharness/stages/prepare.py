@@ -76,7 +76,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     if state_folder is None or not state_folder.is_dir():
         train_log.unlink(missing_ok=True)
     method = build_method(session.registry, cell)
-    calibration = Path(payload["calibration_folder"])
+    calibration = Path(payload["calibration_folder"]) if payload.get("calibration_folder") else None
     context = StageContext(session, cell.seed, train_log, state_folder, calibration)
     _seed_libraries(cell.seed)
     start = time.monotonic()

@@ -58,7 +58,13 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
 def videos(session: Session, folder: Path, order: list[int], batch_size: int) -> dict[int, np.ndarray]:
     """The generate stage's frames of those captions, by caption, without the video encoder."""
     samples = [
-        {"prompt_id": f"{i}", "seed": SEEDS[i], "path": str(folder / f"{i}.raw"), "sample": f"{i}"}
+        {
+            "prompt_id": f"{i}",
+            "text": CAPTIONS[i],
+            "seed": SEEDS[i],
+            "path": str(folder / f"{i}.raw"),
+            "sample": f"{i}",
+        }
         for i in order
     ]
     payload = {**REFERENCE, "batch_size": batch_size, "samples": samples}

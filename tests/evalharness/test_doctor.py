@@ -92,3 +92,15 @@ def test_a_full_disk_is_seen(toy: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert check.status is Status.FAIL
     assert "0.0 GB free" in check.detail
     assert "--output" in check.fix
+
+
+def test_a_metric_that_looks_after_its_weights_only_warns(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that a user has to fetch are no defect of the installation."""
+    from evalharness.native.base import NativeMetric
+
+    name = next(c.name for c in findings(tmp_path).values() if c.name.startswith("metric vbench."))
+    assert findings(tmp_path)[name].status is Status.WARN
+    monkeypatch.setattr(NativeMetric, "missing", [])
+    assert name not in findings(tmp_path)

@@ -272,6 +272,7 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "batch_size",
         "skip_layers",
         "profile",
+        "track",
         "execution",
         "plugin",
         "method_options",
