@@ -92,7 +92,7 @@ def measure(
 
 def sides(loaded: LoadedTinyWorld, batch_size: int, skip: str) -> dict[str, Callable[[], float]]:
     """One training step of each side; each has a student of its own and the same teacher and batch."""
-    from qvgen import tiled
+    from qvgen import fused
     from qvgen.api import quantize_
 
     batch = next(loaded.few_batches(batch_size=batch_size, seed=0))
@@ -106,7 +106,7 @@ def sides(loaded: LoadedTinyWorld, batch_size: int, skip: str) -> dict[str, Call
         student = quantize_(copy.deepcopy(loaded.transformer), config, loaded.skip_layers(skip))
         steps[name] = _step(student, teacher, batch, loaded)
     # The same student trains on; only the way its fake quantization is computed changes.
-    steps["qvgen_reference"] = _within(tiled.disabled, steps["qvgen"])
+    steps["qvgen_reference"] = _within(fused.disabled, steps["qvgen"])
     return steps
 
 

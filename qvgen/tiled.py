@@ -13,13 +13,13 @@ reference itself, and loops over tiles would not fit a graph.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qvgen.fused.switch import is_on
 from qvgen.levels import SCALE_FLOOR, positive_levels
 
 # Elements of a tile. Half or twice as many made a step slower: smaller tiles cost calls, larger ones
@@ -29,29 +29,9 @@ TILE, GRAIN = 1 << 17, 1 << 15
 LowRank = tuple[Tensor, Tensor, Tensor]
 
 
-class _Switch:
-    """A plain object, so that torch.compile can guard on its attribute."""
-
-    def __init__(self) -> None:
-        self.on = True
-
-
-_SWITCH = _Switch()
-
-
-@contextmanager
-def disabled() -> Iterator[None]:
-    """Use the plain reference within, in this process; for comparison."""
-    before, _SWITCH.on = _SWITCH.on, False
-    try:
-        yield
-    finally:
-        _SWITCH.on = before
-
-
 def fits(x: Tensor, *others: Tensor) -> bool:
     """Whether tiles of ``x`` can be computed with ``others`` of the dtype that codes are computed in."""
-    if not _SWITCH.on or torch.compiler.is_compiling():
+    if not is_on() or torch.compiler.is_compiling():
         return False
     wanted = _compute_dtype(x)
     return (

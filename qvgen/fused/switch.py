@@ -1,4 +1,4 @@
-"""Whether and where the fused operators run."""
+"""Whether and where other operators than the plain reference run: ``qvgen.fused``, ``qvgen.tiled``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SWITCH = _Switch()
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Use the plain reference within, in this process; for comparison.
+    """Use the plain reference within, in this process, on a GPU and on a CPU; for comparison.
 
     Keep a forward pass and its backward pass on the same side where activations are checkpointed.
     The environment variable ``QVGEN_FUSED=0`` does it for a whole process.
@@ -54,10 +54,15 @@ def disabled() -> Iterator[None]:
         _SWITCH.on = before
 
 
+def is_on() -> bool:
+    """Whether anything but the plain reference may run."""
+    return _SWITCH.on
+
+
 def fits(rows: Tensor, *others: Tensor) -> bool:
     """Whether kernels can run on a tensor of these rows (its last dimension) with ``others`` beside it."""
     return (
-        _SWITCH.on
+        is_on()
         and AVAILABLE
         and (rows.is_cuda or (INTERPRETED and rows.device.type == "cpu"))
         and rows.dtype in DTYPES

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from qvgen import tiled
+from qvgen import fused, tiled
 from qvgen.api import quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.fake_quant import token_fake_quant, weight_fake_quant
@@ -50,7 +50,7 @@ def compare(make: Make, leaves: tuple[Tensor, ...], size: int, rtol: float = 1e-
     with tiles_of(size) as calls:
         out, found = gradients(make, leaves, upstream)
         assert sum(c.call_count for c in calls) == 1, "the tiled operator was not taken"
-    with tiled.disabled(), tiles_of(size) as calls:
+    with fused.disabled(), tiles_of(size) as calls:
         reference, expected = gradients(make, leaves, upstream)
         assert sum(c.call_count for c in calls) == 0
     assert out.dtype == reference.dtype and torch.equal(out, reference)
@@ -164,7 +164,7 @@ def test_strides_of_input_and_gradient() -> None:
             out = make(leaf)
             torch.autograd.backward([out.sum()])  # the gradient is one number with strides of zero
         copied = x.contiguous().requires_grad_()
-        with tiled.disabled():
+        with fused.disabled():
             reference = make(copied)
             torch.autograd.backward([reference.sum()])
         assert torch.equal(out, reference)
@@ -181,7 +181,7 @@ def test_nan_and_infinity_pass_as_in_the_reference() -> None:
     )
     for make in makes:
         out = make()
-        with tiled.disabled():
+        with fused.disabled():
             reference = make()
         assert torch.equal(out.isnan(), reference.isnan()) and out[1].isnan().any()
         assert torch.equal(out.nan_to_num(7.0), reference.nan_to_num(7.0))
