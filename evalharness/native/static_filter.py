@@ -1,20 +1,20 @@
 """VBench's static filter: which videos of a prompt that asks for stillness are still.
 
 Temporal flickering is meant for those alone. VBench generates 25 videos a prompt and keeps at most
-5 that pass.
+5 that pass; the protocol says so, see ``evalharness.sampling``.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from evalharness.api import Video
 from evalharness.native.base import NativeMetric, at_least
 from evalharness.native.dynamic_degree import large_enough
 
-__all__ = ["StaticFilter", "first_static", "is_static"]
+__all__ = ["StaticFilter", "is_static"]
 
 SHARE = 0.02
 PIXELS_PER_256 = 3.0
@@ -66,8 +66,3 @@ def is_static(strengths: list[float], wrap: list[float], *, threshold: float, al
     """VBench's rule: at most ``allowed`` pairs pass, and no wrap passes ``2 * allowed * threshold``."""
     moving = sum(strength > threshold for strength in strengths)
     return moving <= allowed and all(strength <= threshold * allowed * 2 for strength in wrap)
-
-
-def first_static(verdicts: Iterable[bool], count: int = 5) -> list[int]:
-    """Numbers of the first ``count`` videos that are static; fewer where fewer are."""
-    return list(itertools.islice((i for i, static in enumerate(verdicts) if static), count))

@@ -1,42 +1,62 @@
-"""Temporal flickering: how little pixels change from frame to frame."""
+"""Temporal flickering: one minus the mean absolute difference of consecutive frames, of still videos."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
-from evalharness.api import Sample, Video
+from evalharness.api import LeftOut, Sample, Video
 from evalharness.native.base import NativeMetric, at_least
+from evalharness.native.static_filter import StaticFilter
 
-__all__ = ["TemporalFlickering"]
+__all__ = ["TemporalFlickering", "steadiness"]
 
 
 class TemporalFlickering(NativeMetric):
-    """VBench's ``(255 - m) / 255``, m the mean absolute difference of consecutive frames in grey levels.
+    """VBench's steadiness of still videos; one that its static filter calls moving is left out.
 
-    Meant for static videos: see ``evalharness.native.static_filter``.
+    Args:
+        options: of ``NativeMetric``.
     """
 
     name = "vbench.temporal_flickering"
     dimension = "temporal_flickering"
-    summary = "1 - mean absolute difference of consecutive frames"
-    cost_ms = 50.0
+    summary = "1 - mean absolute difference of consecutive frames, of videos that are still"
+    weights = ("raft-things",)
+    cost_ms = 5000.0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._filter = StaticFilter(**options)
 
     def score(self, video: Video, sample: Sample) -> float:
         """In [0, 1].
 
         Raises:
-            Skip: fewer than two frames.
+            LeftOut: it moves.
+            Skip: fewer than two frames, or the filter cannot judge it (size, weights).
         """
         del sample
-        import cv2
-        import numpy as np
-
         at_least(video, 2, "temporal flickering")
-        frames = video.frames
-        # Sums of bytes are exact in int64, so the mean is too.
-        sums = [
-            int(cv2.absdiff(before, after).sum(dtype=np.int64))
-            for before, after in itertools.pairwise(frames)
-        ]
-        mean: float = sum(sums) / (len(sums) * frames[0].size)
-        return (255.0 - mean) / 255.0
+        self._filter.device = self.device
+        if not self._filter.judge(video)["static"]:
+            raise LeftOut("the video moves; temporal flickering is judged on still ones")
+        return steadiness(video)
+
+
+def steadiness(video: Video) -> float:
+    """VBench's ``(255 - m) / 255``, m the mean absolute difference of consecutive frames in grey levels.
+
+    Args:
+        video: at least two frames, moving or not.
+    """
+    import cv2
+    import numpy as np
+
+    frames = video.frames
+    # Sums of bytes are exact in int64, so the mean is too.
+    sums = [
+        int(cv2.absdiff(before, after).sum(dtype=np.int64)) for before, after in itertools.pairwise(frames)
+    ]
+    mean: float = sum(sums) / (len(sums) * frames[0].size)
+    return (255.0 - mean) / 255.0

@@ -13,7 +13,8 @@ import pytest
 
 from evalharness.api import MetricInfo, Prompt, Sample, Skip, Video
 from evalharness.executor import Task, WorkerSpec
-from evalharness.native.temporal_flickering import TemporalFlickering
+from evalharness.native.base import NativeMetric, at_least
+from evalharness.native.temporal_flickering import steadiness
 from evalharness.session import Session
 from evalharness.stages import score
 from evalharness.video import encode_video
@@ -41,10 +42,23 @@ class Voter:
         return {"statistic": float(video.frames[0, 0, 0, 0]) or float("nan"), "device": self.device}
 
 
+class Steadiness(NativeMetric):
+    """Temporal flickering without its filter, which takes a network."""
+
+    name = "steadiness"
+    dimension = "flicker"
+    summary = "of any video"
+
+    def score(self, video: Video, sample: Sample) -> float:
+        del sample
+        at_least(video, 2, "steadiness")
+        return steadiness(video)
+
+
 class Plugins:
     def get(self, kind: str, name: str) -> type[Any]:
         assert kind == "metrics"
-        return {"voter": Voter, "vbench.temporal_flickering": TemporalFlickering}[name]
+        return {"voter": Voter, "steadiness": Steadiness}[name]
 
 
 @pytest.fixture
@@ -65,7 +79,7 @@ def judged(session: Session, path: Path, data: bytes) -> dict[str, dict[str, Any
     return {row["dimension"]: row for row in done["rows"]}
 
 
-FLICKER = "vbench.temporal_flickering"
+FLICKER = "steadiness"
 
 
 def grey(level: int, frames: int = 3) -> bytes:

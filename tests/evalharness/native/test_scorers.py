@@ -18,16 +18,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evalharness.api import Prompt, Sample, Skip, Video
+from evalharness.api import LeftOut, Prompt, Sample, Skip, Video
 from evalharness.native.aesthetic_quality import AestheticQuality
 from evalharness.native.background_consistency import BackgroundConsistency
 from evalharness.native.base import NativeMetric
 from evalharness.native.dynamic_degree import DynamicDegree, flow_statistic
 from evalharness.native.flow import pair_strengths
 from evalharness.native.raft import Raft
-from evalharness.native.static_filter import StaticFilter, first_static, is_static
+from evalharness.native.static_filter import StaticFilter, is_static
 from evalharness.native.subject_consistency import SubjectConsistency
-from evalharness.native.temporal_flickering import TemporalFlickering
+from evalharness.native.temporal_flickering import TemporalFlickering, steadiness
 from evalharness.native.vit import ClipImage, Dino
 from evalharness.native.weights import store
 from evalharness.video import decode_video, encode_video
@@ -56,17 +56,17 @@ def test_flickering_is_the_mean_difference_of_the_file_s_frames(
         seen.append(step[1].astype(np.float32))
     means = [np.abs(seen[t + 1] - seen[t]).mean() for t in range(len(seen) - 1)]
     expected = (255.0 - float(np.mean(means))) / 255.0
-    assert TemporalFlickering().score(decode_video(data), SAMPLE) == pytest.approx(expected, abs=1e-5)
+    assert steadiness(decode_video(data)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_flickering_of_known_pictures() -> None:
     frames = np.zeros((3, 4, 4, 3), np.uint8)
-    assert TemporalFlickering().score(Video(frames, 8.0), SAMPLE) == 1.0
+    assert steadiness(Video(frames, 8.0)) == 1.0
     frames[1] = 255
-    assert TemporalFlickering().score(Video(frames, 8.0), SAMPLE) == 0.0
+    assert steadiness(Video(frames, 8.0)) == 0.0
     frames[1] = 0
     frames[2, :2] = 102  # half of one of two differences is 102 of 255: a tenth
-    assert TemporalFlickering().score(Video(frames, 8.0), SAMPLE) == pytest.approx(0.9)
+    assert steadiness(Video(frames, 8.0)) == pytest.approx(0.9)
 
 
 # --- the two consistencies
@@ -340,8 +340,6 @@ def test_the_static_rule_by_hand() -> None:
     assert not is_static([3.1, 3.1, 3.1], [0.0, 0.0], threshold=3.0, allowed=2)
     assert not is_static([0.5, 0.5, 0.5], [0.0, 12.1], threshold=3.0, allowed=2)
     assert not is_static([0.5], [0.1, 0.0], threshold=3.0, allowed=0)  # short clips allow no wrap at all
-    assert first_static([True, False, True, True, True, True, True]) == [0, 2, 3, 4, 5]
-    assert first_static([False, True]) == [1]
 
 
 def test_the_static_filter_looks_at_all_pairs_and_both_wraps(
@@ -357,6 +355,22 @@ def test_the_static_filter_looks_at_all_pairs_and_both_wraps(
     ]
     assert verdict["strengths"] + verdict["wrap"] == pytest.approx(expected, rel=1e-5)
     assert (verdict["threshold"], verdict["allowed"]) == (1.5, 0)
+
+
+@pytest.mark.parametrize(("flow", "still"), [(1.5, True), (1.6, False)])
+def test_flickering_is_judged_on_still_videos_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flow: float, still: bool
+) -> None:
+    """Three frames allow no pair above 3 pixels in 256, here 1.5 in 128."""
+    monkeypatch.setattr("evalharness.native.flow.pair_strengths", lambda *_, **__: [flow, 0.0, 0.0, 0.0])
+    frames = np.zeros((3, 128, 128, 3), np.uint8)
+    frames[1:] = 51
+    metric = TemporalFlickering(folder=folder)
+    if still:  # half of two steps is a fifth of the range
+        assert metric.score(Video(frames, 8.0), SAMPLE) == pytest.approx(0.9)
+        return
+    with pytest.raises(LeftOut, match="moves"):
+        metric.score(Video(frames, 8.0), SAMPLE)
 
 
 # --- what all share
@@ -377,7 +391,8 @@ def test_pictures_too_small_for_raft_are_a_skip(folder: Path, video: Callable[..
 
 
 @pytest.mark.parametrize(
-    "metric", [SubjectConsistency, BackgroundConsistency, AestheticQuality, DynamicDegree]
+    "metric",
+    [TemporalFlickering, SubjectConsistency, BackgroundConsistency, AestheticQuality, DynamicDegree],
 )
 def test_missing_weights_are_a_skip_that_says_what_to_do(
     tmp_path: Path, metric: type[NativeMetric], video: Callable[..., Video]
@@ -429,8 +444,9 @@ def test_golden_values(folder: Path, moving: Clip, networks: dict[str, nn.Module
     clip = moving(4)
     scores = {
         metric.dimension: metric(folder=folder).score(Video(clip, 8.0), SAMPLE)
-        for metric in (TemporalFlickering, SubjectConsistency, BackgroundConsistency, AestheticQuality)
+        for metric in (SubjectConsistency, BackgroundConsistency, AestheticQuality)
     }
+    scores["temporal_flickering"] = steadiness(Video(clip, 8.0))
     assert scores == pytest.approx(GOLDEN, rel=1e-4)
     network = networks["raft-things"]
     assert isinstance(network, Raft)
