@@ -15,11 +15,11 @@ from baselines.efficientdm import EfficientDM
 from baselines.lsq import LSQ
 from baselines.qdm import QDM
 from baselines.rtn import RTN, RTNMinMax
-from qvgen.api import finished_layers
 from qvgen.config import QuantConfig
 from qvgen.method import KDQAT, QuantMethod, QVGen
 from qvgen.training.recipe import TrainRecipe
 from tests.baselines.test_ptq_survival import cogvideox, wan
+from tests.finished import finished_layers
 
 Family = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
 
