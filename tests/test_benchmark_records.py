@@ -73,7 +73,8 @@ def test_training_on_a_gpu() -> None:
 
     ratio = 2 * fused["median_ms"] / (plain["median_ms"] + again["median_ms"])
     assert measured("QAT step over plain bf16 distillation, time") == (
-        f"{ratio:.3f} ({fused['median_ms']:.0f} ms over {plain['median_ms']:.0f} and {again['median_ms']:.0f} ms)"
+        f"{ratio:.3f} ({fused['median_ms']:.0f} ms over {plain['median_ms']:.0f} and "
+        f"{again['median_ms']:.0f} ms)"
     )
     assert measured("the same, peak memory") == (
         f"{fused['peak_mb'] / plain['peak_mb']:.3f} ({fused['peak_mb'] / 1e3:.2f} GB over "
