@@ -2,9 +2,9 @@
 
     python -m evalharness.native.convert --vbench-cache ~/.cache/vbench
 
-Published files are pickles or TorchScript archives. Pickles go through torch's restricted loader,
-which makes tensors and nothing else; of an archive only the parameters are taken. A file whose
-hash is known is refused before it is opened if it differs.
+Published files are checkpoints or TorchScript archives of PyTorch. ``evalharness.torchfiles`` reads
+them as data: nothing is unpickled, no code in them is looked at. A file whose hash is known is refused
+before it is opened if it differs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from evalharness.errors import UserError, guarded, one_line, unknown
 from evalharness.hashing import file_sha256
 from evalharness.native.catalogue import CATALOGUE, Entry
 from evalharness.native.weights import store, weights_folder
+from evalharness.torchfiles.tensors import read_module, read_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,16 +130,9 @@ def _one(name: str, cache: Path) -> tuple[str, bool]:
 
 
 def _read(path: Path, entry: Entry) -> State:
-    import torch
-
     if entry.kind == "torchscript":
-        module = torch.jit.load(str(path), map_location="cpu")
-        return {key: tensor.float() for key, tensor in module.state_dict().items() if tensor.numel() > 1}
-    # The restricted loader: tensors and plain containers only, never a call that the file names.
-    state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path}: not a mapping of names to tensors")
-    return dict(state)
+        return {key: tensor.float() for key, tensor in read_module(path).items() if tensor.numel() > 1}
+    return read_state(path)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,55 @@ def test_the_list_names_arms_and_cost_and_trains_nothing(
         driver.main([*arguments[:4], "--blocks", "cor"])
 
 
+@pytest.mark.parametrize("diverges", ["qvgen", "none of them"])
+def test_arms_with_an_error_are_counted_named_and_an_exit_code(
+    stub: Stub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    diverges: str,
+) -> None:
+    def apply(self: KDQAT, module: Any, ctx: Any) -> Any:
+        if self.name == diverges:
+            raise ValueError("training diverged: loss nan")
+        return module
+
+    monkeypatch.setattr(KDQAT, "apply", apply)
+    monkeypatch.setattr(driver, "Shared", lambda *_: stub)
+    caplog.set_level(logging.INFO)
+    out = tmp_path / "out"
+    code = driver.main(["--grid", str(tmp_path / "grid.yaml"), "--out", str(out)])
+    if diverges == "qvgen":
+        assert code == 1
+        assert caplog.messages[-3:] == [
+            "2 of 2 arms finished, 1 of them with an error",
+            "qvgen-w4a4-s3: ValueError: training diverged: loss nan",
+            f"to train an arm again, delete its folder in {out / 'arms'}",
+        ]
+    else:
+        assert code == 0
+        assert caplog.messages[-1] == "2 of 2 arms finished, 0 of them with an error"
+
+
+def test_a_recipe_for_another_device_is_found_before_any_arm(tmp_path: Path) -> None:
+    read(tmp_path, recipe={"steps": 2, "batch_size": 2, "compile": "graph"})
+    out = tmp_path / "out"
+    arguments = ["--grid", str(tmp_path / "grid.yaml"), "--out", str(out)]
+    with pytest.raises(
+        UserError, match=r"kd-qat-w4a4-s3: compile: graph .* --device is cpu; take --device cuda"
+    ):
+        driver.main(arguments)
+    assert not out.exists()
+    assert driver.main([*arguments, "--list"]) == 0, "the list costs nothing and is for any device"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    read(tmp_path)
+    with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device here"):
+        driver.main(["--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "o"), "--device", "cuda"])
+
+
 @pytest.mark.slow
 def test_real_arms_share_their_data_and_save_what_they_measured(tmp_path: Path) -> None:
     grid = read(tmp_path, blocks={"core": {"arms": ["qvgen"], "bits": [4], "seeds": [3]}})
