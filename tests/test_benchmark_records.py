@@ -116,9 +116,8 @@ def test_packed_linears_on_a_gpu() -> None:
         faster.append(over(eager, "bf16", "w4a4"))
         assert row("benchmarks.md", name)[:4] == [f"{times:.2f}" for times in faster]
     document = (ROOT / "docs" / "benchmarks.md").read_text()
-    shown = [
-        shape for shape in parts["gemm"]["shapes_m_n_k"] if f"| {shape.replace('x', ' x ')} |" in document
-    ]
+    shapes = parts["gemm"]["shapes_m_n_k"]
+    shown = [shape for shape in shapes if f"| {shape.replace('x', ' x ')} |" in document]
     assert len(shown) == 7
     for shape in shown:
         found = shapes[shape]
