@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,12 @@ import yaml
 
 from evalharness.cells import build_method
 from evalharness.errors import UserError
+from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.tinyworld.claims import arms as driver
 from evalharness.tinyworld.claims.grid import Grid, read_grid
 from evalharness.tinyworld.claims.shared import ArmContext, Shared
+from evalharness.tinyworld.components import build_transformer
 from qvgen.method import KDQAT
 
 GRID = {
@@ -194,6 +197,34 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     read(tmp_path)
     with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device here"):
         driver.main(["--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "o"), "--device", "cuda"])
+
+
+def test_a_pipeline_that_is_none_or_whose_weights_could_not_be_scored_is_refused(tmp_path: Path) -> None:
+    read(tmp_path)
+    arguments = ["--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "o"), "--pipeline"]
+    with pytest.raises(UserError, match=r"no model_index\.json there"):
+        driver.main([*arguments, str(tmp_path)])
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="--save is for the shipped model"):
+        driver.main([*arguments, str(tmp_path), "--save", "qvgen"])
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_arms_of_another_width_learn_from_that_model(tmp_path: Path) -> None:
+    """The shipped pipeline around a transformer of 2 heads instead of 6."""
+    shutil.copytree(PIPELINE, tmp_path / "narrow")
+    shutil.rmtree(tmp_path / "narrow" / "transformer")
+    torch.manual_seed(0)
+    build_transformer(heads=2).save_pretrained(tmp_path / "narrow" / "transformer")
+    grid = read(tmp_path, blocks={"core": {"arms": ["kd-qat"], "bits": [4], "seeds": [3]}})
+    narrow, shipped = Shared(grid, "cpu", tmp_path / "narrow"), Shared(grid, "cpu")
+    assert driver.train_arms(grid, narrow, tmp_path / "out") == 0
+    found = record(tmp_path / "out", "kd-qat-w4a4-s3")
+    assert narrow.teacher.config.num_attention_heads * 40 == 80
+    assert found["model_fingerprint"] == narrow.fingerprint != shipped.fingerprint
+    with pytest.raises(ValueError, match="other options"):
+        driver.train_arms(grid, shipped, tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ from evalharness.device import resolve_device, synchronize
 from evalharness.errors import UserError, one_line, unknown
 from evalharness.hashing import digest, jsonable, tree_sha256
 from evalharness.manifest import PACKAGES, git_state, hardware
+from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import TEMP_PREFIX, atomic_write_json, atomic_write_text, read_json, replace_folder
@@ -73,9 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not any(_is_named(arm, [name]) for arm in grid.arms):
             raise unknown("arm in --save", name, {arm.cell.checkpoint_name for arm in grid.arms})
     _check_device(grid, registry, args.device)
+    _check_pipeline(args.pipeline, args.save)
     if args.save:
         _write_run_config(grid, args.save, args.out / "checkpoints" / "run.yaml")
-    shared = Shared(grid, args.device)
+    shared = Shared(grid, args.device, args.pipeline)
     if args.tf32:
         _take_tf32(shared)
     left = train_arms(grid, shared, args.out, save=args.save, minutes=args.minutes, lanes=args.lanes)
@@ -106,6 +108,20 @@ def _check_device(grid: Grid, registry: Registry, device: str) -> None:
             )
 
 
+def _check_pipeline(folder: Path, save: Sequence[str]) -> None:
+    """Refuse what is no pipeline, and to keep weights that ``evalharness run`` would load into another.
+
+    Raises:
+        UserError: either.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"--pipeline {folder}: no model_index.json there; give a saved pipeline"
+        )
+    if save and folder != PIPELINE:
+        raise UserError("--save is for the shipped model, on which runs score; leave it or --pipeline out")
+
+
 def _errors(grid: Grid, out: Path) -> dict[str, str]:
     """Cell id -> error, of the finished arms that have one instead of a result."""
     records = {arm.cell.id: read_json(_folder(out, arm) / RECORD_NAME) or {} for arm in grid.arms}
@@ -120,6 +136,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, default=1, help="arms that train at a time")
     parser.add_argument("--out", type=Path, default=Path("build/claims"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--pipeline", type=Path, default=PIPELINE, help="another full-precision model of this make"
+    )
     parser.add_argument("--minutes", type=float, help="begin no arm after so many minutes")
     parser.add_argument("--save", type=_names, default=[], help="arms whose weights are kept: a,b-w3a3")
     parser.add_argument("--tf32", action="store_true", help="TF32 products on CUDA; the records say so")
