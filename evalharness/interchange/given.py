@@ -20,7 +20,7 @@ from evalharness.executor import local_executor
 from evalharness.hashing import digest, file_sha256
 from evalharness.interchange.found import Found, by_manifest, by_name
 from evalharness.names import check_name
-from evalharness.plan import RunPlan, installed_metrics, select_dimensions
+from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_dimensions
 from evalharness.planfile import record_cells
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
@@ -49,7 +49,8 @@ def score_given(
 
     Args:
         folder: of the videos.
-        config: of it ``protocol``, ``output``, ``dimensions``, ``device``, ``workers`` and ``plugin`` count.
+        config: of it ``protocol``, ``output``, ``dimensions``, ``metric``, ``device``, ``workers`` and ``plugin``
+            count.
         registry: the plugins.
         console: for what is missing or left out, one line each, and progress.
         name: of the row in the tables.
@@ -79,7 +80,8 @@ def score_given(
 
 def _plan(protocol: EvalProtocol, config: RunConfig, registry: Registry, name: str) -> RunPlan:
     wanted = select_dimensions(protocol, comma_list(config.dimensions))
-    metrics = installed_metrics(protocol, wanted, registry)
+    chosen = chosen_metrics(protocol, config.metric, registry)
+    metrics = installed_metrics(protocol, wanted, registry, chosen)
     if not metrics:
         raise UserError(
             f"protocol {config.protocol}: no metric is installed for {', '.join(wanted)}; "
@@ -94,6 +96,7 @@ def _plan(protocol: EvalProtocol, config: RunConfig, registry: Registry, name: s
         prompts=prompts,
         samples_per_prompt=protocol.samples_per_prompt,
         metrics=metrics,
+        chosen_metrics=chosen,
         settings=_UNKNOWN,
         cells=(Cell(model=name, method=GIVEN, label=name, bits=Bits(0, 0), seed=0),),
         device=resolve_device(config.device),
