@@ -31,7 +31,7 @@ def execute(arguments: list[str]) -> int:
     parser.add_argument("--env", default=None, metavar="DIR", help="vbench: where to (in the user's cache)")
     parser.add_argument("--python", default=None, metavar="EXE", help="vbench: Python 3.11 (this one)")
     parser.add_argument("--only", default=None, metavar="A,B", help="weights: of these dimensions (all)")
-    parser.add_argument("--vbench-cache", default=None, metavar="DIR", help="weights: where to (VBench's own)")
+    parser.add_argument("--vbench-cache", default=None, metavar="DIR", help="weights: where to (VBench's)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
     options = parser.parse_args(arguments)
     if options.what not in _THINGS:

@@ -37,7 +37,11 @@ def execute(arguments: list[str]) -> int:
     parser.add_argument("--name", default=None, help="of a folder of videos: name of its row (the folder's)")
     parser.add_argument("--dimensions", default="", metavar="A,B", help="only these (all)")
     parser.add_argument(
-        "--metric", action="append", default=[], metavar="NAME", help="judge a dimension by this, e.g. upstream.*"
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="judge a dimension by this: upstream.*",
     )
     parser.add_plugins()
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

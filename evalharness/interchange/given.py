@@ -49,8 +49,8 @@ def score_given(
 
     Args:
         folder: of the videos.
-        config: of it ``protocol``, ``output``, ``dimensions``, ``metric``, ``device``, ``workers`` and ``plugin``
-            count.
+        config: of it ``protocol``, ``output``, ``dimensions``, ``metric``, ``device``, ``workers`` and
+            ``plugin`` count.
         registry: the plugins.
         console: for what is missing or left out, one line each, and progress.
         name: of the row in the tables.

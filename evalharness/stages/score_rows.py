@@ -14,9 +14,7 @@ __all__ = ["checked", "sample_of", "score_row"]
 
 def sample_of(session: Session, payload: Mapping[str, Any]) -> Sample:
     """The sample that a task's payload is about."""
-    return Sample(
-        prompt=session.prompts[payload["prompt_id"]], index=payload["index"], seed=payload["seed"]
-    )
+    return Sample(prompt=session.prompts[payload["prompt_id"]], index=payload["index"], seed=payload["seed"])
 
 
 def score_row(
