@@ -196,18 +196,16 @@ def chosen_metrics(protocol: EvalProtocol, names: Sequence[str], registry: Regis
     for name in comma_list(names):
         family = name.removesuffix(".*")
         if family != name:
-            found = {
-                d: f"{family}.{d}" for d in protocol.metrics if f"{family}.{d}" in registry.names("metrics")
-            }
+            named = {dimension: f"{family}.{dimension}" for dimension in protocol.metrics}
+            found = {d: metric for d, metric in named.items() if metric in registry.names("metrics")}
             if not found:
                 raise UserError(f"--metric {name}: no metric of that family fits protocol {protocol.name}")
             chosen |= found
             continue
         dimension = registry.get("metrics", name).dimension
         if dimension not in protocol.metrics:
-            raise unknown(
-                f"dimension of metric {name} in protocol {protocol.name}", dimension, protocol.metrics
-            )
+            what = f"dimension of metric {name} in protocol {protocol.name}"
+            raise unknown(what, dimension, protocol.metrics)
         chosen[dimension] = name
     return chosen
 

@@ -53,7 +53,7 @@ class Part:
 def parts(outcome: Outcome) -> Iterator[Part]:
     """An outcome of the score stage, video by video."""
     payload = outcome.task.payload
-    payloads = payload["videos"] if "videos" in payload else [payload]
+    payloads = payload.get("videos", [payload])
     if outcome.failure is not None:
         yield from (Part(each, [], outcome.error, False) for each in payloads)
         return

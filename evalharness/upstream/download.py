@@ -43,7 +43,7 @@ def download(file: CacheFile, target: Path) -> str | None:
     if not sha256.startswith(file.sha256):
         part.unlink()
         return f"refused: sha256 {sha256}, but the published file has {file.sha256}"
-    os.replace(part, target)
+    part.replace(target)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,8 @@ def remembered_sha256(path: Path, memory: Path) -> str:
     if isinstance(entry, dict) and entry.get("mark") == mark:
         return str(entry["sha256"])
     sha256 = file_sha256(path)
-    try:
+    with contextlib.suppress(OSError):
         atomic_write_json(memory, {**known, str(path.resolve()): {"mark": mark, "sha256": sha256}})
-    except OSError:
-        pass
     return sha256
 
 

@@ -1,4 +1,4 @@
-"""Metrics that judge files, the package vbench among them, within runs; kills, and files that are no videos."""
+"""Metrics that judge files, the package vbench among them, in runs; kills; files that are no videos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -196,7 +196,7 @@ SAMPLES = [f"{number:04d}-0" for number in range(8)]
 
 
 def test_a_write_that_was_cut_off_anywhere(tmp_path: Path, call: Call) -> None:
-    """The file ends in the middle of a line: whole lines stay, the rest is scored again, to the same bytes."""
+    """The file ends in the middle of a line: whole lines stay, the rest is scored again."""
     assert call(*INLINE, *OWN).code == 0
     [path] = (tmp_path / "out" / "cells").glob("*/scores.jsonl")
     whole = path.read_bytes()
@@ -242,6 +242,6 @@ DEFAULTS = dict(FrameStore.__init__.__kwdefaults__)
 
 def test_the_package_s_own_scores_may_be_submitted() -> None:
     class Cell:
-        dimensions = {name: type("E", (), {"n": 5, "expected": 5}) for name in ("scene", "color")}
+        dimensions: ClassVar = {n: type("E", (), {"n": 5, "expected": 5}) for n in ("scene", "color")}
 
     assert submittable(Cell, {"scene": "upstream.scene", "color": "tinyworld.color"}) == ["scene"]
