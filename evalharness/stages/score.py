@@ -18,7 +18,8 @@ from evalharness.api import LeftOut, Metric, Prompt, Sample, Skip, Video
 from evalharness.cells import Cell
 from evalharness.errors import one_line
 from evalharness.executor import Task
-from evalharness.hashing import digest, file_sha256, jsonable
+from evalharness.hash_memory import HashMemory
+from evalharness.hashing import digest, jsonable
 from evalharness.records import read_scores
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder
@@ -71,10 +72,12 @@ def run(state: RunState) -> StageCount:
     hashes = MetricHashes(state.registry)
     tasks: list[Task] = []
     kept = 0
+    memory = HashMemory(state.folder.hashes)
     for cell in state.cells:
-        cell_tasks, current = _cell_tasks(state, cell, hashes)
+        cell_tasks, current = _cell_tasks(state, cell, hashes, memory)
         tasks += cell_tasks
         kept += current
+    memory.save()
     one_by_one, by_files = apart(tasks, state.registry)
     done = failed = 0
     if tasks:
@@ -129,7 +132,9 @@ def _details(metric: Metric, video: Video, sample: Sample) -> dict[str, Any]:
     return {"details": details}
 
 
-def _cell_tasks(state: RunState, cell: Cell, hashes: MetricHashes) -> tuple[list[Task], int]:
+def _cell_tasks(
+    state: RunState, cell: Cell, hashes: MetricHashes, memory: HashMemory
+) -> tuple[list[Task], int]:
     files = state.folder.cell(cell.id)
     rows = latest_scores(files)
     tasks, kept = [], 0
@@ -137,7 +142,7 @@ def _cell_tasks(state: RunState, cell: Cell, hashes: MetricHashes) -> tuple[list
         due = []
         # A score is no better than its video: what was damaged since then is found out here.
         video = files.video(sample.id)
-        whole = video.is_file() and file_sha256(video) == record["sha256"]
+        whole = video.is_file() and memory.sha256(video) == record["sha256"]
         for dimension, metric in state.plan.metrics.items():
             if dimension not in sample.prompt.dimensions:
                 continue

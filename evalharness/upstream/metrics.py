@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from evalharness.api import MetricInfo, Sample, Skip, Verdict, Video, WeightFile
+from evalharness.hash_memory import HashMemory
 from evalharness.upstream.driver import Scored, Upstream, UpstreamVideo, VideoScore, score_dimensions
 from evalharness.upstream.environment import default_folder, find, pins_hash
 from evalharness.upstream.files import cache_folder, files_of, lacking
-from evalharness.upstream.hashes import remembered_sha256
 from evalharness.upstream.pins import NEEDS_DETECTRON2
 
 __all__ = ["ENVIRONMENT_VARIABLE", "UpstreamMetric", "environment_folder"]
@@ -126,12 +126,13 @@ class UpstreamMetric:
         )
 
     def _weights(self) -> list[WeightFile]:
-        memory = environment_folder().parent / "hashes.json"
+        memory = HashMemory(environment_folder().parent / "hashes.json")
         marks = []
         for file in files_of([self.dimension]):
             path = self.folder / file.path
-            sha256 = remembered_sha256(path, memory) if path.is_file() else ABSENT
+            sha256 = memory.sha256(path) if path.is_file() else ABSENT
             marks.append(WeightFile(path=file.path, sha256=sha256, licence=file.licence))
+        memory.save()
         return marks
 
 
