@@ -223,7 +223,8 @@ class LoadedModel(Protocol):
     A model may also offer ``calibration_runs(*, seed) -> Iterator[int]``: an endless iterator, each
     step of which samples one video from a caption of the training split (never one of a protocol)
     with the generation settings and the present ``transformer``, and yields its running number.
-    Without it methods that calibrate cannot be run on the model.
+    Without it methods that calibrate cannot be run on the model. It may also offer
+    ``latents(frames) -> np.ndarray``, the encoder's view of a video, uint8 [T, H, W, 3].
     """
 
     transformer: nn.Module

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RENAMINGS", "State", "clip", "clip_text", "raft", "umt", "viclip"]
+__all__ = ["RENAMINGS", "State", "alexnet", "clip", "clip_text", "lpips", "raft", "umt", "viclip"]
 
 State = dict[str, "Tensor"]
 Rule = Callable[[Mapping[str, "Tensor"]], State]
@@ -85,6 +85,16 @@ def umt(state: Mapping[str, Tensor]) -> State:
     return renamed
 
 
+def alexnet(state: Mapping[str, Tensor]) -> State:
+    """The convolutions of torchvision's AlexNet; its classifier is not needed."""
+    return {key: tensor for key, tensor in state.items() if key.startswith("features.")}
+
+
+def lpips(state: Mapping[str, Tensor]) -> State:
+    """LPIPS's weights of channels: convolutions of one pixel, as vectors."""
+    return {key.partition(".")[0]: tensor.flatten() for key, tensor in state.items()}
+
+
 def _as_is(state: Mapping[str, Tensor]) -> State:
     return dict(state)
 
@@ -108,4 +118,5 @@ def _one_frame(weight: Tensor) -> Tensor:
 
 RENAMINGS: Mapping[str, Rule] = MappingProxyType(
     {"as_is": _as_is, "raft": raft, "clip": clip, "clip_text": clip_text, "viclip": viclip, "umt": umt}
+    | {"alexnet": alexnet, "lpips": lpips}
 )

@@ -71,7 +71,9 @@ def test_a_file_written_just_now_is_not_remembered(
     assert len(seen) == 2 and not (tmp_path / "m.json").exists()
 
 
-@pytest.mark.parametrize("content", ["no json", "[]", '{"videos/a.mp4": 3}', '{"videos/a.mp4": {"mark": []}}'])
+@pytest.mark.parametrize(
+    "content", ["no json", "[]", '{"videos/a.mp4": 3}', '{"videos/a.mp4": {"mark": []}}']
+)
 def test_a_broken_memory_costs_a_reading(file: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "m.json").write_text(content)
     memory = HashMemory(tmp_path / "m.json")
