@@ -46,11 +46,11 @@ def prepare_imports(folders: list[str], cache: Path, merges: Path | None) -> Non
     """Make upstream importable beside a current stack, and keep it from downloading at import.
 
     Args:
-        folders: put in front of the path of imports.
+        folders: put behind the path of imports, so that they add what is missing here.
         cache: an empty folder that stands for VBench's cache.
         merges: CLIP's list of merges; that of the package ``clip`` by default.
     """
-    sys.path[:0] = folders
+    sys.path += folders
     if torch.version.cuda is None:  # the C++ part of torchvision wants CUDA; its import asks for two names
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):

@@ -143,7 +143,9 @@ _UPSTREAM: dict[str, Callable[[Any, Networks, str], Judge]] = {
 
 
 def native_judge(dimension: str, shelf: Path, device: str, precision: str, batch: int) -> NativeJudge:
-    """Our value of one decoded video."""
+    """Our value of one decoded video; RAFT and MUSIQ run in float32 whatever the precision."""
+    if dimension in ("static_filter", "dynamic_degree", "imaging_quality"):
+        precision = "float32"
     options: dict[str, Any] = {"folder": shelf, "device": device, "precision": precision, "batch": batch}
     prompt = Prompt(id="0000", text=TEXT, dimensions=(), labels={"action": ACTION, "appearance_style": STYLE})
     sample = Sample(prompt=prompt, index=0, seed=0)
