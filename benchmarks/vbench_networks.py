@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from evalharness.native import base
-from evalharness.native.convert import RENAMINGS
+from evalharness.native.renaming import RENAMINGS
 from evalharness.native.weights import store
 
 TINY = {
@@ -100,7 +100,9 @@ def shelve(name: str, network: nn.Module, folder: Path) -> None:
         if name == "clip-vit-b32":
             store("clip-vit-b32-text", RENAMINGS["clip_text"](state), folder)
         return
-    rule = {"raft-things": "raft", "viclip-l14": "viclip", "umt-l16": "umt"}.get(name, "as_is")
+    rule = {"raft-things": "raft", "viclip-l14": "viclip", "umt-l16": "umt", "musiq-spaq": "musiq"}.get(
+        name, "as_is"
+    )
     store(name, RENAMINGS[rule](state), folder)
 
 

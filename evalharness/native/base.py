@@ -34,6 +34,7 @@ SPECS: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "raft-things": {},
         "aesthetic-linear": {"in_features": 768, "out_features": 1},
         "viclip-l14": {"width": 1024, "depth": 24, "heads": 16, "patch": 14, "embedding": 768},
+        "musiq-spaq": {"width": 384, "depth": 14, "heads": 6, "hidden": 1152, "stem": 64},
         "umt-l16": {"width": 1024, "depth": 24, "heads": 16, "patch": 16, "classes": 400},
     }
 )
@@ -166,6 +167,7 @@ def at_least(video: Video, frames: int, what: str) -> None:
 def _build(name: str) -> nn.Module:
     from torch import nn
 
+    from evalharness.native.musiq import Musiq
     from evalharness.native.raft import Raft
     from evalharness.native.text import ClipText
     from evalharness.native.umt import Umt
@@ -175,6 +177,7 @@ def _build(name: str) -> nn.Module:
     classes = {"dino-vitb16": Dino, "clip-vit-b32": ClipImage, "clip-vit-l14": ClipImage}
     classes |= {"raft-things": Raft, "aesthetic-linear": nn.Linear}
     classes |= {"clip-vit-b32-text": ClipText, "viclip-l14": ViClip, "umt-l16": Umt}
+    classes["musiq-spaq"] = Musiq
     module: nn.Module = classes[name](**SPECS[name])
     return module
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RENAMINGS", "State", "alexnet", "clip", "clip_text", "lpips", "raft", "umt", "viclip"]
+__all__ = ["RENAMINGS", "State", "alexnet", "clip", "clip_text", "lpips", "musiq", "raft", "umt", "viclip"]
 
 State = dict[str, "Tensor"]
 Rule = Callable[[Mapping[str, "Tensor"]], State]
@@ -85,6 +85,35 @@ def umt(state: Mapping[str, Tensor]) -> State:
     return renamed
 
 
+_MUSIQ_NAMES = (
+    ("transformer_encoder.posembed_input.position_emb", "position"),
+    ("transformer_encoder.scaleembed_input.scale_emb", "scale"),
+    ("transformer_encoder.cls", "cls"),
+    ("transformer_encoder.encoder_norm.", "norm."),
+    ("transformer_encoder.transformer.encoderblock_", "blocks."),
+    (".attention.out.", ".attn.proj."),
+)
+
+
+def musiq(state: Mapping[str, Tensor]) -> State:
+    """MUSIQ's names in pyiqa's files, with queries, keys and values put together."""
+    import torch
+
+    renamed: State = {}
+    for key, tensor in state.items():
+        if ".attention.key." in key or ".attention.value." in key:
+            continue
+        name = key
+        for old, new in _MUSIQ_NAMES:
+            name = name.replace(old, new)
+        if ".attention.query." in key:
+            parts = [state[key.replace("query", part)] for part in ("query", "key", "value")]
+            renamed[name.replace(".attention.query.", ".attn.qkv.")] = torch.cat(parts)
+        else:
+            renamed[name] = tensor[0] if name == "position" else tensor
+    return renamed
+
+
 def alexnet(state: Mapping[str, Tensor]) -> State:
     """The convolutions of torchvision's AlexNet; its classifier is not needed."""
     return {key: tensor for key, tensor in state.items() if key.startswith("features.")}
@@ -118,5 +147,5 @@ def _one_frame(weight: Tensor) -> Tensor:
 
 RENAMINGS: Mapping[str, Rule] = MappingProxyType(
     {"as_is": _as_is, "raft": raft, "clip": clip, "clip_text": clip_text, "viclip": viclip, "umt": umt}
-    | {"alexnet": alexnet, "lpips": lpips}
+    | {"alexnet": alexnet, "lpips": lpips, "musiq": musiq}
 )

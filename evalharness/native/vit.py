@@ -30,11 +30,11 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, quick: bool) -> None:
+    def __init__(self, width: int, quick: bool, hidden: int = 0) -> None:
         super().__init__()
         self.quick = quick
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, hidden or 4 * width)
+        self.fc2 = nn.Linear(hidden or 4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)
@@ -52,15 +52,18 @@ class Block(nn.Module):
         eps: of the norms.
         quick: OpenAI's sigmoid in place of the exact GELU.
         causal: a token sees itself and those before.
+        hidden: width within the MLP; 4 times ``width`` by default.
     """
 
-    def __init__(self, width: int, heads: int, *, eps: float, quick: bool, causal: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, *, eps: float, quick: bool, causal: bool = False, hidden: int = 0
+    ) -> None:
         super().__init__()
         self.causal = causal
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, quick)
+        self.mlp = Mlp(width, quick, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), self.causal)

@@ -1,4 +1,4 @@
-"""Action, style and agreement with the prompt against the unmodified upstream package.
+"""Action, style, agreement with the prompt and imaging quality against the unmodified upstream package.
 
 The same h264 files, and small networks built by upstream's own classes, whose random weights go through
 our conversion. Runs in the environment that ``evalharness fetch vbench`` makes; elsewhere it is skipped.
@@ -22,8 +22,9 @@ from evalharness.api import Prompt, Sample
 from evalharness.native import base
 from evalharness.native.appearance_style import AppearanceStyle
 from evalharness.native.human_action import HumanAction, kinetics_labels
+from evalharness.native.imaging_quality import ImagingQuality
 from evalharness.native.overall_consistency import OverallConsistency
-from evalharness.native.renaming import clip, clip_text, umt, viclip
+from evalharness.native.renaming import clip, clip_text, musiq, umt, viclip
 from evalharness.native.temporal_style import TemporalStyle
 from evalharness.native.tokens import ClipTokens
 from evalharness.native.umt import position_table
@@ -31,7 +32,7 @@ from evalharness.native.weights import store
 from evalharness.protocols.vbench_suite import suite_prompts
 from evalharness.video import read_video, write_video
 
-NEEDED = ("vbench", "torchvision", "timm", "decord", "clip", "einops", "ftfy")
+NEEDED = ("vbench", "torchvision", "timm", "decord", "clip", "einops", "ftfy", "pyiqa")
 LACKING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 pytestmark = [
     pytest.mark.slow,
@@ -179,6 +180,16 @@ def test_action(
     assert details["seen"] is row["video_results"] is bool(bias)
     assert details["probability"] == pytest.approx(told[0][kinetics_labels().index(action)].item(), abs=1e-5)
     assert details["likeliest"] == kinetics_labels()[int(told[0].argmax())]
+
+
+def test_imaging(upstream: dict[str, Any], shelf: Path, path: Path, fill: Any) -> None:
+    module = importlib.import_module("vbench.imaging_quality")
+    model = fill(importlib.import_module("pyiqa.archs.musiq_arch").MUSIQ(pretrained=False), 14)
+    store("musiq-spaq", musiq(model.state_dict()), shelf)
+    expected, _ = module.technical_quality(model, [str(path)], "cpu")
+    found = ImagingQuality(folder=shelf).score(read_video(path), asked(""))
+    assert found == pytest.approx(float(expected), abs=1e-6)
+    assert abs(found) > 1e-4
 
 
 def test_a_table_of_positions_that_the_file_lacks(upstream: dict[str, Any]) -> None:
