@@ -30,7 +30,7 @@ from evalharness.stages.score_files import Part, apart, parts, work_files
 from evalharness.stages.score_rows import checked, sample_of, score_row
 from evalharness.versions import package_version
 
-__all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work"]
+__all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work", "workers_at_once"]
 
 VERSION = 1
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "av")
@@ -81,8 +81,9 @@ def run(state: RunState) -> StageCount:
     one_by_one, by_files = apart(tasks, state.registry)
     done = failed = 0
     if tasks:
-        tasks = [*_with_next(one_by_one, max(1, state.plan.workers)), *by_files]
-        done, failed = _run_tasks(state, tasks)
+        width = workers_at_once(state.plan.device, state.plan.workers, tasks, state.registry)
+        tasks = [*_with_next(one_by_one, width), *by_files]
+        done, failed = _run_tasks(state, tasks, width)
     for cell in state.cells:
         _tidy(state.folder.cell(cell.id))
     return StageCount(done=done, kept=kept, failed=failed)
@@ -181,10 +182,18 @@ def _with_next(tasks: Sequence[Task], workers: int) -> list[Task]:
     ]
 
 
-def _run_tasks(state: RunState, tasks: Sequence[Task]) -> tuple[int, int]:
+def workers_at_once(device: str, workers: int, tasks: Sequence[Task], registry: Registry) -> int:
+    """All, but one alone where metrics run on the one GPU: each process would hold all their networks."""
+    names = {due["metric"] for task in tasks for due in task.payload["due"]}
+    if device != "cpu" and any(hasattr(registry.get("metrics", name)(), "device") for name in names):
+        return 1
+    return max(1, workers)
+
+
+def _run_tasks(state: RunState, tasks: Sequence[Task], width: int) -> tuple[int, int]:
     done = failed = 0
     errors: Counter[str] = Counter()
-    for outcome in state.run_tasks("score", "video", tasks):
+    for outcome in state.run_tasks("score", "video", tasks, width=width):
         for part in parts(outcome):
             rows = _keep(state, part)
             bad = [row for row in rows if row.get("error") is not None]
