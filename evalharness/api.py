@@ -48,6 +48,7 @@ __all__ = [
     "Total",
     "TotalTerm",
     "TrainBatch",
+    "Verdict",
     "Video",
     "WeightFile",
 ]
@@ -222,7 +223,8 @@ class LoadedModel(Protocol):
     A model may also offer ``calibration_runs(*, seed) -> Iterator[int]``: an endless iterator, each
     step of which samples one video from a caption of the training split (never one of a protocol)
     with the generation settings and the present ``transformer``, and yields its running number.
-    Without it methods that calibrate cannot be run on the model.
+    Without it methods that calibrate cannot be run on the model. It may also offer
+    ``latents(frames) -> np.ndarray``, the encoder's view of a video, uint8 [T, H, W, 3].
     """
 
     transformer: nn.Module
@@ -363,7 +365,8 @@ class EvalProtocol(Protocol):
       dimension's metric does not leave out (``LeftOut``) are scored;
     - ``totals: Sequence[Total]``, shown beside the mean;
     - ``metrics_optional = True``: a dimension whose metric is not installed stays without a score,
-      instead of being an error.
+      instead of being an error;
+    - ``fallback_metrics``: dimension -> metric that judges it where that of ``metrics`` is not installed.
 
     Attributes:
         metrics: dimension -> name of a metric plugin, in the order of the table.
@@ -435,12 +438,34 @@ class Video:
         return value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a metric that judges files says of one: ``value``, or why there is none.
+
+    Attributes:
+        value: in the metric's range.
+        skip: the reason where the metric has nothing to say; with ``left_out`` as for ``LeftOut``.
+        error: what went wrong; the video is tried again next time.
+        left_out: the dimension's own definition drops the video.
+        details: JSON values that lie behind the score.
+    """
+
+    value: float | None = None
+    skip: str | None = None
+    error: str | None = None
+    left_out: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Metric(Protocol):
     """Scores one dimension of one video.
 
     A metric may also have ``details(video, sample) -> Mapping``, JSON values that lie behind its score
-    and are kept beside it; ``device``, which the score stage then sets to the run's; and ``missing``,
-    names of weights that are not there, which ``evalharness ls metrics`` shows.
+    and are kept beside it; ``device``, which the score stage then sets to the run's; ``missing``,
+    names of weights that are not there, which ``evalharness ls metrics`` shows; and
+    ``judge_files(files: Sequence[tuple[Sample, Path]]) -> Sequence[Verdict]``, in the same order, for a
+    metric that reads video files itself and many at a time, at most ``files_at_once`` of them. The score
+    stage then calls that in place of ``score``.
     """
 
     name: str

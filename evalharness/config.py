@@ -70,6 +70,10 @@ class RunConfig:
         },
     )
     dimensions: str | list[str] = field(default="", metadata={"help": "score these dimensions only"})
+    metric: list[str] = field(
+        default_factory=list,
+        metadata={"help": "judge a dimension by this metric, e.g. upstream.scene or upstream.*; repeatable"},
+    )
     output: str | None = field(default=None, metadata={"help": "run folder (runs/<model>)"})
     train: bool = field(default=False, metadata={"help": "train, even where a published checkpoint exists"})
     load: str = field(

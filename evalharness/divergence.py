@@ -1,9 +1,10 @@
 """How far a cell's videos lie from the full-precision model's of the same prompt, sample and seed.
 
-*Divergence, not quality*: a video may be as good and yet another, so PSNR and SSIM stand in files of
-their own (``divergence.jsonl`` of a cell, ``divergence.csv`` of the run) and enter no score and no mean.
+*Divergence, not quality*: a video may be as good and yet another, so PSNR, SSIM, LPIPS and the distance of
+latents stand in files of their own (``divergence.jsonl`` of a cell, ``divergence.csv`` of the run) and
+enter no score and no mean. LPIPS is there where its weights are; latents, where the model encodes videos.
 
-    python -m evalharness.divergence RUN
+    python -m evalharness.divergence RUN [--latents]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,7 +38,11 @@ VERSION = 1
 PEAK = 255.0
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
-COLUMNS = ("cell", "method", "bits", "seed", "videos", "failed", "identical", "psnr_db", "ssim", "what")
+COLUMNS = (
+    *("cell", "method", "bits", "seed", "videos", "failed", "identical"),
+    *("psnr_db", "ssim", "lpips", "latent_rms", "what"),
+)
+Encode = Callable[["np.ndarray"], "np.ndarray"]
 
 
 class Divergence(NamedTuple):
@@ -100,10 +105,17 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     return float(similar[edge:-edge, edge:-edge].mean())
 
 
-def measure(folder: RunFolder) -> list[dict[str, Any]]:
+def measure(
+    folder: RunFolder, *, device: str = "cpu", encode: tuple[str, Encode] | None = None
+) -> list[dict[str, Any]]:
     """Measure what is missing or stale in every cell; writes both files; returns the rows of the table.
 
     A pair that cannot be compared is one row with its error, and is tried again next time.
+
+    Args:
+        folder: of the run.
+        device: where LPIPS runs.
+        encode: what identifies the encoder, and frames [T, H, W, 3] to latents; None: without latents.
 
     Raises:
         UserError: not a run folder, in use, or without a reference cell.
@@ -114,9 +126,10 @@ def measure(folder: RunFolder) -> list[dict[str, Any]]:
         raise UserError(
             f"{folder.root}: no cell {REFERENCE} to compare with; evalharness run makes one with every run"
         )
+    further = _Further(device, encode)
     with folder.lock():
         table = [
-            _summary(cell, _cell_rows(folder.cell(cell.id), references[cell.seed]))
+            _summary(cell, _cell_rows(folder.cell(cell.id), references[cell.seed], further))
             for cell in cells.values()
             if not cell.is_reference and cell.seed in references
         ]
@@ -128,12 +141,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; exit code 1 if a pair could not be compared."""
     parser = argparse.ArgumentParser(prog="python -m evalharness.divergence", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    table = measure(RunFolder(parser.parse_args(arguments).run))
+    parser.add_argument("--latents", action="store_true", help="also the distance of the model's latents")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of LPIPS and the encoder")
+    options = parser.parse_args(arguments)
+    folder = RunFolder(options.run)
+    encode = _encoder(folder, options.device) if options.latents else None
+    table = measure(folder, device=options.device, encode=encode)
     sys.stdout.write(_csv(table))
     return 1 if any(row["failed"] for row in table) else 0
 
 
-def _cell_rows(files: CellFolder, reference: CellFolder) -> list[dict[str, Any]]:
+class _Further:
+    """What is measured beside PSNR and SSIM, and what it depends on."""
+
+    def __init__(self, device: str, encode: tuple[str, Encode] | None) -> None:
+        from evalharness.native.weights import declared, missing, weights_folder
+
+        self._device, self._encode = device, encode
+        self._folder = weights_folder()
+        self._lpips = not missing(_LPIPS, self._folder)
+        marks = [weight.sha256 for weight in declared(_LPIPS, self._folder)] if self._lpips else []
+        self.identity = {"lpips_weights": marks, "encoder": encode[0] if encode else None}
+
+    def is_current(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row has all that can be measured now; what it has beyond that may stay."""
+        return all(not mark or row.get(key) == mark for key, mark in self.identity.items())
+
+    def of(self, frames: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+        """``lpips`` and ``latent_rms``, the root of the mean square; None for what is not measured."""
+        import numpy as np
+
+        found: dict[str, float | None] = {"lpips": None, "latent_rms": None}
+        if self._lpips and min(frames.shape[1:3]) >= _LPIPS_SIDE:
+            from evalharness.native.lpips import lpips
+
+            found["lpips"] = lpips(frames, reference, self._folder, self._device)
+        if self._encode is not None:
+            apart = self._encode[1](frames).astype(np.float64) - self._encode[1](reference)
+            found["latent_rms"] = float(np.sqrt(np.square(apart).mean()))
+        return found
+
+
+_LPIPS = ("alexnet", "lpips-alex")
+_LPIPS_SIDE = 32
+
+
+def _encoder(folder: RunFolder, device: str) -> tuple[str, Encode]:
+    """The encoder of the run's model.
+
+    Raises:
+        UserError: the model does not offer it, or is not installed.
+    """
+    from evalharness.registry import Registry
+
+    name = str(read_plan_file(folder).identity["model"])
+    model = Registry().get("models", name)()
+    encode = getattr(model.load(device), "latents", None)
+    if encode is None:
+        raise UserError(f"--latents: model {name} does not encode videos (its plugin lacks latents(frames))")
+    return model.fingerprint(), encode
+
+
+def _cell_rows(files: CellFolder, reference: CellFolder, further: _Further) -> list[dict[str, Any]]:
     """A row for each video that both cells have, those already there kept."""
     log = JsonLines(files.root / "divergence.jsonl")
     ours, theirs = _made(files), _made(reference)
@@ -145,13 +214,14 @@ def _cell_rows(files: CellFolder, reference: CellFolder) -> list[dict[str, Any]]
         if (
             row.get("version") != VERSION
             or row.get("error")
+            or not further.is_current(row)
             or any(row.get(k) != v for k, v in wanted.items())
         ):
             due.append(wanted)
     paths = [path for row in due for path in (files.video(row["sample"]), reference.video(row["sample"]))]
     pairs = _in_pairs(FrameStore().stream(paths))
     for wanted, (one, other) in zip(due, pairs, strict=True):
-        row = {**wanted, "version": VERSION, **_measured(wanted, one, other)}
+        row = {**wanted, "version": VERSION, **further.identity, **_measured(wanted, one, other, further)}
         log.append([row])  # at once, so that a kill costs one video at most
         known[wanted["sample"]] = row
     rows = [known[sample] for sample in sorted(ours.keys() & theirs.keys())]
@@ -173,8 +243,8 @@ def _in_pairs(items: Iterator[Decoded]) -> Iterator[tuple[Decoded, Decoded]]:
     return zip(items, items, strict=True)
 
 
-def _measured(wanted: Mapping[str, Any], one: Decoded, other: Decoded) -> dict[str, Any]:
-    nothing = {"mse": None, "psnr": None, "ssim": None}
+def _measured(wanted: Mapping[str, Any], one: Decoded, other: Decoded, further: _Further) -> dict[str, Any]:
+    nothing = {"mse": None, "psnr": None, "ssim": None, "lpips": None, "latent_rms": None}
     for item, key in ((one, "video_sha256"), (other, "reference_sha256")):
         if item.error is not None:
             return {**nothing, "error": item.error}
@@ -184,10 +254,11 @@ def _measured(wanted: Mapping[str, Any], one: Decoded, other: Decoded) -> dict[s
     assert other.video is not None
     try:
         found = compare(one.video.frames, other.video.frames)
+        more = further.of(one.video.frames, other.video.frames)
     except ValueError as error:
         return {**nothing, "error": str(error)}
     psnr = found.psnr if math.isfinite(found.psnr) else None  # JSON has no infinity; mse 0 says it
-    return {"mse": found.mse, "psnr": psnr, "ssim": found.ssim, "error": None}
+    return {"mse": found.mse, "psnr": psnr, "ssim": found.ssim, **more, "error": None}
 
 
 def _summary(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -202,9 +273,15 @@ def _summary(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "failed": len(rows) - len(whole),
         "identical": len(whole) - len(psnrs),
         "psnr_db": f"{sum(psnrs) / len(psnrs):.3f}" if psnrs else "",
-        "ssim": f"{sum(row['ssim'] for row in whole) / len(whole):.4f}" if whole else "",
+        **{name: _mean_of(whole, name) for name in ("ssim", "lpips", "latent_rms")},
         "what": LABEL,
     }
+
+
+def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Of a number that all rows have; empty otherwise."""
+    values = [row.get(name) for row in rows]
+    return "" if not values or None in values else f"{sum(map(float, values)) / len(values):.4f}"  # type: ignore[arg-type]
 
 
 def _csv(table: Sequence[Mapping[str, Any]]) -> str:

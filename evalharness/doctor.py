@@ -182,11 +182,13 @@ def _protocol(registry: Registry, name: str) -> Check:
     return Check(name=f"protocol {name}", status=Status.OK, detail=detail)
 
 
-_GET_WEIGHTS = "needed for VBench only; how to get them: docs/protocols.md, native VBench scorers"
+_GET_WEIGHTS = "for VBench only: evalharness fetch weights, evalharness fetch vbench; see docs/protocols.md"
 
 
 def _metric_weights(registry: Registry) -> Iterator[Check]:
+    """Of the package's own weights, whether they are whole; of those to be fetched, one line a family."""
     seen: set[str] = set()
+    lacking: dict[str, list[str]] = {}
     for name in registry.names("metrics"):
         try:
             cls = registry.get("metrics", name)
@@ -195,12 +197,14 @@ def _metric_weights(registry: Registry) -> Iterator[Check]:
         metric = cls()
         if (missing := getattr(metric, "missing", None)) is not None:  # it looks after its weights itself
             if missing:
-                detail = f"without weights {', '.join(missing)}: its dimension is skipped"
-                yield Check(name=f"metric {name}", status=Status.WARN, detail=detail, fix=_GET_WEIGHTS)
+                lacking.setdefault(name.rpartition(".")[0] or name, []).append(name.rpartition(".")[2])
             continue
         new = [weight for weight in metric.info.weights if weight.sha256 not in seen]
         seen |= {weight.sha256 for weight in new}
         yield from _weights(f"metric {name}", cls, new)
+    for family, dimensions in lacking.items():
+        detail = f"not all is there for {', '.join(dimensions)}: skipped; what is missing: ls metrics"
+        yield Check(name=f"metric {family}.*", status=Status.WARN, detail=detail, fix=_GET_WEIGHTS)
 
 
 def _weights(owner: str, cls: type[object], weights: Iterable[WeightFile]) -> Iterator[Check]:

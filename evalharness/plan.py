@@ -29,7 +29,7 @@ from evalharness.variants import resolve_rows
 from evalharness.versions import package_version
 from evalharness.video import CODEC
 
-__all__ = ["RunPlan", "build_plan", "installed_metrics", "select_dimensions"]
+__all__ = ["RunPlan", "build_plan", "chosen_metrics", "installed_metrics", "select_dimensions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,7 @@ class RunPlan:
         unscored: dimensions of this command that have no installed metric.
         samples_by_dimension: videos of a prompt where a dimension asks for more than the others.
         texts: prompt id -> what the model reads in place of the prompt; empty: the prompts.
+        chosen_metrics: dimension -> metric that the user named in place of the protocol's.
         load: ``auto``, ``never`` or the folder given with ``--load``.
         workers: processes; 0 stands for this one.
         execution: ``fake``, or ``packed``: cells run in the packed form that their method gives them.
@@ -69,6 +70,7 @@ class RunPlan:
     unscored: tuple[str, ...] = ()
     samples_by_dimension: Mapping[str, int] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    chosen_metrics: Mapping[str, str] = field(default_factory=dict)
     execution: str = "fake"
     track: str = "none"
 
@@ -87,6 +89,7 @@ class RunPlan:
             "cells": [cell.to_json() for cell in self.cells],
             "prompts": len(self.prompts),
             "dimensions": list(self.metrics),
+            **({"chosen_metrics": dict(self.chosen_metrics)} if self.chosen_metrics else {}),
             "load": self.load if self.load in ("auto", "never") else Path(self.load).name,
             "train": self.train,
             "profile": self.profile,
@@ -132,7 +135,8 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
     prompts = tuple(protocol.prompts())
     _check_prompts(prompts, protocol, protocol_name)
     wanted = select_dimensions(protocol, comma_list(config.dimensions))
-    metrics = installed_metrics(protocol, wanted, registry)
+    chosen = chosen_metrics(protocol, config.metric, registry)
+    metrics = installed_metrics(protocol, wanted, registry, chosen)
     for metric in metrics.values():
         _check_scale(metric, registry.get("metrics", metric)().info)
     check_tracker(config.track)
@@ -150,6 +154,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         prompts=tuple(choose(prompts, wanted, config.limit)),
         samples_per_prompt=protocol.samples_per_prompt,
         metrics=metrics,
+        chosen_metrics=chosen,
         settings=model.settings,
         cells=_cells(config, registry),
         device=device,
@@ -181,14 +186,47 @@ def select_dimensions(protocol: EvalProtocol, wanted: Sequence[str]) -> dict[str
     return {name: metric for name, metric in protocol.metrics.items() if not wanted or name in wanted}
 
 
+def chosen_metrics(protocol: EvalProtocol, names: Sequence[str], registry: Registry) -> dict[str, str]:
+    """Dimension -> metric named with ``--metric``; ``family.*`` names all of a family that fit.
+
+    Raises:
+        UserError: no such metric, or one of a dimension that the protocol does not have.
+    """
+    chosen: dict[str, str] = {}
+    for name in comma_list(names):
+        family = name.removesuffix(".*")
+        if family != name:
+            named = {dimension: f"{family}.{dimension}" for dimension in protocol.metrics}
+            found = {d: metric for d, metric in named.items() if metric in registry.names("metrics")}
+            if not found:
+                raise UserError(f"--metric {name}: no metric of that family fits protocol {protocol.name}")
+            chosen |= found
+            continue
+        dimension = registry.get("metrics", name).dimension
+        if dimension not in protocol.metrics:
+            what = f"dimension of metric {name} in protocol {protocol.name}"
+            raise unknown(what, dimension, protocol.metrics)
+        chosen[dimension] = name
+    return chosen
+
+
 def installed_metrics(
-    protocol: EvalProtocol, metrics: Mapping[str, str], registry: Registry
+    protocol: EvalProtocol, metrics: Mapping[str, str], registry: Registry, chosen: Mapping[str, str]
 ) -> dict[str, str]:
-    """Those of ``metrics`` that are installed; of a protocol that insists on its metrics, all."""
-    if not getattr(protocol, "metrics_optional", False):
-        return dict(metrics)
+    """Which metric judges each dimension of ``metrics``; without those that none installed judges.
+
+    The user's choice comes first, then the protocol's metric, then its fallback. Of a protocol that
+    insists on its metrics, all are there.
+    """
+    insists = not getattr(protocol, "metrics_optional", False)
+    fallbacks = getattr(protocol, "fallback_metrics", {})
     installed = set(registry.names("metrics"))
-    return {name: metric for name, metric in metrics.items() if metric in installed}
+    found = {}
+    for dimension, metric in metrics.items():
+        candidates = [name for name in (metric, fallbacks.get(dimension)) if insists or name in installed]
+        if candidates := [chosen[dimension]] if dimension in chosen else candidates:
+            found[dimension] = str(candidates[0])
+    return found
 
 
 def _cells(config: RunConfig, registry: Registry) -> tuple[Cell, ...]:

@@ -29,7 +29,7 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
 
     Args:
         folder: made by ``run``.
-        config: of it, ``dimensions``, ``device``, ``workers`` and ``plugin`` count.
+        config: of it, ``dimensions``, ``metric``, ``device``, ``workers`` and ``plugin`` count.
         registry: the plugins.
         console: for progress.
 

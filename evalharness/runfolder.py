@@ -95,6 +95,11 @@ class RunFolder:
         return self.root / ".aggregate.json"
 
     @property
+    def hashes(self) -> Path:
+        """What videos hashed to, see ``evalharness.hash_memory``; it may be deleted."""
+        return self.root / ".hashes.json"
+
+    @property
     def events(self) -> JsonLines:
         return JsonLines(self.root / "events.jsonl")
 

@@ -20,7 +20,7 @@ _DESCRIPTION = (
     "Quantize, generate, score, measure and report. Running the same command again does only what is "
     "missing; more methods, bits or seeds are added to the same folder."
 )
-_REPEATABLE = ("plugin", "set")
+_REPEATABLE = ("metric", "plugin", "set")
 
 
 class _Parser(ArgumentParser):

@@ -36,6 +36,13 @@ def execute(arguments: list[str]) -> int:
     )
     parser.add_argument("--name", default=None, help="of a folder of videos: name of its row (the folder's)")
     parser.add_argument("--dimensions", default="", metavar="A,B", help="only these (all)")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="judge a dimension by this: upstream.*",
+    )
     parser.add_plugins()
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (cores)")
@@ -50,6 +57,7 @@ def execute(arguments: list[str]) -> int:
     config = RunConfig(
         protocol=options.protocol,
         dimensions=comma_list(options.dimensions),
+        metric=options.metric,
         plugin=options.plugin,
         device=options.device,
         workers=options.workers,

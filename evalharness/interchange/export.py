@@ -20,6 +20,7 @@ from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
 from evalharness.sampling import samples_by_dimension, samples_of
 from evalharness.stages.samples import valid_samples
+from evalharness.stages.score import latest_scores
 from evalharness.store import atomic_write_json, replace_folder, temporary_folder
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class _Exporter:
 
     def _write_scores(self, folder: Path, cell_id: str, paths: Mapping[str, str]) -> list[str]:
         found = [cell for cell in self.results.cells if cell.id == cell_id] if self.results else []
-        dimensions = submittable(found[0], self.protocol.metrics) if found else []
+        dimensions = submittable(found[0], self._judges(cell_id)) if found else []
         missing = [name for name in self.protocol.metrics if name not in dimensions]
         if not dimensions:
             return ["no dimension is fully scored by a vbench metric: no eval_results.json"]
@@ -139,6 +140,13 @@ class _Exporter:
         if not missing:
             return []
         return [f"not fully scored, left out (VBench's own script counts these as 0): {', '.join(missing)}"]
+
+    def _judges(self, cell_id: str) -> dict[str, str]:
+        """Dimension -> the metric that judged it; without those that several did."""
+        judges: dict[str, set[str]] = {}
+        for (_, dimension), row in latest_scores(self.run.cell(cell_id)).items():
+            judges.setdefault(dimension, set()).add(row["metric"])
+        return {name: min(judges[name]) for name in self.protocol.metrics if len(judges.get(name, ())) == 1}
 
 
 def _notes(samples: Sequence[Sample], placed: Sequence[Placed]) -> list[str]:

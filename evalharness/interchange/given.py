@@ -17,10 +17,11 @@ from evalharness.console import Console
 from evalharness.device import resolve_device
 from evalharness.errors import UserError
 from evalharness.executor import local_executor
-from evalharness.hashing import digest, file_sha256
+from evalharness.hash_memory import HashMemory
+from evalharness.hashing import digest
 from evalharness.interchange.found import Found, by_manifest, by_name
 from evalharness.names import check_name
-from evalharness.plan import RunPlan, installed_metrics, select_dimensions
+from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_dimensions
 from evalharness.planfile import record_cells
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
@@ -49,7 +50,8 @@ def score_given(
 
     Args:
         folder: of the videos.
-        config: of it ``protocol``, ``output``, ``dimensions``, ``device``, ``workers`` and ``plugin`` count.
+        config: of it ``protocol``, ``output``, ``dimensions``, ``metric``, ``device``, ``workers`` and
+            ``plugin`` count.
         registry: the plugins.
         console: for what is missing or left out, one line each, and progress.
         name: of the row in the tables.
@@ -79,7 +81,8 @@ def score_given(
 
 def _plan(protocol: EvalProtocol, config: RunConfig, registry: Registry, name: str) -> RunPlan:
     wanted = select_dimensions(protocol, comma_list(config.dimensions))
-    metrics = installed_metrics(protocol, wanted, registry)
+    chosen = chosen_metrics(protocol, config.metric, registry)
+    metrics = installed_metrics(protocol, wanted, registry, chosen)
     if not metrics:
         raise UserError(
             f"protocol {config.protocol}: no metric is installed for {', '.join(wanted)}; "
@@ -94,6 +97,7 @@ def _plan(protocol: EvalProtocol, config: RunConfig, registry: Registry, name: s
         prompts=prompts,
         samples_per_prompt=protocol.samples_per_prompt,
         metrics=metrics,
+        chosen_metrics=chosen,
         settings=_UNKNOWN,
         cells=(Cell(model=name, method=GIVEN, label=name, bits=Bits(0, 0), seed=0),),
         device=resolve_device(config.device),
@@ -131,7 +135,7 @@ def _score(
     with run.lock():
         record_cells(run, identity, plan.cells)
         files = run.cell(cell.id)
-        _take_in(files, identity, found, everything)
+        _take_in(files, identity, found, everything, run.hashes)
         state = RunState(
             plan=plan,
             registry=registry,
@@ -146,7 +150,7 @@ def _score(
 
 
 def _take_in(
-    files: CellFolder, identity: Mapping[str, Any], found: Found, everything: Sequence[Sample]
+    files: CellFolder, identity: Mapping[str, Any], found: Found, everything: Sequence[Sample], hashes: Path
 ) -> None:
     """Link the videos into the cell and record each; one that is gone becomes missing."""
     record: dict[str, Any] = {
@@ -164,18 +168,20 @@ def _take_in(
     assert shared is not None, "it was prepared just now"
     known = latest_samples(files)
     fresh = []
+    memory = HashMemory(hashes)
     files.videos.mkdir(parents=True, exist_ok=True)
     for sample in everything:
-        path = found.files.get(sample.id)
-        line = _record(sample, path, sample_hash(shared, sample))
+        path, link = found.files.get(sample.id), files.video(sample.id)
         if path is not None:
-            _link(files.video(sample.id), path.resolve())
+            _link(link, path.resolve())
+        line = _record(sample, None if path is None else link, sample_hash(shared, sample), memory)
         if line != known.get(sample.id) and (path is not None or sample.id in known):
             fresh.append(line)
+    memory.save()
     files.samples.append(fresh)
 
 
-def _record(sample: Sample, path: Path | None, wanted: str) -> dict[str, Any]:
+def _record(sample: Sample, path: Path | None, wanted: str, memory: HashMemory) -> dict[str, Any]:
     return {
         "sample": sample.id,
         "prompt_id": sample.prompt.id,
@@ -184,7 +190,7 @@ def _record(sample: Sample, path: Path | None, wanted: str) -> dict[str, Any]:
         "hash": wanted,
         "status": "failed" if path is None else "ok",
         "error": "the file is gone" if path is None else None,
-        "sha256": None if path is None else file_sha256(path),
+        "sha256": None if path is None else memory.sha256(path),
         "bytes": None if path is None else path.stat().st_size,
         "ms": None,
     }

@@ -23,12 +23,9 @@ _NESTED_TWICE = ("scene", "spatial_relationship")
 
 
 def submittable(cell: CellResult, metrics: Mapping[str, str]) -> list[str]:
-    """Dimensions that are fully scored, by a metric that is called VBench's."""
-    return [
-        name
-        for name, metric in metrics.items()
-        if metric == f"vbench.{name}" and cell.dimensions[name].n == cell.dimensions[name].expected > 0
-    ]
+    """Dimensions that are fully scored, by a metric that is called VBench's or is the package itself."""
+    theirs = [name for name, metric in metrics.items() if metric in (f"vbench.{name}", f"upstream.{name}")]
+    return [name for name in theirs if cell.dimensions[name].n == cell.dimensions[name].expected > 0]
 
 
 def eval_results(cell: CellResult, dimensions: Sequence[str], paths: Mapping[str, str]) -> dict[str, Any]:

@@ -266,6 +266,17 @@ class LoadedTinyWorld:
             "return_dict": False,
         }
 
+    def latents(self, frames: np.ndarray) -> np.ndarray:
+        """A video's place in latent space: float32 [T', C, H', W'] of frames uint8 [T, H, W, 3]."""
+        import torch
+
+        video = torch.from_numpy(frames).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+        vae = self.pipeline.vae
+        with torch.no_grad():
+            mean = vae.encode(video).latent_dist.mean[0] * vae.config.scaling_factor
+        found: np.ndarray = mean.permute(1, 0, 2, 3).float().cpu().numpy()
+        return found
+
     def _training_clips(self, seed: int) -> Clips:
         """One seed's clips, kept until another seed's are asked for."""
         if seed not in self._clips:

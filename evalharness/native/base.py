@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from evalharness.native.tokens import ClipTokens
+
 __all__ = ["PRECISIONS", "SPECS", "NativeMetric", "at_least"]
 
+BPE = "clip-bpe"
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 # Sizes of the published networks; weights of any other are refused.
@@ -26,9 +29,13 @@ SPECS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "dino-vitb16": {"width": 768, "depth": 12, "heads": 12, "patch": 16, "grid": 14},
         "clip-vit-b32": {"width": 768, "depth": 12, "heads": 12, "patch": 32, "embedding": 512},
+        "clip-vit-b32-text": {"width": 512, "depth": 12, "heads": 8, "embedding": 512},
         "clip-vit-l14": {"width": 1024, "depth": 24, "heads": 16, "patch": 14, "embedding": 768},
         "raft-things": {},
         "aesthetic-linear": {"in_features": 768, "out_features": 1},
+        "viclip-l14": {"width": 1024, "depth": 24, "heads": 16, "patch": 14, "embedding": 768},
+        "musiq-spaq": {"width": 384, "depth": 14, "heads": 6, "hidden": 1152, "stem": 64},
+        "umt-l16": {"width": 1024, "depth": 24, "heads": 16, "patch": 16, "classes": 400},
     }
 )
 
@@ -101,6 +108,20 @@ class NativeMetric:
         dtype: torch.dtype = getattr(torch, self.precision)
         return dtype
 
+    def tokens(self, text: str, context: int) -> Tensor:
+        """CLIP's tokens of one text, int64 [1, context], on this metric's device.
+
+        Raises:
+            Skip: the list of merges is not there, or a text beyond ASCII needs ftfy.
+        """
+        import torch
+
+        if weight_files.missing([BPE], self.folder):
+            weight_files.tensors(BPE, self.folder)  # raises Skip with the way to get it
+        [declared] = weight_files.declared([BPE], self.folder)
+        row = _tokenizer(self.folder, declared.sha256).row(text, context)
+        return torch.tensor([row], device=self.device)
+
     def memo_key(self, what: str) -> str:
         """Key of a feature shared over ``Video.memo``: other precisions and weights have their own."""
         return f"vbench.{what}.{self.precision}.{self.device}.{self.folder}"
@@ -146,16 +167,30 @@ def at_least(video: Video, frames: int, what: str) -> None:
 def _build(name: str) -> nn.Module:
     from torch import nn
 
+    from evalharness.native.musiq import Musiq
     from evalharness.native.raft import Raft
+    from evalharness.native.text import ClipText
+    from evalharness.native.umt import Umt
+    from evalharness.native.viclip import ViClip
     from evalharness.native.vit import ClipImage, Dino
 
     classes = {"dino-vitb16": Dino, "clip-vit-b32": ClipImage, "clip-vit-l14": ClipImage}
     classes |= {"raft-things": Raft, "aesthetic-linear": nn.Linear}
+    classes |= {"clip-vit-b32-text": ClipText, "viclip-l14": ViClip, "umt-l16": Umt}
+    classes["musiq-spaq"] = Musiq
     module: nn.Module = classes[name](**SPECS[name])
     return module
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
+def _tokenizer(folder: Path, sha256: str) -> ClipTokens:
+    from evalharness.native.tokens import ClipTokens
+
+    del sha256  # part of the key
+    return ClipTokens(weight_files.tensors(BPE, folder)["bytes"].numpy().tobytes())
+
+
+@functools.lru_cache(maxsize=12)
 def _network(name: str, folder: Path, sha256: str, device: str, precision: str) -> nn.Module:
     import torch
 

@@ -23,12 +23,14 @@ class Entry:
         original: the file as published, below VBench's cache folder.
         kind: what ``evalharness.torchfiles`` finds in the original: ``state_dict`` (names and tensors, from
             ``torch.save``) or ``torchscript`` (a module's archive, whose code is left alone).
-        renaming: name of the rule in ``evalharness.native.convert`` that fits it to our network.
+        renaming: name of the rule in ``evalharness.native.renaming`` that fits it to our network.
         megabytes: size of the original.
         sha256: of the original, or its first digits; empty where the publisher gives none.
         licence: of the weights.
         source: where the original is to be had.
         dimensions: what needs it.
+        inside: key of the tensors, where the file wraps them in a mapping; ``kind`` ``bytes`` stands for
+            a file that is kept as it is.
     """
 
     file: str
@@ -40,6 +42,7 @@ class Entry:
     licence: str
     source: str
     dimensions: tuple[str, ...]
+    inside: str = ""
 
 
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -68,7 +71,18 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             sha256=_B32,
             licence="MIT",
             source=f"{_OPENAI}/{_B32}/ViT-B-32.pt",
-            dimensions=("background_consistency",),
+            dimensions=("background_consistency", "appearance_style"),
+        ),
+        "clip-vit-b32-text": Entry(
+            file="clip_vit_b32_text.safetensors",
+            original="clip_model/ViT-B-32.pt",
+            kind="torchscript",
+            renaming="clip_text",
+            megabytes=354.0,
+            sha256=_B32,
+            licence="MIT",
+            source=f"{_OPENAI}/{_B32}/ViT-B-32.pt",
+            dimensions=("appearance_style",),
         ),
         "clip-vit-l14": Entry(
             file="clip_vit_l14.safetensors",
@@ -107,12 +121,68 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             file="musiq_spaq.safetensors",
             original="pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
             kind="state_dict",
-            renaming="as_is",
+            renaming="musiq",
             megabytes=109.0,
             sha256="358bb6af",
-            licence="as pyiqa: non-commercial",
+            licence="of pyiqa's file: non-commercial",
             source="pyiqa's release on GitHub (chaofengc/IQA-PyTorch), musiq_spaq_ckpt-358bb6af.pth",
             dimensions=("imaging_quality",),
+        ),
+        "umt-l16": Entry(
+            file="umt_l16.safetensors",
+            original="umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",
+            kind="state_dict",
+            renaming="umt",
+            megabytes=1214.0,
+            sha256="",
+            licence="not stated with the file",
+            source="OpenGVLab/VBench_Used_Models on Hugging Face, l16_ptk710_ftk710_ftk400_f16_res224.pth",
+            dimensions=("human_action",),
+        ),
+        "viclip-l14": Entry(
+            file="viclip_l14.safetensors",
+            original="ViCLIP/ViClip-InternVid-10M-FLT.pth",
+            kind="state_dict",
+            inside="model",
+            renaming="viclip",
+            megabytes=1711.0,
+            sha256="",
+            licence="MIT",
+            source="OpenGVLab/ViCLIP on Hugging Face, ViClip-InternVid-10M-FLT.pth",
+            dimensions=("overall_consistency", "temporal_style"),
+        ),
+        "alexnet": Entry(
+            file="alexnet.safetensors",
+            original="lpips/alexnet-owt-7be5be79.pth",
+            kind="state_dict",
+            renaming="alexnet",
+            megabytes=244.0,
+            sha256="7be5be79",
+            licence="BSD-3-Clause",
+            source="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            dimensions=("divergence: LPIPS",),
+        ),
+        "lpips-alex": Entry(
+            file="lpips_alex.safetensors",
+            original="lpips/alex.pth",
+            kind="state_dict",
+            renaming="lpips",
+            megabytes=0.006,
+            sha256="",
+            licence="BSD-2-Clause",
+            source="the package lpips 0.1.4 (PyPI), lpips/weights/v0.1/alex.pth",
+            dimensions=("divergence: LPIPS",),
+        ),
+        "clip-bpe": Entry(
+            file="clip_bpe.safetensors",
+            original="ViCLIP/bpe_simple_vocab_16e6.txt.gz",
+            kind="bytes",
+            renaming="as_is",
+            megabytes=1.4,
+            sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+            licence="MIT",
+            source="the CLIP repository (openai/CLIP), clip/bpe_simple_vocab_16e6.txt.gz",
+            dimensions=("appearance_style", "overall_consistency", "temporal_style"),
         ),
     }
 )

@@ -12,67 +12,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evalharness.errors import UserError, guarded, one_line, unknown
 from evalharness.hashing import file_sha256
 from evalharness.native.catalogue import CATALOGUE, Entry
+from evalharness.native.renaming import RENAMINGS, State
 from evalharness.native.weights import store, weights_folder
 from evalharness.torchfiles.tensors import read_module, read_state
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["RENAMINGS", "clip", "convert", "find", "main", "raft"]
-
-State = dict[str, "Tensor"]
-
-
-def raft(state: Mapping[str, Tensor]) -> State:
-    """RAFT's published names without the data-parallel prefix and the twice stored third norm."""
-    plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return {
-        key: tensor
-        for key, tensor in plain.items()
-        if ".norm3." not in key and not key.endswith("num_batches_tracked")
-    }
-
-
-_CLIP_NAMES = (
-    ("transformer.resblocks.", "blocks."),
-    ("attn.in_proj_weight", "attn.qkv.weight"),
-    ("attn.in_proj_bias", "attn.qkv.bias"),
-    ("attn.out_proj.", "attn.proj."),
-    ("mlp.c_fc.", "mlp.fc1."),
-    ("mlp.c_proj.", "mlp.fc2."),
-    ("ln_1.", "norm1."),
-    ("ln_2.", "norm2."),
-)
-
-
-def clip(state: Mapping[str, Tensor]) -> State:
-    """The image half of OpenAI's CLIP, with the names of ``evalharness.native.clip``."""
-    renamed: State = {}
-    for key, tensor in state.items():
-        if key.startswith("visual."):
-            name = key.removeprefix("visual.")
-            for old, new in _CLIP_NAMES:
-                name = name.replace(old, new)
-            renamed[name] = tensor
-    return renamed
-
-
-def _as_is(state: Mapping[str, Tensor]) -> State:
-    return dict(state)
-
-
-RENAMINGS: Mapping[str, Callable[[Mapping[str, Tensor]], State]] = {
-    "as_is": _as_is,
-    "raft": raft,
-    "clip": clip,
-}
+__all__ = ["convert", "find", "main"]
 
 
 def convert(name: str, original: Path, folder: Path | None = None) -> Path:
@@ -130,9 +80,13 @@ def _one(name: str, cache: Path) -> tuple[str, bool]:
 
 
 def _read(path: Path, entry: Entry) -> State:
+    if entry.kind == "bytes":
+        import torch
+
+        return {"bytes": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
     if entry.kind == "torchscript":
-        return {key: tensor.float() for key, tensor in read_module(path).items() if tensor.numel() > 1}
-    return read_state(path)
+        return {k: tensor.float() for k, tensor in read_module(path).items() if tensor.is_floating_point()}
+    return read_state(path, entry.inside)
 
 
 if __name__ == "__main__":

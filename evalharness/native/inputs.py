@@ -1,6 +1,6 @@
 """Frames as VBench feeds them to its networks: float32, 0..255, resized before anything else.
 
-All resizing is without antialiasing, which is what VBench asks of torchvision.
+Resizing is without antialiasing, which is what VBench asks of torchvision, but where Pillow does it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,20 @@ from torch.nn import functional
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["clip_input", "dino_input", "in_batches", "musiq_input", "planes"]
+__all__ = [
+    "action_input",
+    "clip_antialiased_input",
+    "clip_bytes_input",
+    "clip_input",
+    "dino_input",
+    "in_batches",
+    "musiq_input",
+    "planes",
+]
 
 SIDE = 224
 LONGEST = 512
+ACTION_SIDE = 256
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -50,9 +60,34 @@ def dino_input(images: Tensor) -> Tensor:
 
 def clip_input(images: Tensor) -> Tensor:
     """[T, 3, 224, 224]: the centre after a bicubic resize whose overshoot is kept, normalised as CLIP."""
-    resized = _shorter_side(images, "bicubic")
-    top, left = (round((side - SIDE) / 2.0) for side in resized.shape[-2:])
-    return _normal(resized[..., top : top + SIDE, left : left + SIDE], CLIP_MEAN, CLIP_STD)
+    return _normal(_centre(_shorter_side(images, "bicubic")), CLIP_MEAN, CLIP_STD)
+
+
+def clip_bytes_input(images: Tensor) -> Tensor:
+    """As ``clip_input``, of pictures that VBench resizes as bytes: rounded and within 0..255."""
+    resized = _shorter_side(images, "bicubic").clamp(0.0, 255.0).round()
+    return _normal(_centre(resized), CLIP_MEAN, CLIP_STD)
+
+
+def clip_antialiased_input(frames: np.ndarray) -> Tensor:
+    """uint8 [T, H, W, 3] as [T, 3, 224, 224], resized by Pillow, which does antialias."""
+    import numpy as np
+    from PIL import Image
+
+    size = _size(*frames.shape[1:3])
+    shown = [Image.fromarray(frame) for frame in frames]
+    resized = [image.resize(size[::-1], Image.Resampling.BICUBIC) for image in shown]
+    return _normal(_centre(planes(np.stack([np.asarray(image) for image in resized]))), CLIP_MEAN, CLIP_STD)
+
+
+def action_input(frames: np.ndarray) -> Tensor:
+    """uint8 [T, H, W, 3] as [T, 3, 224, 224]: the centre of 256 on the shorter side, by OpenCV's bilinear."""
+    import cv2
+    import numpy as np
+
+    height, width = _size(frames.shape[1], frames.shape[2], ACTION_SIDE)
+    resized = np.stack([cv2.resize(frame, (width, height)) for frame in frames])
+    return _normal(_centre(planes(resized)), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def musiq_input(images: Tensor) -> Tensor:
@@ -65,9 +100,17 @@ def musiq_input(images: Tensor) -> Tensor:
 
 
 def _shorter_side(images: Tensor, mode: str) -> Tensor:
-    height, width = images.shape[-2:]
-    longer = int(SIDE * max(height, width) / min(height, width))
-    return _resize(images, (SIDE, longer) if height <= width else (longer, SIDE), mode)
+    return _resize(images, _size(*images.shape[-2:]), mode)
+
+
+def _size(height: int, width: int, shorter: int = SIDE) -> tuple[int, int]:
+    longer = int(shorter * max(height, width) / min(height, width))
+    return (shorter, longer) if height <= width else (longer, shorter)
+
+
+def _centre(images: Tensor) -> Tensor:
+    top, left = (round((side - SIDE) / 2.0) for side in images.shape[-2:])
+    return images[..., top : top + SIDE, left : left + SIDE]
 
 
 def _resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -1,6 +1,7 @@
 """The two image transformers of VBench's consistency and aesthetics: DINO's and CLIP's.
 
-Same blocks, other ends. Names of DINO's parameters are as published (and as in timm); CLIP's are
+Same blocks, other ends; ``text``, ``viclip`` and ``umt`` build on them.
+Names of DINO's parameters are as published (and as in timm); CLIP's are
 brought to them by ``evalharness.native.convert``.
 """
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ClipImage", "Dino"]
+__all__ = ["Block", "ClipImage", "Dino", "PatchEmbed"]
 
 
 class Attention(nn.Module):
@@ -20,20 +21,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return out
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, quick: bool) -> None:
+    def __init__(self, width: int, quick: bool, hidden: int = 0) -> None:
         super().__init__()
         self.quick = quick
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, hidden or 4 * width)
+        self.fc2 = nn.Linear(hidden or 4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)
@@ -43,22 +44,36 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP. ``quick``: OpenAI's sigmoid in place of the exact GELU."""
+    """Pre-norm attention and MLP.
 
-    def __init__(self, width: int, heads: int, *, eps: float, quick: bool) -> None:
+    Args:
+        width: of the tokens.
+        heads: of the attention.
+        eps: of the norms.
+        quick: OpenAI's sigmoid in place of the exact GELU.
+        causal: a token sees itself and those before.
+        hidden: width within the MLP; 4 times ``width`` by default.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, eps: float, quick: bool, causal: bool = False, hidden: int = 0
+    ) -> None:
         super().__init__()
+        self.causal = causal
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, quick)
+        self.mlp = Mlp(width, quick, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), self.causal)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class PatchEmbed(nn.Module):
+    """Patches of pictures [B, 3, H, W] as [B, D, H / patch, W / patch]."""
+
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch, patch)

@@ -24,6 +24,7 @@ __all__ = ["CARD", "FOLDER_VARIABLE", "declared", "fill", "missing", "store", "t
 CARD = "weights.json"
 FOLDER_VARIABLE = "EVALHARNESS_WEIGHTS"
 ABSENT = "absent"
+FETCH = "python -m evalharness fetch weights"
 CONVERT = "python -m evalharness.native.convert"
 
 
@@ -76,7 +77,7 @@ def tensors(name: str, folder: Path | None = None) -> dict[str, Tensor]:
     if missing([name], folder):
         raise Skip(
             f"weights {name} are missing: get {entry.original} ({entry.licence}) from {entry.source}, "
-            f"then {CONVERT} --vbench-cache FOLDER"
+            f"or with {FETCH}; then {CONVERT} --vbench-cache FOLDER"
         )
     path = folder / entry.file
     data = path.read_bytes()

@@ -8,6 +8,7 @@ is not installed stays without a score.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 from evalharness.api import Prompt, Total
@@ -21,12 +22,17 @@ def _metrics(*dimensions: str) -> dict[str, str]:
     return {name: f"vbench.{name}" for name in DIMENSIONS if name in dimensions}
 
 
+# The package itself, in an environment of its own, judges what has no native scorer.
+_UPSTREAM = MappingProxyType({name: f"upstream.{name}" for name in DIMENSIONS})
+
+
 class _Suite:
     """What the three have in common."""
 
     samples_per_prompt: ClassVar[int] = 5
     percent: ClassVar[bool] = True
     metrics_optional: ClassVar[bool] = True
+    fallback_metrics: ClassVar[Mapping[str, str]] = _UPSTREAM
 
 
 class VBenchProtocol(_Suite):

@@ -105,6 +105,11 @@ def write_reports(
     return written, failed
 
 
+def _judges(state: RunState, protocol: EvalProtocol) -> dict[str, str]:
+    """The metric of each dimension, as this command has it."""
+    return installed_metrics(protocol, protocol.metrics, state.registry, state.plan.chosen_metrics)
+
+
 class _RecordBuilder:
     """Collects a cell's records, leaving out all that is stale."""
 
@@ -113,7 +118,7 @@ class _RecordBuilder:
         self._stale = stale
         self._protocol = protocol
         self._hashes = MetricHashes(state.registry)
-        self._metrics = installed_metrics(protocol, protocol.metrics, state.registry)
+        self._metrics = _judges(state, protocol)
 
     @property
     def _prompts(self) -> Sequence[Prompt]:
@@ -265,7 +270,7 @@ def _inputs_hash(
     reporters = {name: registry.code_hash("reporters", name) for name in registry.names("reporters")}
     metrics = {
         dimension: [metric, registry.get("metrics", metric)().info, registry.code_hash("metrics", metric)]
-        for dimension, metric in installed_metrics(protocol, protocol.metrics, registry).items()
+        for dimension, metric in _judges(state, protocol).items()
     }
     code = harness_sha256()
     return digest(["aggregate", VERSION, code, contents, stale, reporters, metrics, dict(state.identity)])

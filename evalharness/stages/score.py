@@ -9,7 +9,6 @@ interruptions or workers.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,20 @@ from typing import Any
 from evalharness.api import LeftOut, Metric, Prompt, Sample, Skip, Video
 from evalharness.cells import Cell
 from evalharness.errors import one_line
-from evalharness.executor import Outcome, Task
-from evalharness.hashing import digest, file_sha256, jsonable
+from evalharness.executor import Task
+from evalharness.hash_memory import HashMemory
+from evalharness.hashing import digest, jsonable
 from evalharness.records import read_scores
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder
 from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
 from evalharness.stages.samples import valid_samples
+from evalharness.stages.score_files import Part, apart, parts, work_files
+from evalharness.stages.score_rows import checked, sample_of, score_row
 from evalharness.versions import package_version
 
-__all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work"]
+__all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work", "workers_at_once"]
 
 VERSION = 1
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "av")
@@ -70,23 +72,28 @@ def run(state: RunState) -> StageCount:
     hashes = MetricHashes(state.registry)
     tasks: list[Task] = []
     kept = 0
+    memory = HashMemory(state.folder.hashes)
     for cell in state.cells:
-        cell_tasks, current = _cell_tasks(state, cell, hashes)
+        cell_tasks, current = _cell_tasks(state, cell, hashes, memory)
         tasks += cell_tasks
         kept += current
+    memory.save()
+    one_by_one, by_files = apart(tasks, state.registry)
     done = failed = 0
     if tasks:
-        done, failed = _run_tasks(state, _with_next(tasks, max(1, state.plan.workers)))
+        width = workers_at_once(state.plan.device, state.plan.workers, tasks, state.registry)
+        tasks = [*_with_next(one_by_one, width), *by_files]
+        done, failed = _run_tasks(state, tasks, width)
     for cell in state.cells:
         _tidy(state.folder.cell(cell.id))
     return StageCount(done=done, kept=kept, failed=failed)
 
 
 def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """In a worker: all due metrics of one video."""
-    sample = Sample(
-        prompt=session.prompts[payload["prompt_id"]], index=payload["index"], seed=payload["seed"]
-    )
+    """In a worker: all due metrics of one video, or one metric of many files."""
+    if "videos" in payload:
+        return work_files(session, payload)
+    sample = sample_of(session, payload)
     decoded = session.ahead.take(Path(payload["path"]))
     if decoded.refused is not None:
         raise decoded.refused
@@ -98,23 +105,15 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     unread = {"value": None, "skip": None, "error": decoded.error}
     rows = []
     for due in payload["due"]:
-        row = {
-            "sample": sample.id,
-            "prompt_id": sample.prompt.id,
-            "dimension": due["dimension"],
-            "metric": due["metric"],
-            **(unread if video is None else _judge(session, due["metric"], video, sample)),
-            "video_sha256": payload["sha256"],
-            "metric_hash": due["hash"],
-        }
-        rows.append(row)
+        found = unread if video is None else _judge(session, due["metric"], video, sample)
+        rows.append(score_row(sample, due, payload["sha256"], found))
     return {"damaged": None, "rows": rows}
 
 
 def _judge(session: Session, name: str, video: Video, sample: Sample) -> dict[str, Any]:
     try:
         metric = session.metric(name)
-        value = _checked(metric, metric.score(video, sample))
+        value = checked(metric, metric.score(video, sample))
         return {"value": value, "skip": None, **_details(metric, video, sample)}
     except LeftOut as skip:
         return {"value": None, "skip": str(skip), "left_out": True}
@@ -134,15 +133,9 @@ def _details(metric: Metric, video: Video, sample: Sample) -> dict[str, Any]:
     return {"details": details}
 
 
-def _checked(metric: Metric, value: float) -> float:
-    value = float(value)
-    info = metric.info
-    if not (math.isfinite(value) and info.low <= value <= info.high):
-        raise ValueError(f"score {value} is outside the declared range {info.low}..{info.high}")
-    return value
-
-
-def _cell_tasks(state: RunState, cell: Cell, hashes: MetricHashes) -> tuple[list[Task], int]:
+def _cell_tasks(
+    state: RunState, cell: Cell, hashes: MetricHashes, memory: HashMemory
+) -> tuple[list[Task], int]:
     files = state.folder.cell(cell.id)
     rows = latest_scores(files)
     tasks, kept = [], 0
@@ -150,7 +143,7 @@ def _cell_tasks(state: RunState, cell: Cell, hashes: MetricHashes) -> tuple[list
         due = []
         # A score is no better than its video: what was damaged since then is found out here.
         video = files.video(sample.id)
-        whole = video.is_file() and file_sha256(video) == record["sha256"]
+        whole = video.is_file() and memory.sha256(video) == record["sha256"]
         for dimension, metric in state.plan.metrics.items():
             if dimension not in sample.prompt.dimensions:
                 continue
@@ -189,37 +182,39 @@ def _with_next(tasks: Sequence[Task], workers: int) -> list[Task]:
     ]
 
 
-def _run_tasks(state: RunState, tasks: Sequence[Task]) -> tuple[int, int]:
+def workers_at_once(device: str, workers: int, tasks: Sequence[Task], registry: Registry) -> int:
+    """All, but one alone where metrics run on the one GPU: each process would hold all their networks."""
+    names = {due["metric"] for task in tasks for due in task.payload["due"]}
+    if device != "cpu" and any(hasattr(registry.get("metrics", name)(), "device") for name in names):
+        return 1
+    return max(1, workers)
+
+
+def _run_tasks(state: RunState, tasks: Sequence[Task], width: int) -> tuple[int, int]:
     done = failed = 0
     errors: Counter[str] = Counter()
-    for outcome in state.run_tasks("score", "video", tasks):
-        rows = _keep(state, outcome)
-        bad = [row for row in rows if row.get("error") is not None]
-        errors.update(f"{row['metric']}: {row['error']}" for row in bad)
-        lost = (
-            0
-            if outcome.failure is None and outcome.value["damaged"] is None
-            else len(outcome.task.payload["due"])
-        )
-        done += len(rows) - len(bad)
-        failed += len(bad) + lost
+    for outcome in state.run_tasks("score", "video", tasks, width=width):
+        for part in parts(outcome):
+            rows = _keep(state, part)
+            bad = [row for row in rows if row.get("error") is not None]
+            errors.update(f"{row['metric']}: {row['error']}" for row in bad)
+            lost = len(part.due) if part.lost else 0
+            done += len(rows) - len(bad)
+            failed += len(bad) + lost
     for text, count in errors.most_common():
         state.console.warn(f"{text} ({count} video{'' if count == 1 else 's'})")
     return done, failed
 
 
-def _keep(state: RunState, outcome: Outcome) -> list[dict[str, Any]]:
+def _keep(state: RunState, part: Part) -> list[dict[str, Any]]:
     """Write the rows of one video; a damaged one is marked failed, so that ``run`` makes it again."""
-    payload = outcome.task.payload
-    files = state.folder.cell(payload["cell_id"])
-    damage = outcome.error if outcome.failure is not None else outcome.value["damaged"]
-    if damage is not None:
-        state.console.warn(f"{outcome.task.key}: {damage}")
-    if outcome.failure is None and damage is not None:
-        files.samples.append([{**payload["record"], "status": "failed", "error": damage}])
-    rows: list[dict[str, Any]] = outcome.value["rows"] if outcome.failure is None else []
-    files.scores.append(rows)
-    return rows
+    files = state.folder.cell(part.payload["cell_id"])
+    if part.lost:
+        state.console.warn(f"{part.name}: {part.lost}")
+    if part.damaged:
+        files.samples.append([{**part.payload["record"], "status": "failed", "error": part.lost}])
+    files.scores.append(part.rows)
+    return part.rows
 
 
 def _tidy(files: CellFolder) -> None:

@@ -26,6 +26,9 @@ from evalharness.names import check_name
 
 __all__ = ["Scored", "Upstream", "UpstreamVideo", "VideoScore", "score_dimensions"]
 
+BERT = "bert-base-uncased"
+DINO = "dino_model/dino_vitbase16_pretrain.pth"
+TORCH_HOME = "torch"
 WORKER = Path(__file__).with_name("worker.py")
 # The package gives these per video as 0..100.
 _HUNDREDFOLD = ("imaging_quality",)
@@ -150,6 +153,7 @@ def _score(
             "videos": [_job_video(video) for video in videos],
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        _lay_out(upstream, folder)
         error = _run(upstream, dimension, folder, timeout)
         if error is None:
             try:
@@ -157,6 +161,19 @@ def _score(
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
                 error = f"no usable result ({type(problem).__name__}: {problem})"
         return Scored(dimension, {}, {}, error)
+
+
+def _lay_out(upstream: Upstream, folder: Path) -> None:
+    """What the package looks for elsewhere than in its cache: BERT beside it, DINO in torch hub's."""
+    if upstream.cache is None:
+        return
+    bert, dino = upstream.cache / BERT, upstream.cache / DINO
+    if bert.is_dir():
+        (folder / "work" / BERT).symlink_to(bert.resolve())
+    if dino.is_file():
+        hub = folder / TORCH_HOME / "hub" / "checkpoints"
+        hub.mkdir(parents=True)
+        (hub / dino.name).symlink_to(dino.resolve())
 
 
 def _job_video(video: UpstreamVideo) -> dict[str, Any]:
@@ -178,7 +195,7 @@ def _run(upstream: Upstream, dimension: str, folder: Path, timeout: float | None
         process = subprocess.Popen(
             command,
             cwd=folder / "work",
-            env=upstream.environment(dimension),
+            env={**upstream.environment(dimension), **_torch_home(folder)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -194,6 +211,11 @@ def _run(upstream: Upstream, dimension: str, folder: Path, timeout: float | None
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"the process ended with {code}: {lines[-1][:300] if lines else 'it said nothing'}"
+
+
+def _torch_home(folder: Path) -> dict[str, str]:
+    home = folder / TORCH_HOME
+    return {"TORCH_HOME": str(home)} if home.is_dir() else {}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from evalharness.store import atomic_write_json, read_json
 from evalharness.upstream.driver import Upstream
 from evalharness.upstream.pins import PINS, WITHOUT_DEPENDENCIES
 
-__all__ = ["commands", "default_folder", "fetch", "find"]
+__all__ = ["commands", "default_folder", "fetch", "find", "pins_hash"]
 
 RECORD = "evalharness.json"
 Runner = Callable[[Sequence[str]], None]
@@ -30,7 +30,7 @@ def find(folder: Path | None = None) -> Upstream | None:
     """The environment at ``folder``; None if there is none, it is not finished, or has other pins."""
     folder = folder or default_folder()
     record = read_json(folder / RECORD)
-    if record is None or record.get("pins") != _pins_hash():
+    if record is None or record.get("pins") != pins_hash():
         return None
     return Upstream(python=_python(folder))
 
@@ -68,7 +68,7 @@ def fetch(folder: Path, *, python: str = sys.executable, run: Runner | None = No
     (folder / RECORD).unlink(missing_ok=True)
     for command in commands(folder, python):
         (run or _run)(command)
-    atomic_write_json(folder / RECORD, {"pins": _pins_hash(), "installed": [*PINS, *WITHOUT_DEPENDENCIES]})
+    atomic_write_json(folder / RECORD, {"pins": pins_hash(), "installed": [*PINS, *WITHOUT_DEPENDENCIES]})
     return True
 
 
@@ -88,5 +88,6 @@ def _python(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def _pins_hash() -> str:
+def pins_hash() -> str:
+    """Hash of what the environment is made of."""
     return digest([PINS, WITHOUT_DEPENDENCIES])

@@ -264,6 +264,7 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "stratified",
         "augmented",
         "dimensions",
+        "metric",
         "output",
         "train",
         "load",

@@ -52,7 +52,7 @@ def test_a_published_row_comes_out_equal(row: dict) -> None:
 
 
 def test_a_row_comes_out_equal_to_the_last_digit() -> None:
-    row = ROWS[1]
+    [row] = [row for row in ROWS if row["model"] == "HunyuanVideo"]
     raw = {name: value / 100 for name, value in row["dimensions"].items()}
     for name in TOTAL_BY_NAME:
         assert f"{100 * (total_of(name, raw) or 0):.2f}" == f"{row[name]:.2f}"

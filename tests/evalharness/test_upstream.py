@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
+import io
 import sys
+import threading
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,9 +19,13 @@ import pytest
 from evalharness.api import Prompt
 from evalharness.cli.main import main
 from evalharness.errors import UserError
+from evalharness.native.catalogue import CATALOGUE
 from evalharness.protocols.vbench_suite import DIMENSIONS
+from evalharness.upstream import files
+from evalharness.upstream.download import download
 from evalharness.upstream.driver import Scored, Upstream, UpstreamVideo, score_dimensions
 from evalharness.upstream.environment import RECORD, commands, fetch, find
+from evalharness.upstream.files import CacheFile
 from evalharness.upstream.pins import NEEDS_DETECTRON2, PINS, WITHOUT_DEPENDENCIES
 from evalharness.video import write_video
 
@@ -228,3 +238,128 @@ def test_pins_name_each_package_once() -> None:
     names = [pin.partition("==")[0] for pin in (*PINS, *WITHOUT_DEPENDENCIES)]
     assert len(set(names)) == len(names)
     assert set(NEEDS_DETECTRON2) < set(DIMENSIONS)
+
+
+# ---- weights
+
+
+class Shop(http.server.BaseHTTPRequestHandler):
+    """Serves ``files``, parts of them on request; the first answer for ``cut`` ends half way."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    cut: ClassVar[set[str]] = set()
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        data, wanted = self.files.get(self.path), self.headers.get("Range")
+        self.asked.append((self.path, wanted))
+        if data is None:
+            self.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        if self.path in self.cut:
+            self.cut.discard(self.path)
+            data = data[: start + (len(data) - start) // 2]
+        self.wfile.write(data[start:])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Shop, "files", {})
+    monkeypatch.setattr(Shop, "cut", set())
+    monkeypatch.setattr(Shop, "asked", [])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shop)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def published(url: str, data: bytes = b"", path: str = "a/w.pth") -> CacheFile:
+    sha256 = hashlib.sha256(data).hexdigest()[:12] if data else ""
+    return CacheFile(path=path, url=url, megabytes=1, licence="MIT", dimensions=("scene",), sha256=sha256)
+
+
+def test_a_download_goes_on_where_it_was_cut_off(shop: str, tmp_path: Path) -> None:
+    data, target = bytes(range(256)) * 40, tmp_path / "a" / "w.pth"
+    Shop.files["/w"] = data
+    Shop.cut.add("/w")
+    problem = download(published(f"{shop}/w", data), target)
+    assert problem is not None and "goes on from 5120 bytes" in problem
+    assert not target.exists()
+    assert download(published(f"{shop}/w", data), target) is None
+    assert target.read_bytes() == data
+    assert Shop.asked == [("/w", None), ("/w", "bytes=5120-")]
+
+
+def test_what_is_not_the_published_file_is_refused(shop: str, tmp_path: Path) -> None:
+    Shop.files["/w"] = b"other"
+    problem = download(published(f"{shop}/w", b"right"), tmp_path / "w")
+    assert problem is not None and problem.startswith("refused: sha256 ")
+    assert list(tmp_path.iterdir()) == []
+    for url in (f"{shop}/absent", "file:///etc/passwd", "http://127.0.0.1:9/x"):
+        problem = download(published(url), tmp_path / "w")
+        assert problem is not None and problem.startswith("failed (")
+
+
+def test_raft_is_taken_out_of_its_archive(shop: str, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("models/raft-things.pth", b"raft")
+        file.writestr("models/raft-small.pth", b"small")
+    Shop.files["/models.zip"] = archive.getvalue()
+    assert download(published(f"{shop}/models.zip"), tmp_path / "raft-things.pth") is None
+    assert (tmp_path / "raft-things.pth").read_bytes() == b"raft"
+    Shop.files["/models.zip"] = b"no archive"
+    problem = download(published(f"{shop}/models.zip"), tmp_path / "other.pth")
+    assert problem is not None and "not the archive" in problem
+
+
+def test_fetch_weights(
+    shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Shop.files["/w"] = b"weights"
+    listed = (published(f"{shop}/w", b"weights", "a/w.pth"), published(f"{shop}/absent", path="b/x.pth"))
+    monkeypatch.setattr(files, "FILES", listed)
+    command = ["fetch", "weights", "--only", "scene", "--vbench-cache", str(tmp_path)]
+    assert main([*command, "--dry-run"]) == 0
+    assert f"b/x.pth: 1 MB from {shop}/absent (MIT)" in capsys.readouterr().out
+    assert Shop.asked == []
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert f"a/w.pth: {tmp_path / 'a' / 'w.pth'} (MIT)" in out and "b/x.pth: failed" in out
+    main(command)
+    assert "a/w.pth: is there" in capsys.readouterr().out
+    assert main(["fetch", "weights", "--only", "scent"]) == 2
+    assert "did you mean 'scene'" in capsys.readouterr().err
+    assert main(["fetch", "vbench", "--only", "scene"]) == 2
+    assert "--only is for: evalharness fetch weights" in capsys.readouterr().err
+
+
+def test_every_dimension_but_one_has_files() -> None:
+    without = {dimension for dimension in DIMENSIONS if not files.files_of([dimension])}
+    assert without == {"temporal_flickering"}
+    assert {d for file in files.FILES for d in file.dimensions} <= set(DIMENSIONS)
+    assert len({file.path for file in files.FILES}) == len(files.FILES)
+    for entry in CATALOGUE.values():
+        assert any(file.path == entry.original for file in files.FILES) or entry.file.startswith(
+            ("lpips", "alexnet")
+        )
+
+
+def test_bert_and_dino_are_laid_where_the_package_looks(upstream: Upstream, clips: Path) -> None:
+    cache = upstream.cache
+    assert cache is not None
+    (cache / "bert-base-uncased").mkdir(parents=True)
+    (cache / "dino_model").mkdir()
+    (cache / "dino_model" / "dino_vitbase16_pretrain.pth").write_bytes(b"dino")
+    scored = score(upstream, [video(0, clips / "dark.mp4", "a")])
+    extras = scored.videos["0000-0"].extras
+    assert sorted(extras["cwd"]) == ["bert-base-uncased", "full_info.json", "videos"]
+    assert extras["torch_home"] == ["dino_vitbase16_pretrain.pth"]

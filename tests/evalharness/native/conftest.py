@@ -14,10 +14,17 @@ from torch import nn
 
 from evalharness.native import base
 from evalharness.native.raft import Raft
+from evalharness.native.text import ClipText
+from evalharness.native.umt import Umt
+from evalharness.native.viclip import ViClip
 from evalharness.native.vit import ClipImage, Dino
 from evalharness.native.weights import store
 
 SMALL = {
+    "clip-vit-b32-text": {"width": 64, "depth": 2, "heads": 2, "embedding": 24},
+    "viclip-l14": {"width": 64, "depth": 2, "heads": 2, "patch": 14, "embedding": 24}
+    | {"text_width": 64, "text_depth": 2, "text_heads": 2},
+    "umt-l16": {"width": 64, "depth": 2, "heads": 2, "patch": 16, "classes": 400},
     "dino-vitb16": {"width": 64, "depth": 2, "heads": 2, "patch": 16, "grid": 14},
     "clip-vit-b32": {"width": 64, "depth": 2, "heads": 2, "patch": 32, "embedding": 24},
     "clip-vit-l14": {"width": 64, "depth": 2, "heads": 2, "patch": 14, "embedding": 24},
@@ -52,6 +59,17 @@ def filled(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
+@pytest.fixture(scope="session")
+def torchvision_operators() -> object:
+    """Where its extension cannot load, beside a CPU torch, two operators are declared before its import."""
+    if torch.version.cuda is not None:
+        return None
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
 @pytest.fixture
 def moving() -> Callable[..., np.ndarray]:
     return moving_disc
@@ -70,6 +88,9 @@ def networks() -> dict[str, nn.Module]:
         "clip-vit-l14": ClipImage(**SMALL["clip-vit-l14"]),
         "raft-things": Raft(),
         "aesthetic-linear": nn.Linear(24, 1),
+        "clip-vit-b32-text": ClipText(**SMALL["clip-vit-b32-text"]),
+        "viclip-l14": ViClip(**SMALL["viclip-l14"]),
+        "umt-l16": Umt(**SMALL["umt-l16"]),
     }
     return {name: filled(module, seed) for seed, (name, module) in enumerate(built.items())}
 

@@ -145,6 +145,19 @@ def test_each_worker_s_likely_next() -> None:
     assert [task.payload["next"] for task in score._with_next(tasks[:1], 4)] == [None]
 
 
+@pytest.mark.parametrize(
+    ("device", "metric", "expected"),
+    [("cpu", "voter", 6), ("cuda", "voter", 1), ("cuda", "without a device", 6), ("cuda", "steadiness", 1)],
+)
+def test_one_process_has_the_gpu_s_metrics(device: str, metric: str, expected: int) -> None:
+    class Registry(Plugins):
+        def get(self, kind: str, name: str) -> type[Any]:
+            return object if name == "without a device" else super().get(kind, name)
+
+    tasks = [Task(kind="score", key="a", payload={"due": [{"metric": metric}]})]
+    assert score.workers_at_once(device, 6, tasks, Registry()) == expected  # type: ignore[arg-type]
+
+
 def test_a_disk_that_refuses_is_no_damage_of_the_video(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

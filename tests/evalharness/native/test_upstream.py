@@ -44,18 +44,12 @@ class Attributes(dict[str, Any]):
 
 
 @pytest.fixture(scope="module")
-def upstream() -> dict[str, types.ModuleType]:
-    """Modules of upstream; torchvision's operators are declared first where its extension cannot load."""
+def upstream(torchvision_operators: None) -> dict[str, types.ModuleType]:
+    """Modules of upstream."""
     for name in ("clip", "easydict"):
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = types.ModuleType(name)
             sys.modules[name].EasyDict = Attributes  # type: ignore[attr-defined]
-    if torch.version.cuda is None:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        sys.modules["_torchvision_operators"] = types.ModuleType("kept")
-        sys.modules["_torchvision_operators"].library = library  # type: ignore[attr-defined]
     names = ("temporal_flickering", "dynamic_degree", "subject_consistency", "background_consistency")
     return {name: importlib.import_module(f"vbench.{name}") for name in (*names, "aesthetic_quality")}
 

@@ -4,6 +4,11 @@ from pathlib import Path
 from vbench.utils import brightness, entries
 
 
+def torch_home():
+    folder = Path(os.environ.get("TORCH_HOME", "none")) / "hub" / "checkpoints"
+    return sorted(item.name for item in folder.glob("*"))
+
+
 def compute_temporal_flickering(json_dir, device, submodules, **kwargs):
     rows = []
     for entry in entries(json_dir, "temporal_flickering"):
@@ -21,6 +26,7 @@ def compute_temporal_flickering(json_dir, device, submodules, **kwargs):
                 "cwd": [str(item) for item in Path().iterdir()],
                 "device": repr(device),
                 "environment": {key: os.environ.get(key) for key in ("RANK", "VBENCH_CACHE_DIR")},
+                "torch_home": torch_home(),
                 "odd": float("inf"),
             }
         )

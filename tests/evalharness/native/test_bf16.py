@@ -1,0 +1,57 @@
+"""The bfloat16 mode: near the float32 scores, and never taken for VBench's."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evalharness.api import Prompt, Sample, Video
+from evalharness.interchange.submission import submittable
+from evalharness.native import bf16, subject_consistency
+from evalharness.native.aesthetic_quality import AestheticQuality
+from evalharness.native.background_consistency import BackgroundConsistency
+
+SAMPLE = Sample(prompt=Prompt(id="0000", text="", dimensions=()), index=0, seed=0)
+PAIRS = [
+    (bf16.SubjectConsistency, subject_consistency.SubjectConsistency),
+    (bf16.BackgroundConsistency, BackgroundConsistency),
+    (bf16.AestheticQuality, AestheticQuality),
+]
+
+
+@pytest.mark.parametrize(("half", "whole"), PAIRS, ids=lambda cls: cls.__module__)
+def test_scores_are_near_and_named_apart(
+    folder: Path, moving: Callable[..., np.ndarray], half: type, whole: type
+) -> None:
+    video = Video(moving(4), 8.0)
+    ours, exact = half(folder=folder), whole(folder=folder)
+    found, expected = ours.score(video, SAMPLE), exact.score(video, SAMPLE)
+    assert found != expected and found == pytest.approx(expected, abs=0.02)
+    assert ours.name == f"vbench-bf16.{exact.dimension}" and exact.name == f"vbench.{exact.dimension}"
+    assert ours.info.faithful_to == "vbench, in bfloat16"
+    assert ours.dtype() is torch.bfloat16
+    assert half(folder=folder, precision="float32").precision == "bfloat16"
+
+
+def test_no_submission_takes_them() -> None:
+    class Cell:
+        dimensions = {"scene": type("E", (), {"n": 5, "expected": 5})}  # noqa: RUF012
+
+    assert submittable(Cell, {"scene": "vbench-bf16.scene"}) == []
+    assert submittable(Cell, {"scene": "vbench.scene"}) == ["scene"]
+
+
+def test_entry_points_name_classes_that_exist() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    entries = project["project"]["entry-points"]["evalharness.metrics"]
+    families = {name.partition(".")[0] for name in entries}
+    assert families == {"tinyworld", "vbench", "vbench-bf16", "upstream"}
+    for name, value in entries.items():
+        cls = importlib.metadata.EntryPoint(name, value, "evalharness.metrics").load()
+        assert (cls.name, cls.dimension) == (name, name.partition(".")[2])
