@@ -19,7 +19,7 @@ __all__ = ["VERBS", "main"]
 # Verb -> what it does. Each lives in ``evalharness.cli.<verb>`` and is imported only when used.
 VERBS = {
     "run": "quantize, generate, score and report; again to resume or to add methods",
-    "ls": "list methods, models, protocols, metrics or reporters",
+    "ls": "list methods, models, protocols, metrics, reporters or papers",
     "score": "score a run folder again where something changed, or any folder of videos",
     "export": "the videos and scores of a run in VBench's form",
     "report": "write the tables and the page of a run folder again",
