@@ -55,8 +55,8 @@ def _papers(*, as_json: bool) -> int:
     print(_table(table_of(numbers)))
     second = sum(number.is_second_hand for number in numbers)
     print(
-        f"\n{len(numbers)} numbers, {second} of them quoted second-hand; reported by papers, not measured here."
-        " All columns: --json"
+        f"\n{len(numbers)} numbers, {second} of them quoted second-hand; reported by papers, not measured "
+        "here. All columns: --json"
     )
     return 0
 
