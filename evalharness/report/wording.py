@@ -46,6 +46,19 @@ def warnings(results: Results) -> list[str]:
     return lines + _unequal_budgets(results)
 
 
+def coverage_line(results: Results) -> str:
+    """How much of what was planned is there, in one sentence; empty without cells."""
+    if not results.cells:
+        return ""
+    complete = sum(cell.is_complete for cell in results.cells)
+    least = min(results.cells, key=lambda cell: cell.coverage)
+    failed = sum(cell.n_failed for cell in results.cells)
+    text = f"Coverage: {complete} of {len(results.cells)} cells have every score"
+    if complete < len(results.cells):
+        text += f"; least: {least.id}, {coverage_text(least.coverage)}"
+    return f"{text}{f'; {failed} videos failed' if failed else ''}."
+
+
 def _unequal_budgets(results: Results) -> list[str]:
     """One line for each bit width at which the training recipes saw different numbers of samples."""
     groups: dict[tuple[str, int, int], dict[str, int]] = {}

@@ -58,7 +58,7 @@ def test_means_agree_with_their_cells() -> None:
             if "cells give" in printed.note:
                 assert mean == pytest.approx(68.46, abs=0.01)
             else:
-                assert printed.number == pytest.approx(mean, abs=0.031), row.first
+                assert printed.number == pytest.approx(mean, abs=0.035), row.first
 
 
 def broken(folder: Path, **changes: str) -> Path:
