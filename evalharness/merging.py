@@ -14,12 +14,11 @@ from typing import Any
 
 from evalharness.api import Total
 from evalharness.compare.recipes import cell_recipe, changes, environment, run_recipe
-from evalharness.comparison import differences, pool
+from evalharness.comparison import differences, pool, resampler_of
 from evalharness.errors import UserError
 from evalharness.hashing import file_sha256
 from evalharness.result_schema import CellResult, Results
 from evalharness.results import read_results
-from evalharness.stats import Resampler
 
 __all__ = ["Part", "merge", "read_part"]
 
@@ -83,8 +82,7 @@ def merge(parts: Sequence[Part], totals: Sequence[Total] = ()) -> Results:
             cells[cell.id], origin[cell.id] = cell, part
     _refuse_mixed_methods(cells, origin)
     ordered = sorted(cells.values(), key=_order)
-    info = first.bootstrap
-    resampler = Resampler(resamples=info.resamples, confidence=info.confidence, seed=info.seed)
+    resampler = resampler_of(first)
     return first.model_copy(
         update={
             "prompts": {key: text for part in parts for key, text in part.results.prompts.items()},

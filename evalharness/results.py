@@ -15,7 +15,7 @@ from evalharness.api import Total
 from evalharness.comparison import differences, dimension_estimate, joint_estimate, pool
 from evalharness.errors import UserError
 from evalharness.result_schema import (
-    SCHEMA_VERSION,
+    READABLE_VERSIONS,
     BootstrapInfo,
     CellResult,
     Difference,
@@ -115,14 +115,14 @@ def build_results(
             scores``.
         manifest: JSON values, stored as they are.
         prompts: prompt id -> text, for the report.
-        resampler: how to bootstrap; 2000 resamples at 95 % by default.
+        resampler: how to make intervals; ``skew-t`` at 95 % by default, within 0..1 with ``percent``.
         totals: the protocol's own, over these dimensions.
 
     Raises:
         ValueError: a total over a dimension that is not there, a cell of another protocol, two cells of
             one id, unknown dimensions, a repeated or non-finite score, or more scores than videos.
     """
-    resampler = resampler or Resampler()
+    resampler = resampler or Resampler(kind="skew-t", bounds=(0.0, 1.0) if percent else None)
     records = sorted(cells, key=_order)
     _check(records, protocol, dimensions)
     _check_totals(totals, dimensions)
@@ -134,7 +134,10 @@ def build_results(
         percent=percent,
         totals=[total.name for total in totals],
         bootstrap=BootstrapInfo(
-            resamples=resampler.resamples, confidence=resampler.confidence, seed=resampler.seed
+            kind=resampler.kind,
+            resamples=resampler.resamples,
+            confidence=resampler.confidence,
+            seed=resampler.seed,
         ),
         prompts=dict(prompts or {}),
         manifest=dict(manifest),
@@ -162,17 +165,27 @@ def read_results(path: Path) -> Results:
     except ValueError as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS or isinstance(version, bool):
+        readable = ", ".join(str(each) for each in READABLE_VERSIONS)
         raise UserError(
-            f"{path}: schema version {version!r}, this evalharness reads {SCHEMA_VERSION}; "
+            f"{path}: schema version {version!r}, this evalharness reads {readable}; "
             "use the version of evalharness that wrote it, or run `evalharness run` again"
         )
     try:
-        return Results.model_validate(data)
+        return Results.model_validate(_upgraded(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems)") from None
+
+
+def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same results in the present schema; what an older one did not say keeps its old meaning."""
+    if data["schema_version"] == 1:
+        bootstrap = data.get("bootstrap")
+        said = {**bootstrap, "kind": "percentile"} if isinstance(bootstrap, Mapping) else bootstrap
+        return {**data, "schema_version": 2, **({"bootstrap": said} if "bootstrap" in data else {})}
+    return dict(data)
 
 
 def _dump(results: Results) -> str:

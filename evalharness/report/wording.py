@@ -149,10 +149,14 @@ def _options(options: Mapping[str, Any]) -> str:
 def legend(results: Results) -> list[str]:
     """How to read the tables; names only what occurs in them."""
     info, unit = results.bootstrap, "percent" if results.percent else "raw scores"
+    made = (
+        f"interval from Student's t over whole {info.cluster}s, corrected for skewness (Hall 1992)"
+        if info.kind == "skew-t"
+        else f"percentile bootstrap, {info.resamples} resamples of whole {info.cluster}s"
+    )
     lines = [
-        f"Values are in {unit}, as `value [lo, hi]`: {info.confidence * 100:g} % percentile bootstrap, "
-        f"{info.resamples} resamples of whole {info.cluster}s. The interval covers the choice of "
-        f"{info.cluster}s; how far seeds differ stands beside it.",
+        f"Values are in {unit}, as `value [lo, hi]`: {info.confidence * 100:g} % {made}. The interval covers "
+        f"the choice of {info.cluster}s; how far seeds differ stands beside it.",
         "mean: unweighted mean of the dimensions, at full coverage only. Methods are compared by paired "
         "differences: same prompt, same sample, same seed. `ahead` means that the interval lies above "
         "zero and that p < 0.05 with seeds drawn at random too, corrected "

@@ -26,6 +26,7 @@ from evalharness.report.selection import Choice, choose_prompts, shown_cells
 from evalharness.report.tables import CsvReporter, MarkdownReporter, markdown
 from evalharness.report.wording import legend, warnings
 from evalharness.results import CellRecord, Results, ScoreRow, build_results, write_results
+from evalharness.stats import Resampler
 
 GOLDEN = Path(__file__).parent / "golden"
 DIMENSIONS = ["subject_consistency", "color"]
@@ -90,6 +91,7 @@ def build(cells: list[CellRecord], **changes: Any) -> Results:
         "label": LABEL,
         "manifest": {"git": {"commit": "0123abc", "dirty": False}, "note": SCRIPT},
         "prompts": {"0000": "a red ball", "0001": f"{SCRIPT} & a blue box"},
+        "resampler": Resampler(),  # percentiles of two prompts can be worked out by hand
     }
     return build_results(cells, **(arguments | changes))
 

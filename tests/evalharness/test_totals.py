@@ -15,6 +15,7 @@ from evalharness.report.html import render
 from evalharness.report.rows import leaderboard_columns, leaderboard_rows
 from evalharness.report.tables import markdown
 from evalharness.results import CellRecord, ScoreRow, build_results, read_results, write_results
+from evalharness.stats import Resampler
 from evalharness.totals import total_value
 
 ROWS = json.loads((Path(__file__).parent / "golden" / "vbench_leaderboard.json").read_text())["rows"]
@@ -100,7 +101,14 @@ def record(seed: int, **scores: list[float]) -> CellRecord:
 
 def results(*records: CellRecord, totals: tuple[Total, ...] = (HALF, ONLY_B)):
     return build_results(
-        records, protocol="toy", dimensions=["a", "b"], percent=True, label="toy", manifest={}, totals=totals
+        records,
+        protocol="toy",
+        dimensions=["a", "b"],
+        percent=True,
+        label="toy",
+        manifest={},
+        totals=totals,
+        resampler=Resampler(),
     )
 
 
