@@ -69,7 +69,9 @@ def leaderboard(draws: int, prompts: Sequence[int], made: Kind) -> Iterator[dict
         for population, shape in POPULATIONS.items():
             truth = shape[0] / (shape[0] + shape[1])
             for kind, interval in kinds.items():
-                rng = np.random.default_rng([number, len(kind), len(population)])
+                rng = np.random.default_rng(
+                    [number, list(kinds).index(kind), list(POPULATIONS).index(population)]
+                )
                 hits = 0
                 for _ in range(draws):
                     found = interval(rng, number, shape, resampler)

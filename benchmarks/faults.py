@@ -36,6 +36,8 @@ from evalharness.store import atomic_write_text
 PLUGINS = Path(__file__).with_name("toy_plugins.py")
 RUN = ("run", "--model", "toy", "--methods", "toy-train,toy-round", "--bits", "3", "--workers", "0")
 MOST_COMMANDS = 8
+CRASHED = 70
+"""An exception that reached the top: no fault may do that."""
 AFTERWARDS = ("truncated record", "duplicated records", "damaged video", "truncated JSON")
 """What happens to the files between two runs."""
 
@@ -72,7 +74,7 @@ def run_once(folder: Path, fault: Fault | None = None) -> tuple[int, str]:
     log = folder.with_suffix(".log")
     child = os.fork()
     if child == 0:
-        code = 70
+        code = CRASHED
         try:
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(handle, 1)
@@ -157,6 +159,8 @@ def suffer(
         codes.append(code)
         if code == 2 and obey(message):
             advice += 1
+    if CRASHED in codes:
+        raise RuntimeError(f"fault {number}, {kind}: the command crashed: {message}")
     same = code == 0 and outcome(folder) == expected
     left = [path.name for path in folder.rglob(".tmp-*")]
     record = {

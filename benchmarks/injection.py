@@ -128,10 +128,11 @@ def _watch(injector: _Injector) -> None:
             if name != "fsync" and not injector.concerns(arguments[place] if arguments else None):
                 return plain(*arguments, **named)
             die = injector.reach(name)
-            value = plain(*arguments, **named)
-            if die:
-                _die()
-            return value
+            try:
+                return plain(*arguments, **named)
+            finally:
+                if die:
+                    _die()
 
         return call
 
@@ -183,8 +184,8 @@ def _jump(fault: Fault) -> None:
             return plain_datetime.now(tz) + datetime.timedelta(days=rng.randint(-9000, 9000))
 
     class Module:
+        UTC = datetime.UTC  # before the next line hides the module
         datetime = Jumping
-        UTC = datetime.UTC
 
     runfolder.datetime = Module  # type: ignore[attr-defined]
     time.time = lambda: plain_time() + rng.uniform(-3e8, 3e8)

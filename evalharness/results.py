@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from evalharness.api import Total
 from evalharness.comparison import differences, dimension_estimate, joint_estimate, pool
 from evalharness.errors import UserError
+from evalharness.redaction import redact
 from evalharness.result_schema import (
     READABLE_VERSIONS,
     BootstrapInfo,
@@ -29,7 +30,7 @@ from evalharness.result_schema import (
     Source,
 )
 from evalharness.stats import Key, Resampler
-from evalharness.store import atomic_write_text
+from evalharness.store import atomic_write_text, parse_json
 from evalharness.totals import total_estimates
 
 __all__ = [
@@ -140,7 +141,7 @@ def build_results(
             seed=resampler.seed,
         ),
         prompts=dict(prompts or {}),
-        manifest=dict(manifest),
+        manifest=redact(manifest),
         cells=results,
         differences=differences(results, resampler),
         pooled=pool(results, resampler, totals),
@@ -159,7 +160,7 @@ def read_results(path: Path) -> Results:
         UserError: the file is missing, not JSON, of another schema version, or malformed.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `evalharness run` writes it at its end") from None
     except ValueError as error:
@@ -269,9 +270,9 @@ def _cell(
         profile=None if record.profile is None else Profile.model_validate(_finite(record.profile)),
         train_minutes=record.train_minutes,
         train_log=_thin(record.train_log),
-        method_config=dict(record.method_config),
+        method_config=redact(record.method_config),
         variant_of=record.variant_of,
-        options=dict(record.options),
+        options=redact(record.options),
         scores=scores,
     )
 

@@ -199,17 +199,17 @@ def _skew_t(table: _Table, totals: Floats, prompts_each: Floats, confidence: flo
     """Ends of the interval, relative to the mean."""
     from scipy.special import stdtrit
 
-    # [P]: what each prompt pulls the mean by; a dimension's few prompts count for n/(n-1).
-    pulls = (
-        ((table.sums - table.counts * (table.sums.sum(axis=0) / totals)) / totals)
-        @ np.sqrt(prompts_each / (prompts_each - 1))
-        / len(totals)
-    )
+    # [P, D]: what each prompt pulls the mean by; a dimension's few prompts count for n/(n-1).
+    centred = (table.sums - table.counts * (table.sums.sum(axis=0) / totals)) / totals
+    parts = centred * np.sqrt(prompts_each / (prompts_each - 1)) / len(totals)
+    pulls = parts.sum(axis=1)
     error = math.sqrt(float((pulls**2).sum()))
     if error == 0.0:
         return 0.0, 0.0
     skewness = float((pulls**3).sum()) / error**3  # of the mean, so that of a prompt over sqrt(P)
-    quantile = float(stdtrit(len(pulls) - 1, (1.0 + confidence) / 2.0))
+    shares = (parts**2).sum(axis=0)
+    freedom = float(shares @ (prompts_each - 1) / shares.sum())  # a dimension counts as it adds to the error
+    quantile = float(stdtrit(freedom, (1.0 + confidence) / 2.0))
     return -error * _unskewed(quantile, skewness), -error * _unskewed(-quantile, skewness)
 
 

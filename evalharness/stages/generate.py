@@ -45,10 +45,10 @@ def run(state: RunState) -> StageCount:
         state.folder.cell(outcome.task.payload["cell_id"]).samples.append(records)
         if outcome.failure is None:
             done += len(records)
-            size = records[0].get("batch")
-            if size is not None and size != reduced:
-                reduced = size
-                state.console.warn(f"{outcome.task.key}: out of GPU memory; going on with {size} a call")
+            smaller = records[0].get("batch")
+            if smaller is not None and smaller != reduced:
+                reduced = smaller
+                state.console.warn(f"{outcome.task.key}: out of GPU memory; going on with {smaller} a call")
         else:
             failed += len(records)
             errors[outcome.error] += len(records)
