@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from evalharness.api import Bits
 from evalharness.errors import UserError
+from evalharness.store import parse_json
 
 __all__ = [
     "RunConfig",
@@ -196,7 +196,7 @@ def merge_method_options(
 def literal(text: str) -> Any:
     """A JSON value if ``text`` is one (``16``, ``0.5``, ``1e-4``, ``true``, ``[1, 2]``), else itself."""
     try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
+        return parse_json(text.lower() if text.lower() in ("true", "false", "null") else text)
     except ValueError:
         return text
 

@@ -13,6 +13,7 @@ from typing import Any
 __all__ = ["digest", "file_sha256", "jsonable", "tree_sha256"]
 
 _CHUNK = 1 << 20
+_PLAIN = (str, int, float, bool)
 
 
 def jsonable(value: Any) -> Any:
@@ -21,6 +22,8 @@ def jsonable(value: Any) -> Any:
     Raises:
         TypeError: for a value that has no obvious JSON form.
     """
+    if value is None or type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Enum):

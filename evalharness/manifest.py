@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.hashing import tree_sha256
+from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import atomic_write_json, read_json
@@ -53,7 +54,7 @@ def start_manifest(path: Path, config: Mapping[str, Any], registry: Registry) ->
         "plugins": registry.provenance(),
         "history": history if old else [],
     }
-    atomic_write_json(path, entry)
+    atomic_write_json(path, redact(entry))
 
 
 def finish_manifest(path: Path, registry: Registry, *, closing: bool) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def finish_manifest(path: Path, registry: Registry, *, closing: bool) -> dict[st
     entry = read_json(path) or {}
     if closing:
         entry |= {"finished": utc_now(), "plugins": registry.provenance()}
+        entry = redact(entry)
         atomic_write_json(path, entry)
     return entry
 

@@ -27,6 +27,7 @@ class Session:
 
     Attributes:
         emit: sends a progress event to the parent process.
+        batch_limit: videos a call that fit into the GPU's memory; None while the plan's batch does.
         calibration: key, whether with Hessians, and result of the last one; see ``StageContext.calibration``.
     """
 
@@ -35,6 +36,7 @@ class Session:
         self.registry = Registry(spec.plugin_files)
         self.emit: Callable[[Mapping[str, Any]], None] = lambda event: None
         self.calibration: tuple[str, bool, Mapping[str, LayerStatistics]] = ("", False, {})
+        self.batch_limit: int | None = None
         self._metrics: dict[str, Metric] = {}
         self._active = ""
         self._is_fixed = False
