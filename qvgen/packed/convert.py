@@ -47,7 +47,20 @@ def pack_(model: nn.Module, backend: Backend | str = Backend.AUTO) -> nn.Module:
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
         model.set_submodule(name, replacement)
-    return model
+    return share_reads_(model)
+
+
+def share_reads_(model: nn.Module) -> nn.Module:
+    """Let packed projections of one attention share their read, where the model is one of diffusers'.
+
+    Outputs stay the same bit for bit; see ``qvgen.integrations.attention``.
+    """
+    processors = (type(getattr(module, "processor", None)).__module__ for module in model.modules())
+    if not any(name.startswith("diffusers.") for name in processors):
+        return model
+    from qvgen.integrations import attention  # diffusers is loaded already
+
+    return attention.share_reads_(model)
 
 
 def packed_layers(model: nn.Module) -> Iterator[tuple[str, PackedLinear]]:
