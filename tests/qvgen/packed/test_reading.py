@@ -130,8 +130,8 @@ def test_models_give_the_same_bits(
     blocks = 1 if backend is Backend.TRITON_INT8 else 2
     fake = finished(name, layers=blocks, **clips).to(device)
     values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs(name).items()}
-    shared = pack_(copy.deepcopy(fake), backend)
-    monkeypatch.setattr("qvgen.packed.convert.share_reads_", lambda model: model)
+    shared = pack_(copy.deepcopy(fake), backend, fuse=False)
+    monkeypatch.setattr("qvgen.packed.convert.join_reads_", lambda model, fuse: model)
     alone = pack_(fake, backend)
     counts = count_quantizations(monkeypatch)
     with torch.no_grad():
