@@ -69,8 +69,8 @@ class FusedWanBlock(WanTransformerBlock):  # type: ignore[misc]
     ) -> Tensor:
         """Tokens [B, S, d]; arguments as of diffusers' block."""
         if temb.ndim == 4:  # a timestep for each token (Wan 2.2): modulation is no longer a sample's
-            out: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
-            return out
+            whole: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+            return whole
         x = hidden_states
         numbers = (self.scale_shift_table + temb.float()).chunk(6, dim=1)
         shift, scale, gate, ff_shift, ff_scale, ff_gate = numbers
@@ -79,8 +79,8 @@ class FusedWanBlock(WanTransformerBlock):  # type: ignore[misc]
         source = x if isinstance(self.norm2, nn.Identity) else _normed(self.norm2, Part(x))
         x = x + _attend(self.attn2, source, encoder_hidden_states, None)
         out = _feed_forward(self.ffn, _normed(self.norm3, Part(x, ff_scale, ff_shift)))
-        x = (x.float() + out.float() * ff_gate).type_as(x)
-        return x
+        result: Tensor = (x.float() + out.float() * ff_gate).type_as(x)
+        return result
 
 
 def _normed(norm: Any, part: Part) -> Normed:

@@ -97,6 +97,12 @@ def reference_codes(source: Source, bits: int) -> Tokens:
     return split_tokens(*quantize_groups(x.contiguous(), one, one, 1, 2**bits - 1, False))[0]
 
 
+def levels(tokens: Tokens) -> Tensor:
+    """Codes less their zero point: at 8 bits that of a row may be another one, which moves all its codes."""
+    zero = 0 if tokens.zero_point is None else tokens.zero_point[:, None]
+    return tokens.codes.int() - zero
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("kind", ["cog", "wan", "gelu"])
@@ -114,10 +120,10 @@ def test_how_many_codes_differ_from_the_plain_path(kind: str, bits: int, device:
     one = torch.ones(1, device=device)
     spec = ActivationSpec(bits, "token", 0, False, False, one, one)
     (fused,) = triton_reading.read_tokens(source, [spec], [False])
-    apart = (fused.codes.int() - reference_codes(source, bits).codes.int()).abs()
+    apart = (levels(fused) - levels(reference_codes(source, bits))).abs()
     share = float((apart > 0).double().mean())
-    assert apart.max() <= (1 if bits < 8 else 3)
-    limits = {"cog": {3: 0.02, 4: 0.04, 8: 0.5}, "wan": {3: 0.01, 4: 0.02, 8: 0.3}}
+    assert apart.max() <= (1 if bits < 8 else 2)
+    limits = {"cog": {3: 0.02, 4: 0.03, 8: 0.3}, "wan": {3: 0.01, 4: 0.02, 8: 0.2}}
     assert share <= limits.get(kind, limits["wan"])[bits]
 
 
