@@ -127,9 +127,12 @@ def tokens(full: Full, tiny: bool) -> int:
     return text + frames * (latent[2] // 2) * (latent[3] // 2)
 
 
-def packed_model(full: Full, bits: tuple[int, int], device: torch.device, tiny: bool) -> nn.Module:
+def packed_model(
+    full: Full, bits: tuple[int, int], device: torch.device, tiny: bool, *, fuse: bool = True
+) -> nn.Module:
     """Random codes at (weight, activation) ``bits``, random parameters of the rest, ready to run.
 
+    ``fuse`` as in ``pack_``; the same arguments give the same model.
     Scales are such that weights have the size of initial ones, so that outputs stay finite.
     """
     from qvgen.api import quantizable_names
@@ -152,7 +155,7 @@ def packed_model(full: Full, bits: tuple[int, int], device: torch.device, tiny: 
         layer.zero_point.fill_(2 ** (bits[0] - 1))
         layer.codes.random_(0, 256, generator=generator)
     _rebuild_tables(model, full, device, tiny)
-    return join_reads_(prepare_(keep_wide(model.eval().requires_grad_(False))))
+    return join_reads_(prepare_(keep_wide(model.eval().requires_grad_(False))), fuse=fuse)
 
 
 def _freeze_(model: nn.Module, names: list[str], config: Any) -> None:
@@ -160,7 +163,7 @@ def _freeze_(model: nn.Module, names: list[str], config: Any) -> None:
 
     from qvgen.layer_table import make_frozen_
 
-    shapes = {name: list(model.get_submodule(name).weight.shape) for name in names}  # type: ignore[union-attr, arg-type]
+    shapes = {name: list(model.get_submodule(name).weight.shape) for name in names}  # type: ignore[arg-type]
     make_frozen_(model, {"layers": shapes}, config, Path("random"))
 
 

@@ -26,6 +26,8 @@ def measure(folder: Path, device: torch.device, how: str, backend: str) -> dict[
 
     register()
     kind = getattr(diffusers, json.loads((folder / "config.json").read_text())["_class_name"])
+    if device.type == "cuda":
+        torch.zeros(1, device=device)  # the context of the GPU is no part of loading
     _give_back()
     counted = _reset_high_water()
     before, start = _status(), time.perf_counter()
@@ -34,7 +36,7 @@ def measure(folder: Path, device: torch.device, how: str, backend: str) -> dict[
     if how == "stream":
         model = load_packed(folder, device=device, backend=backend)
     else:
-        model = kind.from_pretrained(folder, device_map={"": str(device)})
+        model = kind.from_pretrained(folder, device_map={"": str(device)}, dtype=torch.bfloat16)
     seconds, after = time.perf_counter() - start, _status()
     tensors = [*model.parameters(), *model.buffers()]
     on_cuda = device.type == "cuda"

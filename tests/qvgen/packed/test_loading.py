@@ -117,7 +117,8 @@ def test_what_is_no_packed_folder(tmp_path: Path) -> None:
 def test_streams_read_what_the_library_wrote(tmp_path: Path) -> None:
     tensors = {
         "a": torch.randn(3, 5).bfloat16(), "b": torch.arange(7), "c": torch.zeros(0, 4),
-        "d": torch.tensor(2.5), "e": torch.randint(0, 256, (4, 9), dtype=torch.uint8), "f": torch.tensor([True, False]),
+        "d": torch.tensor(2.5), "e": torch.randint(0, 256, (4, 9), dtype=torch.uint8),
+        "f": torch.tensor([True, False]),
     }  # fmt: skip
     save_file(tensors, tmp_path / "x.safetensors", {"note": "1"})
     found = dict(stream_tensors(tmp_path / "x.safetensors"))
