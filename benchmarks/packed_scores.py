@@ -79,7 +79,12 @@ def first_codes(model: nn.Module, packed: nn.Module, store: Codes) -> Callable[[
         model.get_submodule(name).register_forward_pre_hook(partial(look, name, layer))
         for name, layer in packed_layers(packed)
     ]
-    return lambda: [hook.remove() for hook in hooks] and None
+
+    def end() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return end
 
 
 def make(session: Session, model: nn.Module, sample: Sample, path: Path) -> np.ndarray[Any, Any]:
