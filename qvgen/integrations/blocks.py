@@ -16,7 +16,13 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
-from qvgen.integrations.attention import Rotary, cogvideox_attention, wan_attention
+from qvgen.integrations.attention import (
+    Rotary,
+    SharedCogVideoXProcessor,
+    SharedWanProcessor,
+    cogvideox_attention,
+    wan_attention,
+)
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.reading import linears
 from qvgen.packed.sources import Gelu, Normed, Part, Source
@@ -37,7 +43,8 @@ class FusedCogVideoXBlock(CogVideoXBlock):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Video and text tokens, [B, V, d] and [B, T, d]; arguments as of diffusers' block."""
         video, text = hidden_states, encoder_hidden_states
-        if attention_kwargs:  # a mask, or what another processor wants
+        if attention_kwargs or type(self.attn1.processor) is not SharedCogVideoXProcessor:
+            # A mask, or what somebody else's processor wants.
             out: tuple[Tensor, Tensor] = super().forward(
                 video, text, temb, image_rotary_emb, attention_kwargs
             )
@@ -68,7 +75,10 @@ class FusedWanBlock(WanTransformerBlock):  # type: ignore[misc]
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: Rotary
     ) -> Tensor:
         """Tokens [B, S, d]; arguments as of diffusers' block."""
-        if temb.ndim == 4:  # a timestep for each token (Wan 2.2): modulation is no longer a sample's
+        processors = (self.attn1.processor, self.attn2.processor)
+        if temb.ndim == 4 or any(type(one) is not SharedWanProcessor for one in processors):
+            # A timestep for each token (Wan 2.2), whose modulation is no longer a sample's, or somebody
+            # else's processor.
             whole: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
             return whole
         x = hidden_states
@@ -99,7 +109,8 @@ def _attend(attn: Any, source: Source, context: Tensor | None, rotary: Rotary | 
 def fuse_(model: nn.Module) -> nn.Module:
     """Make the blocks of CogVideoX and Wan that hold packed linears fused ones, in place.
 
-    Others, and blocks of another make-up (another activation, dropout in training), stay as they are.
+    Others, and blocks of another make-up (another activation, dropout), stay as they are. A fused block whose
+    attention is given another processor afterwards uses that, and fuses nothing.
 
     Returns:
         The same ``model``.

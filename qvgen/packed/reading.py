@@ -32,27 +32,31 @@ def linears(source: Source, layers: Sequence[nn.Module]) -> list[Tensor]:
 
 def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
     """What to call each of ``layers`` with."""
-    if _on_kernels(source, layers):
-        return _kernel_reads(source, [layer for layer in layers if isinstance(layer, PackedLinear)])
-    x = plain(source)
-    if x.numel() == 0 or len(layers) == 1:
-        return [x for _ in layers]
-    return _plain_reads(x, layers)
+    on_kernels = [_has_kernels(layer) and first_tensor(source).numel() > 0 for layer in layers]
+    found: dict[int, Tensor | Read] = {}
+    ours = [i for i, has in enumerate(on_kernels) if has]
+    others = [i for i, has in enumerate(on_kernels) if not has]
+    if ours:
+        tokens = _kernel_reads(source, [layers[i] for i in ours])
+        found |= dict(zip(ours, tokens, strict=True))
+    if others:
+        x = plain(source)
+        alone = x.numel() == 0 or len(others) == 1
+        given = [x] * len(others) if alone else _plain_reads(x, [layers[i] for i in others])
+        found |= dict(zip(others, given, strict=True))
+    return [found[i] for i in range(len(layers))]
 
 
-def _on_kernels(source: Source, layers: Sequence[nn.Module]) -> bool:
-    return (
-        bool(layers)
-        and first_tensor(source).numel() > 0
-        and all(isinstance(layer, PackedLinear) and layer.executed is Backend.TRITON_INT8 for layer in layers)
-    )
+def _has_kernels(layer: nn.Module) -> bool:
+    return isinstance(layer, PackedLinear) and layer.executed is Backend.TRITON_INT8
 
 
-def _kernel_reads(source: Source, layers: Sequence[PackedLinear]) -> list[Tensor | Read]:
-    x, functions = first_tensor(source), layers[0].kernels
+def _kernel_reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
+    packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
+    x, functions = first_tensor(source), packed[0].kernels
     assert functions is not None, "prepare_ was not called"
-    specs = [layer.activation_spec(x) for layer in layers]
-    own = [layer.has_own_numbers for layer in layers]
+    specs = [layer.activation_spec(x) for layer in packed]
+    own = [layer.has_own_numbers for layer in packed]
     tokens = functions.read_tokens(source, specs, own)
     return [Read(shape_of(source), x.dtype, each) for each in tokens]
 
@@ -63,7 +67,7 @@ def _plain_reads(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
     known: dict[tuple[int, str, int, bool], Quantized] = {}
     found: list[Tensor | Read] = []
     for layer in layers:
-        if not isinstance(layer, PackedLinear) or layer.executed is Backend.TRITON_INT8:
+        if not isinstance(layer, PackedLinear):
             found.append(x)
             continue
         spec = layer.activation_spec(x)

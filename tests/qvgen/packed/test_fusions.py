@@ -191,6 +191,27 @@ def test_what_is_not_fused() -> None:
     assert not any(isinstance(part, FusedCogVideoXBlock) for part in fuse_(dropping).modules())
 
 
+@pytest.mark.parametrize("name", ["cog", "wan"])
+def test_a_processor_of_ones_own_is_used(name: str) -> None:
+    model = pack_(finished(name, layers=1))
+    calls: list[int] = []
+    block = (model.transformer_blocks if name == "cog" else model.blocks)[0]
+    original = block.attn1.processor
+
+    class Counting:
+        _attention_backend = _parallel_config = None
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return original(*args, **kwargs)
+
+    with torch.no_grad():
+        wanted = model(**inputs(name))[0]
+        block.attn1.processor = Counting()
+        assert torch.equal(model(**inputs(name))[0], wanted)
+    assert calls == [1]
+
+
 def test_a_timestep_for_each_token_of_wan() -> None:
     """Wan 2.2's modulation by token takes diffusers' own way."""
     fake = finished("wan", layers=1)

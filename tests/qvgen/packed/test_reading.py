@@ -106,6 +106,19 @@ def test_nothing_is_kept_between_calls(backend: Backend, device: str) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@interpreted
+def test_layers_of_other_backends_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each backend's own share a read; all give what they give alone."""
+    config = QuantConfig(w_bits=4, a_bits=4)
+    kinds = [Backend.TRITON_INT8, Backend.REFERENCE, Backend.TRITON_INT8, Backend.CPU]
+    layers = [PackedLinear.from_frozen(frozen(config, (16, 48), i), kind) for i, kind in enumerate(kinds)]
+    x = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+    counts = count_quantizations(monkeypatch)
+    got = linears(x, layers)
+    assert counts == {x.data_ptr(): 2}
+    assert all(torch.equal(y, layer(x)) for y, layer in zip(got, layers, strict=True))
+
+
 def test_no_rows() -> None:
     layers = [
         PackedLinear.from_frozen(frozen(QuantConfig(w_bits=4, a_bits=4), (16, 48), i)) for i in range(2)
