@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 BF16 = torch.bfloat16
+CLIP_BUCKETS = 50
 STD_SKIP = {  # what the presets of the papers keep in 16 bits: embedders, the output
     "CogVideoXTransformer3DModel": ("patch_embed", "time_embedding", "proj_out"),
     "WanTransformer3DModel": ("condition_embedder", "proj_out"),
@@ -132,7 +133,8 @@ def packed_model(
 ) -> nn.Module:
     """Random codes at (weight, activation) ``bits``, random parameters of the rest, ready to run.
 
-    ``fuse`` as in ``pack_``; the same arguments give the same model.
+    Every layer has clips of its own by timestep, as QVGen trains them: q, k and v read the same input with
+    three sets of codes. ``fuse`` as in ``pack_``; the same arguments give the same model.
     Scales are such that weights have the size of initial ones, so that outputs stay finite.
     """
     from qvgen.api import quantizable_names
@@ -140,7 +142,7 @@ def packed_model(
     from qvgen.packed.backends import Backend
     from qvgen.packed.convert import empty_packed_, join_reads_, packed_layers, prepare_
 
-    config = QuantConfig(w_bits=bits[0], a_bits=bits[1])
+    config = QuantConfig(w_bits=bits[0], a_bits=bits[1], learn_clip=True, clip_buckets=CLIP_BUCKETS)
     with torch.device("meta"):
         model: nn.Module = model_class(full)(**options(full, tiny))
     spared = STD_SKIP[full.kind]
@@ -154,6 +156,8 @@ def packed_model(
         layer.scale.fill_(1.5 / (2 ** bits[0] * layer.in_features**0.5))
         layer.zero_point.fill_(2 ** (bits[0] - 1))
         layer.codes.random_(0, 256, generator=generator)
+        for clip in (layer.lower, layer.upper):
+            clip.uniform_(0.85, 0.99, generator=generator)
     _rebuild_tables(model, full, device, tiny)
     return join_reads_(prepare_(keep_wide(model.eval().requires_grad_(False))), fuse=fuse)
 

@@ -82,10 +82,17 @@ def cache_timesteps_(model: nn.Module, timesteps: Tensor | None) -> nn.Module:
     device = next(model.parameters()).device
     timesteps = timesteps.to(device)
     context = TimestepContext(timesteps)
-    inputs = [embed(one[None]) for one in timesteps]
-    for name, linear in places:
-        rows = [linear(x).reshape(1, -1) for x in inputs]
-        model.set_submodule(name, Tabled(linear, torch.cat(rows), context))
+    clips: Any = getattr(model, "clip_context", None)  # linears may clip by timestep
+    linears = dict(places)
+    rows: dict[str, list[Tensor]] = {name: [] for name in linears}
+    for one in timesteps:
+        if clips is not None:
+            clips.set_timestep(one)
+        x = embed(one[None])
+        for name, linear in linears.items():
+            rows[name].append(linear(x).reshape(1, -1))
+    for name, linear in linears.items():
+        model.set_submodule(name, Tabled(linear, torch.cat(rows[name]), context))
     model.timestep_table = context  # type: ignore[assignment]
     model.timestep_hook = model.register_forward_pre_hook(_look_up, with_kwargs=True)  # type: ignore[assignment]
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +23,12 @@ def output(model: nn.Module, name: str, times: list[int], dtype: torch.dtype = t
     return out
 
 
+@pytest.mark.parametrize("clips", [{}, {"learn_clip": True, "clip_buckets": 4}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["cog", "wan"])
-def test_the_same_numbers_for_every_timestep(name: str, dtype: torch.dtype) -> None:
-    model = pack_(finished(name).to(dtype))
+def test_the_same_numbers_for_every_timestep(name: str, dtype: torch.dtype, clips: dict[str, Any]) -> None:
+    """Also where the linears of the table clip their input by timestep."""
+    model = pack_(finished(name, **clips).to(dtype))
     cached = cache_timesteps_(copy.deepcopy(model), SCHEDULE)
     assert sum(isinstance(part, Tabled) for part in cached.modules()) == {"cog": 5, "wan": 1}[name]
     for times in ([20], [900], [500, 20], [900, 900]):
@@ -53,6 +56,13 @@ def test_unknown_timesteps_show_in_their_sample_alone(name: str) -> None:
     assert output(model, name, [500, 500]).isfinite().all()
 
 
+@pytest.mark.parametrize("build", [cog, wan])
+def test_models_of_full_precision_too(build: Any) -> None:
+    name, model = build.__name__, build()
+    wanted = output(model, name, [900])
+    assert torch.equal(output(cache_timesteps_(model, SCHEDULE), name, [900]), wanted)
+
+
 def test_undone_and_renewed() -> None:
     model = pack_(finished("cog"))
     before, keys = output(model, "cog", [500]), list(model.state_dict())
@@ -62,6 +72,17 @@ def test_undone_and_renewed() -> None:
     cache_timesteps_(model, None)
     assert torch.equal(output(model, "cog", [500]), before) and list(model.state_dict()) == keys
     assert not any(isinstance(part, Tabled) for part in model.modules()) and not model._forward_pre_hooks
+
+
+def test_copies_stand_alone() -> None:
+    model = cache_timesteps_(pack_(finished("cog")), SCHEDULE)
+    wanted = output(model, "cog", [500])
+    twin = copy.deepcopy(model)
+    assert output(model, "cog", [20]).isfinite().all()
+    assert torch.equal(output(twin, "cog", [500]), wanted)
+    cache_timesteps_(twin, None)
+    assert not twin._forward_pre_hooks and torch.equal(output(model, "cog", [500]), wanted)
+    assert torch.equal(output(twin, "cog", [500]), wanted)
 
 
 def test_one_graph_for_all_timesteps() -> None:
