@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evalharness import attention
 from evalharness.api import Bits
 from evalharness.errors import UserError
 from evalharness.store import parse_json
@@ -96,6 +97,10 @@ class RunConfig:
         default="fake",
         metadata={"help": "fake (simulated in floating point) or packed (low-bit weights, integer sums)"},
     )
+    attention: str = field(
+        default=attention.DEFAULT,
+        metadata={"help": f"the transformer's attention in every row: {', '.join(attention.CHOICES)}"},
+    )
     plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
     method_options: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": 'options by method, as in YAML: {"qvgen": {"rank": 16}}'}
@@ -127,6 +132,8 @@ class RunConfig:
             raise UserError(f"--skip-layers {self.skip_layers}: expected std or none")
         if self.execution not in ("fake", "packed"):
             raise UserError(f"--execution {self.execution}: expected fake or packed")
+        if self.attention not in attention.CHOICES:
+            raise UserError(f"--attention {self.attention}: expected one of {', '.join(attention.CHOICES)}")
 
 
 def comma_list(value: str | Sequence[Any]) -> list[str]:

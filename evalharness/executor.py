@@ -57,6 +57,7 @@ class WorkerSpec:
     track: str = "none"
     plugin_files: tuple[str, ...] = ()
     execution: str = "fake"
+    attention: str = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

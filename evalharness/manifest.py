@@ -17,7 +17,7 @@ from evalharness.runfolder import utc_now
 from evalharness.store import atomic_write_json, read_json
 from evalharness.versions import package_version
 
-__all__ = ["finish_manifest", "git_state", "hardware", "start_manifest"]
+__all__ = ["finish_manifest", "git_state", "hardware", "probe", "start_manifest"]
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -69,17 +69,17 @@ def finish_manifest(path: Path, registry: Registry, *, closing: bool) -> dict[st
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout that holds ``folder``; None when it is none."""
-    commit = _probe("git", "-C", str(folder), "rev-parse", "HEAD")
-    tracked = _probe("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py")
+    commit = probe("git", "-C", str(folder), "rev-parse", "HEAD")
+    tracked = probe("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py")
     if commit is None or tracked is None:
         return None  # also an installed copy that happens to lie inside somebody's checkout
-    status = _probe("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    status = probe("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": bool(status)}
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and GPUs."""
-    gpus = _probe("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    gpus = probe("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return {
         "machine": platform.machine(),
         "system": platform.system(),
@@ -90,7 +90,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _probe(*command: str) -> str | None:
+def probe(*command: str) -> str | None:
     """Output of a short command, or None when it is missing or fails."""
     program = shutil.which(command[0])
     if program is None:

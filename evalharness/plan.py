@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.api import EvalProtocol, GenerationSettings, MetricInfo, Model, Prompt, Sample
+from evalharness.attention import DEFAULT, on_cuda_only
 from evalharness.augment import read_augmented
 from evalharness.cells import Cell, build_method
 from evalharness.config import (
@@ -47,6 +48,7 @@ class RunPlan:
         load: ``auto``, ``never`` or the folder given with ``--load``.
         workers: processes; 0 stands for this one.
         execution: ``fake``, or ``packed``: cells run in the packed form that their method gives them.
+        attention: which of torch's attention kernels the transformer runs, of ``attention.CHOICES``.
     """
 
     model: str
@@ -72,6 +74,7 @@ class RunPlan:
     texts: Mapping[str, str] = field(default_factory=dict)
     chosen_metrics: Mapping[str, str] = field(default_factory=dict)
     execution: str = "fake"
+    attention: str = DEFAULT
     track: str = "none"
 
     @property
@@ -120,6 +123,7 @@ class RunPlan:
             "av": package_version("av"),
             # Only where it is not the usual way, so that older folders keep their identity.
             **({"execution": self.execution} if self.execution != "fake" else {}),
+            **({"attention": self.attention} if self.attention != DEFAULT else {}),
         }
 
 
@@ -146,6 +150,8 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         raise UserError(
             f"--batch-size {config.batch_size}: more than 1 needs --device cuda (this is {device})"
         )
+    if device != "cuda" and on_cuda_only(config.attention):
+        raise UserError(f"--attention {config.attention}: needs --device cuda (this is {device})")
     return RunPlan(
         model=config.model,
         model_fingerprint=_fingerprint(model, config.model),
@@ -171,6 +177,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         output=Path(config.output or _default_output(config)),
         plugin_files=tuple(config.plugin),
         execution=config.execution,
+        attention=config.attention,
     )
 
 

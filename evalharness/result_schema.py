@@ -64,8 +64,11 @@ class DimensionEstimate(Estimate):
 class Profile(BaseModel):
     """Cost of one cell. Times in milliseconds, sizes in MB (10^6 bytes); unknown keys are kept.
 
-    The last four are counted, not measured (``evalharness.cost``): mean bits that linears store for a
-    weight, mean bits of their inputs, percent of all MACs with both operands of at most 8 bits, and
+    ``step_speedup`` is the time of the full-precision step over that of the cell, measured in turns; it is
+    empty for ``fake`` rows, whose time says nothing. ``phases`` and ``conditions`` are those of
+    ``evalharness.phases`` and ``evalharness.conditions``. The last four are counted, not measured
+    (``evalharness.cost``): mean bits that linears store for a weight, mean bits of their inputs, percent
+    of all MACs with both operands of at most 8 bits, and
     the size of all that is stored.
     """
 
@@ -76,6 +79,9 @@ class Profile(BaseModel):
     weights_mb: float | None = None
     checkpoint_mb: float | None = None
     device: str | None = None
+    step_speedup: float | None = None
+    phases: dict[str, dict[str, Any]] | None = None
+    conditions: dict[str, Any] | None = None
     weight_bits: float | None = None
     act_bits: float | None = None
     low_bit_macs_pct: float | None = None

@@ -105,5 +105,6 @@ def worker_spec(plan: RunPlan) -> WorkerSpec:
         skip_layers=plan.skip_layers,
         track=plan.track,
         execution=plan.execution,
+        attention=plan.attention,
         plugin_files=plan.plugin_files,
     )

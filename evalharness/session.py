@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalharness.api import EvalProtocol, LayerStatistics, LoadedModel, Metric, Model, Prompt
+from evalharness.attention import choose_
 from evalharness.cells import Cell, build_method
 from evalharness.executor import WorkerSpec
 from evalharness.registry import Registry
@@ -63,7 +64,9 @@ class Session:
     def loaded(self) -> LoadedModel:
         """The pipeline in memory; its transformer is changed by ``activate`` alone."""
         self._fix_arithmetic()
-        return self.model.load(self.spec.device)
+        loaded = self.model.load(self.spec.device)
+        choose_(loaded.transformer, self.spec.attention)
+        return loaded
 
     @cached_property
     def pristine(self) -> nn.Module:
@@ -97,7 +100,7 @@ class Session:
             if folder is not None:
                 method = build_method(self.registry, cell)
                 module = method.load(self.fresh_transformer(), folder).eval()
-                self.loaded.transformer = self.executable(method, module)
+                self.loaded.transformer = choose_(self.executable(method, module), self.spec.attention)
             self._active = key
         return self.loaded
 

@@ -275,6 +275,7 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "profile",
         "track",
         "execution",
+        "attention",
         "plugin",
         "method_options",
         "variants",
