@@ -10,6 +10,7 @@ from evalharness.api import Method, Model, Needs
 from evalharness.cells import Cell, build_method
 from evalharness.checkpoints import display_path, find_checkpoints
 from evalharness.hashing import jsonable
+from evalharness.modeloptions import build_model
 from evalharness.plan import RunPlan
 from evalharness.planfile import check_identity, read_plan_file
 from evalharness.registry import Registry
@@ -36,7 +37,7 @@ def describe(plan: RunPlan, registry: Registry) -> str:
     folder.refuse_foreign()
     if folder.plan.exists():
         check_identity(folder, read_plan_file(folder).identity, plan.identity())
-    model: Model = registry.get("models", plan.model)()
+    model = build_model(registry, plan.model, plan.model_options)
     lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]
     videos = scores = steps = seen = 0
     width = max(24, *(len(cell.id) for cell in plan.cells))

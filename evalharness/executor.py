@@ -22,6 +22,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol
 
+from evalharness.modeloptions import ModelOptions
+
 __all__ = [
     "EventHandler",
     "Executor",
@@ -57,6 +59,13 @@ class WorkerSpec:
     track: str = "none"
     plugin_files: tuple[str, ...] = ()
     execution: str = "fake"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> WorkerSpec:
+        """The inverse of ``dataclasses.asdict`` and a trip through JSON."""
+        options = ModelOptions(**record["model_options"])
+        return cls(**{**record, "plugin_files": tuple(record["plugin_files"]), "model_options": options})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,4 +106,5 @@ def worker_spec(plan: RunPlan) -> WorkerSpec:
         track=plan.track,
         execution=plan.execution,
         plugin_files=plan.plugin_files,
+        model_options=plan.model_options,
     )

@@ -120,6 +120,8 @@ def inputs_hash(
         }
         if published_sha256 is None and method.needs == Needs.TRAINING:
             inputs["training_clips"] = training_clips(registry, cell.model, identity["device"])
+            if "training_data" in identity:
+                inputs["training_data"] = identity["training_data"]
         if published_sha256 is None and method.needs != Needs.TRAINING:  # any other may ask for it
             inputs["calibration"] = CALIBRATION_VERSION
     return digest(inputs)
