@@ -34,6 +34,8 @@ def _protocols(settings: VideoSettings) -> dict[str, VideoSettings]:
 
 
 class CogVideoX2B(VideoModel):
+    """CogVideoX-2B."""
+
     name: ClassVar[str] = "cogvideox-2b"
     summary: ClassVar[str] = "CogVideoX-2B: 49 frames 480x720 at 8 fps"
     loaded_class: ClassVar[str] = _LOADED
@@ -59,6 +61,8 @@ class CogVideoX2B(VideoModel):
 
 
 class CogVideoX15(VideoModel):
+    """CogVideoX1.5-5B."""
+
     name: ClassVar[str] = "cogvideox1.5-5b"
     summary: ClassVar[str] = "CogVideoX1.5-5B: 81 frames 768x1360 at 16 fps"
     loaded_class: ClassVar[str] = _LOADED
@@ -84,6 +88,8 @@ class CogVideoX15(VideoModel):
 
 
 class AnyCogVideoX(VideoModel):
+    """Of any size."""
+
     name: ClassVar[str] = "cogvideox"
     summary: ClassVar[str] = "any CogVideoX text-to-video folder: --weights DIR, settings by --generation"
     loaded_class: ClassVar[str] = _LOADED

@@ -37,7 +37,7 @@ class LoadedCogVideoX(LoadedVideo):
 
     def _text_length(self) -> int:
         """CogVideoX's position table has room for exactly as many tokens as the transformer says."""
-        return int(self._pristine.config.max_text_seq_length)
+        return int(self._config.max_text_seq_length)
 
     def _family_arguments(self) -> dict[str, Any]:
         return {"use_dynamic_cfg": self.settings.dynamic_guidance}
@@ -66,7 +66,7 @@ class LoadedCogVideoX(LoadedVideo):
 
     def step_inputs(self) -> dict[str, Any]:
         """One guided step: two rows, with and without caption."""
-        config, settings = self._pristine.config, self.settings
+        config, settings = self._config, self.settings
         shape = (2, self.latent_frames(settings.frames), config.in_channels)
         size = (settings.height // self.spatial, settings.width // self.spatial)
         generator = torch.Generator().manual_seed(0)
@@ -77,14 +77,14 @@ class LoadedCogVideoX(LoadedVideo):
         return {name: _to(value, self.device) for name, value in inputs.items()}
 
     def _padded(self, latents: Tensor) -> Tensor:
-        """[B, F, ...] with as many frames as patches in time need; more of the first in front, as the sampler."""
-        unit = self._pristine.config.patch_size_t or 1
+        """[B, F, ...] with more of the first frame in front, as many as patches in time need."""
+        unit = self._config.patch_size_t or 1
         missing = -latents.shape[1] % unit
         return torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], dim=1)
 
     def _inputs(self, latents: Tensor, text: Tensor, timestep: Tensor) -> dict[str, Any]:
         rotary = None
-        if self._pristine.config.use_rotary_positional_embeddings:
+        if self._config.use_rotary_positional_embeddings:
             height, width = (size * self.spatial for size in latents.shape[3:])
             rotary = self.pipeline._prepare_rotary_positional_embeddings(
                 height, width, latents.shape[1], torch.device("cpu")

@@ -83,17 +83,20 @@ def check_folder(folder: Path, spec: ModelSpec) -> None:
             f"{folder} holds a {index.get('_class_name')}, model {spec.name} is a {spec.pipeline}"
         )
     if spec.shape is not None and (index.get("transformer_2") or [None, None])[1] and spec.experts == 1:
-        raise UserError(f"{folder} has two transformers, model {spec.name} has one; see: evalharness ls models")
+        raise UserError(
+            f"{folder} has two transformers, model {spec.name} has one; see: evalharness ls models"
+        )
     parts = [name for name, value in index.items() if isinstance(value, list) and value[1] is not None]
     for part in parts:
         if not (folder / part).is_dir():
             raise UserError(f"{folder}: its part {part} is missing; copy or fetch the folder again")
-        _check_weights(folder / part)
     names = ["transformer", "transformer_2"][: spec.experts]
     for name in names:
         if name not in parts:
             raise UserError(f"{folder}: its part {name} is missing; copy or fetch the folder again")
         _check_transformer(folder / name, spec)
+    for part in parts:
+        _check_weights(folder / part)
 
 
 def _check_transformer(folder: Path, spec: ModelSpec) -> None:
@@ -108,8 +111,8 @@ def _check_transformer(folder: Path, spec: ModelSpec) -> None:
         if key in spec.shape.config and config.get(key) != spec.shape.config[key]:
             general = "cogvideox" if "CogVideoX" in spec.transformer else "wan"
             raise UserError(
-                f"{folder}: {key} is {config.get(key)}, model {spec.name} has {spec.shape.config[key]}; for a "
-                f"pipeline of any size: --model {general} --weights DIR"
+                f"{folder}: {key} is {config.get(key)}, model {spec.name} has {spec.shape.config[key]}; "
+                f"for a pipeline of any size: --model {general} --weights DIR"
             )
 
 
@@ -139,7 +142,9 @@ def _check_length(path: Path) -> None:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length)) if length < min(size, _HEADER_LIMIT) else None
         assert header is not None
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        end = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
         whole = size == 8 + length + end
     except (struct.error, ValueError, KeyError, TypeError, AssertionError):
         whole = False
@@ -189,7 +194,9 @@ def fingerprint(folder: Path) -> str:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name != FETCH_RECORD and not path.name.endswith(".part")
+        if path.is_file()
+        and path.name != FETCH_RECORD
+        and not path.name.endswith(".part")
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     found = [(path.relative_to(folder).as_posix(), cache.sha256(path)) for path in files]

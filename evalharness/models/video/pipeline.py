@@ -67,6 +67,7 @@ class LoadedVideo(ABC):
         self._clips: EncodedClips | None = None
         self._transformer: nn.Module = self._whole_transformer()
         self._pristine = self._transformer
+        self._config: Any = self._transformer.config
         self._attach(self._transformer)
         self.placement.settle(self._transformer, self.pipeline.text_encoder, self.pipeline.vae)
 
@@ -329,7 +330,7 @@ def _load(spec: ModelSpec, folder: Path, device: torch.device, *, vae_in_float32
     dtypes = {"default": low, "vae": torch.float32 if vae_in_float32 else low}
     plain = getattr(diffusers, spec.pipeline)
     # The parts may lie on the host while the pipeline computes on the device.
-    cls = type(spec.pipeline, (plain,), {"_execution_device": device})
+    cls: Any = type(spec.pipeline, (plain,), {"_execution_device": device})
     try:
         pipeline = cls.from_pretrained(folder, dtype=dtypes, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, TypeError, RuntimeError) as error:

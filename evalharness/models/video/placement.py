@@ -78,7 +78,7 @@ class Placement:
 
 @contextmanager
 def _blocks_by_turns(transformer: nn.Module, device: torch.device) -> Iterator[None]:
-    """diffusers' group offloading, taken off again afterwards: a copy of the module must not have it."""
+    """Group offloading of diffusers, taken off again afterwards: a copy of the module must not have it."""
     from diffusers.hooks import HookRegistry, apply_group_offloading
 
     experts: list[Any] = (

@@ -12,6 +12,7 @@ from evalharness.errors import UserError, unknown
 
 __all__ = ["VideoSettings", "override"]
 
+_SCHEDULERS = (("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"), ("UniPCMultistepScheduler",))
 _ATTENTION = ("sdpa", "cudnn", "flash", "math")
 
 
@@ -61,12 +62,11 @@ def override(settings: VideoSettings, values: Mapping[str, Any]) -> VideoSetting
         checked[name] = _fit(name, value, hints[name])
     made = dataclasses.replace(settings, **checked)
     if made.attention not in _ATTENTION:
+        raise UserError(f"--generation attention={made.attention!r}: expected one of {', '.join(_ATTENTION)}")
+    allowed = next(family for family in _SCHEDULERS if settings.scheduler in family)
+    if made.scheduler not in allowed:
         raise UserError(
-            f"--generation attention={made.attention!r}: expected one of {', '.join(_ATTENTION)}"
-        )
-    if made.scheduler != settings.scheduler:
-        raise UserError(
-            f"--generation scheduler={made.scheduler!r}: this model samples with {settings.scheduler}"
+            f"--generation scheduler={made.scheduler!r}: this model samples with {' or '.join(allowed)}"
         )
     for name in ("steps", "frames", "height", "width", "fps", "text_length"):
         if getattr(made, name) < 1:

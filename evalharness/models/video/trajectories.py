@@ -41,7 +41,8 @@ def record_steps(transformer: nn.Module, sample: Callable[[], object]) -> list[T
 
 
 def _time(call: tuple[dict[str, Any], Tensor]) -> Tensor:
-    return call[0]["timestep"].reshape(-1)[:1]
+    time: Tensor = call[0]["timestep"].reshape(-1)[:1]
+    return time
 
 
 def _on_host(value: Any) -> Any:

@@ -56,6 +56,8 @@ def _spec(name: str, **rest: Any) -> ModelSpec:
 
 
 class Wan21Small(VideoModel):
+    """Wan2.1 1.3B."""
+
     name: ClassVar[str] = "wan2.1-1.3b"
     summary: ClassVar[str] = "Wan2.1 1.3B: 81 frames 480x832 at 16 fps"
     loaded_class: ClassVar[str] = _LOADED
@@ -69,6 +71,8 @@ class Wan21Small(VideoModel):
 
 
 class Wan21Large(VideoModel):
+    """Wan2.1 14B."""
+
     name: ClassVar[str] = "wan2.1-14b"
     summary: ClassVar[str] = "Wan2.1 14B: 81 frames 720x1280 at 16 fps"
     loaded_class: ClassVar[str] = _LOADED
@@ -82,6 +86,8 @@ class Wan21Large(VideoModel):
 
 
 class Wan22Small(VideoModel):
+    """Wan2.2 TI2V 5B."""
+
     name: ClassVar[str] = "wan2.2-5b"
     summary: ClassVar[str] = "Wan2.2 TI2V 5B, from text: 121 frames 704x1280 at 24 fps"
     loaded_class: ClassVar[str] = _LOADED
@@ -97,6 +103,8 @@ class Wan22Small(VideoModel):
 
 
 class Wan22Pair(VideoModel):
+    """Wan2.2 A14B."""
+
     name: ClassVar[str] = "wan2.2-a14b"
     summary: ClassVar[str] = "Wan2.2 A14B, two 14B experts: 81 frames 720x1280 at 16 fps"
     loaded_class: ClassVar[str] = _LOADED
@@ -112,6 +120,8 @@ class Wan22Pair(VideoModel):
 
 
 class AnyWan(VideoModel):
+    """Of any size."""
+
     name: ClassVar[str] = "wan"
     summary: ClassVar[str] = "any Wan text-to-video folder: --weights DIR, settings by --generation"
     loaded_class: ClassVar[str] = _LOADED
@@ -119,6 +129,8 @@ class AnyWan(VideoModel):
 
 
 class AnyWanPair(VideoModel):
+    """Of any size."""
+
     name: ClassVar[str] = "wan-pair"
     summary: ClassVar[str] = "any Wan folder with two transformers: --weights DIR"
     loaded_class: ClassVar[str] = _LOADED

@@ -85,7 +85,7 @@ class LoadedWan(LoadedVideo):
 
     def step_inputs(self) -> dict[str, Any]:
         """One of the two calls of a guided step."""
-        config, settings = self._pristine.config, self.settings
+        config, settings = self._config, self.settings
         shape = (1, config.in_channels, self.latent_frames(settings.frames))
         size = (settings.height // self.spatial, settings.width // self.spatial)
         generator = torch.Generator().manual_seed(0)
