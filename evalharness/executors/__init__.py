@@ -1,1 +1,1 @@
-"""Ways to run tasks on more than this machine's processes, behind the contract of ``evalharness.executor``."""
+"""Ways to run tasks beyond this machine's processes, behind the contract of ``evalharness.executor``."""

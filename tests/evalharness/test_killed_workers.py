@@ -35,7 +35,9 @@ ENGINES = [
 
 
 def command(engine: str) -> list[str]:
-    start = [*TORCHRUN, "-m", "evalharness"] if engine == "torchrun" else [sys.executable, "-m", "evalharness"]
+    start = (
+        [*TORCHRUN, "-m", "evalharness"] if engine == "torchrun" else [sys.executable, "-m", "evalharness"]
+    )
     workers = [] if engine == "torchrun" else ["--workers", "3"]
     return [*start, *RUN, "--executor", engine, *workers, "--output", "out"]
 
@@ -69,7 +71,9 @@ def family(root: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):
-                parents[int(entry.name)] = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(entry.name)] = int(
+                    entry.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+                )
                 words[int(entry.name)] = entry.joinpath("cmdline").read_text().replace("\0", " ")
     found, grown = {root}, True
     while grown:
@@ -95,8 +99,9 @@ def test_killed_at_random(
     rng = random.Random(engine)
     slow = {**environment, "TOY_SLOW": "0.3"}
     killed = runs = 0
+    code = 1
     deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / "out" / "scores.csv").exists() or runs == 0 or code != 0:
+    while not (tmp_path / "out" / "scores.csv").exists() or code != 0:
         runs += 1
         assert time.monotonic() < deadline
         log = (tmp_path / "log").open("w")
@@ -121,7 +126,9 @@ def test_another_number_of_workers_and_another_engine(
     """A part under torchrun, the rest here: the same bytes as from one worker."""
     first = [*command("torchrun"), "--limit", "2"]
     subprocess.run(first, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
-    subprocess.run(command("local"), cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        command("local"), cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120
+    )
     assert results_of(tmp_path / "out") == undisturbed
     finished_once(tmp_path / "out")
 

@@ -57,7 +57,7 @@ class LoadedVideo(ABC):
         self.device = torch.device(device)
         self.pipeline: Any = _load(spec, folder, self.device, vae_in_float32=self.vae_in_float32)
         self.pipeline.scheduler = self._scheduler(self.pipeline.scheduler)
-        self._check_settings()
+        self.check_size(settings.frames, settings.height, settings.width)
         if settings.tiled_decode:
             self.pipeline.vae.enable_tiling()
         if self.device.type == "cuda":
@@ -284,20 +284,19 @@ class LoadedVideo(ABC):
     def _on_device(self, batch: TrainBatch) -> TrainBatch:
         return TrainBatch(_moved(batch.inputs, self.device, None), batch.target.to(self.device))
 
-    def _check_settings(self) -> None:
-        """What the pipeline would refuse, or silently change, later."""
-        settings = self.settings
-        patch = self._patch()
-        for name, unit in (("height", self.spatial * patch), ("width", self.spatial * patch)):
-            if getattr(settings, name) % unit:
-                raise UserError(
-                    f"{name} {getattr(settings, name)}: model {self.spec.name} needs a multiple of {unit}"
-                )
+    def check_size(self, frames: int, height: int, width: int) -> None:
+        """Refuse what the pipeline would refuse, or silently change, later.
+
+        Raises:
+            UserError: names the number and what it must be a multiple of.
+        """
+        unit = self.spatial * self._patch()
+        for name, value in (("height", height), ("width", width)):
+            if value % unit:
+                raise UserError(f"{name} {value}: model {self.spec.name} needs a multiple of {unit}")
         unit = self.temporal * self.latent_frames_at_once
-        if (settings.frames - 1) % unit:
-            raise UserError(
-                f"frames {settings.frames}: model {self.spec.name} makes a multiple of {unit}, plus one"
-            )
+        if (frames - 1) % unit:
+            raise UserError(f"frames {frames}: model {self.spec.name} makes a multiple of {unit}, plus one")
 
     def _patch(self) -> int:
         size = self.pipeline.transformer.config.patch_size
