@@ -10,6 +10,7 @@ from typing import Any
 from evalharness.api import EvalProtocol, GenerationSettings, MetricInfo, Model, Prompt, Sample
 from evalharness.augment import read_augmented
 from evalharness.cells import Cell, build_method
+from evalharness.compat import protocol_notes
 from evalharness.config import (
     RunConfig,
     comma_list,
@@ -50,6 +51,7 @@ class RunPlan:
         model_options: what the model is built with.
         training_data: what tells the model's training data from others; None where it has none of its own.
         executor: who runs the tasks: ``local``, ``torchrun`` or ``ray``.
+        notes: what a reader of the scores must know.
     """
 
     model: str
@@ -78,6 +80,7 @@ class RunPlan:
     model_options: ModelOptions = field(default_factory=ModelOptions)
     training_data: str | None = None
     executor: str = "local"
+    notes: tuple[str, ...] = ()
 
     @property
     def model_workers(self) -> int:
@@ -188,7 +191,13 @@ def build_plan(config: RunConfig, registry: Registry, fingerprint: str | None = 
         model_options=options,
         training_data=_training_data(model) if fingerprint is None else None,
         executor=config.executor,
+        notes=_notes(protocol, config.model, model.settings),
     )
+
+
+def _notes(protocol: EvalProtocol, model: str, settings: GenerationSettings) -> tuple[str, ...]:
+    fixed = getattr(settings, "fixed_noise", None) is not None
+    return tuple(protocol_notes(protocol, model, settings.frames, settings.fps, fixed_noise=fixed))
 
 
 def _workers(config: RunConfig) -> int:

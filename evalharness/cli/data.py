@@ -69,9 +69,8 @@ def execute(arguments: list[str]) -> int:
         print("this part is done; the folder is finished when all parts are, run one of them again then")
         return 0
     why = "".join(f"\n  {count} {kind}" for kind, count in report["dropped"].items())
-    print(
-        f"{options.out}: {report['encoded']} of {report['clips']} clips encoded{'; dropped:' if why else ''}{why}"
-    )
+    done = f"{options.out}: {report['encoded']} of {report['clips']} clips encoded"
+    print(f"{done}; dropped:{why}" if why else done)
     return 0
 
 

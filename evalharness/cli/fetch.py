@@ -2,27 +2,81 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 from evalharness.cli.parsing import Parser
-from evalharness.errors import unknown
+from evalharness.errors import UserError, unknown
 
 __all__ = ["execute"]
 
-_THINGS = ("vbench",)
+_VBENCH = "vbench"
 
 
 def execute(arguments: list[str]) -> int:
-    """Make the environment, or say that it is there."""
-    parser = Parser("fetch", "Make the environment of the package vbench, with versions that work.")
-    parser.add_argument("what", metavar="WHAT", help=", ".join(_THINGS))
-    parser.add_argument("--env", default=None, metavar="DIR", help="where to (in the user's cache)")
-    parser.add_argument("--python", default=None, metavar="EXE", help="interpreter, Python 3.11 (this one)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    """Make the environment of ``vbench``, or download a model's weights; or say that they are there."""
+    parser = Parser(
+        "fetch",
+        "Download a model's weights from its hub, checked and resumable; or make the environment of the "
+        "package vbench, with versions that work.",
+    )
+    parser.add_argument("what", metavar="WHAT", help=f"{_VBENCH}, or the name of a model")
+    parser.add_argument("--out", default=None, metavar="DIR", help="of a model: where to (the user's cache)")
+    parser.add_argument("--revision", default=None, help="of a model: commit, branch or tag (the pinned one)")
+    parser.add_argument(
+        "--verify", action="store_true", help="of a model: check what is there, download nothing"
+    )
+    parser.add_argument(
+        "--env", default=None, metavar="DIR", help="of vbench: where to (in the user's cache)"
+    )
+    parser.add_argument("--python", default=None, metavar="EXE", help="of vbench: Python 3.11 (this one)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
+    parser.add_plugins()
     options = parser.parse_args(arguments)
-    if options.what not in _THINGS:
-        raise unknown("thing to fetch", options.what, _THINGS)
+    return _vbench(options) if options.what == _VBENCH else _model(options)
 
+
+def _model(options: argparse.Namespace) -> int:
+    from evalharness.machine.fetch import Hub, fetch, verify, wanted
+    from evalharness.models.video.folder import check_folder, models_cache
+    from evalharness.registry import Registry
+
+    registry = Registry(options.plugin)
+    names = [name for name in registry.names("models") if name == options.what]
+    spec: Any = getattr(registry.get("models", names[0]), "spec", None) if names else None
+    if not names:
+        raise unknown("thing to fetch", options.what, (_VBENCH, *registry.names("models")))
+    if spec is None or not spec.repo:
+        raise UserError(
+            f"fetch {options.what}: nothing to fetch; this model comes with the package or by --weights"
+        )
+    folder = Path(options.out) if options.out else models_cache() / spec.name
+    revision = options.revision or spec.revision
+    if options.verify:
+        wrong = verify(folder)
+        print(
+            f"{folder}: {'all files are right' if not wrong else 'missing or damaged: ' + ', '.join(wrong)}"
+        )
+        return 1 if wrong else 0
+    if options.dry_run:
+        listing = Hub().listing(spec.repo, revision or "main")
+        files = wanted(listing)
+        size = sum(file.size for file in files) / 1e9
+        print(
+            f"{spec.repo} at {listing.revision}: {len(files)} files, {size:.1f} GB, licence {listing.licence}"
+        )
+        return 0
+    if revision is None:
+        print(f"no revision of {spec.repo} is pinned: the newest is taken and recorded; --revision fixes it")
+    listing = fetch(Hub(), spec.repo, revision, folder, print)
+    check_folder(folder, spec)
+    size = sum(file.size for file in listing.files) / 1e9
+    print(f"{folder}: {spec.repo} at {listing.revision}, {size:.1f} GB, licence {listing.licence}")
+    return 0
+
+
+def _vbench(options: argparse.Namespace) -> int:
     import sys
 
     from evalharness.upstream.environment import commands, default_folder, fetch

@@ -51,6 +51,8 @@ def execute(arguments: list[str]) -> int:
             f"no metric is installed for {', '.join(plan.unscored)}: made, but not scored; "
             "see: evalharness ls metrics"
         )
+    for note in plan.notes:
+        console.warn(note)
     if dry_run:
         from evalharness.dryrun import describe
 

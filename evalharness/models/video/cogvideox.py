@@ -47,6 +47,8 @@ class CogVideoX2B(VideoModel):
         licence="apache-2.0",
         settings=_protocols(_SMALL),
         text_parameters=4_762_310_656,
+        decoder_parameters=215_583_907,
+        decode_flops=18.6e6,
         shape=TransformerShape(
             config={
                 "num_attention_heads": 30, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16,
@@ -74,6 +76,8 @@ class CogVideoX15(VideoModel):
         licence="CogVideoX licence (other)",
         settings=_protocols(_LARGE),
         text_parameters=4_762_310_656,
+        decoder_parameters=215_583_907,
+        decode_flops=18.6e6,
         shape=TransformerShape(
             config={
                 "num_attention_heads": 48, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from evalharness.models.video.settings import VideoSettings
@@ -55,6 +55,9 @@ class ModelSpec:
         boundary: share of the timesteps from which on the first expert works; None with one.
         settings: generation settings by protocol; ``default`` stands for every other protocol.
         text_parameters: of the text encoder.
+        decoder_parameters: of the autoencoder.
+        decode_flops: floating-point operations for a pixel of a decoded frame, counted on the meta device.
+        decoder_bytes: of a number in the autoencoder on a GPU.
         spatial: pixels of a latent position along one side.
         temporal: frames of a latent frame, but for the first.
         latent_channels: channels of a latent position.
@@ -71,10 +74,12 @@ class ModelSpec:
     experts: int = 1
     boundary: float | None = None
     text_parameters: int = 0
+    decoder_parameters: int = 0
+    decode_flops: float = 0.0
+    decoder_bytes: int = 2
     spatial: int = 8
     temporal: int = 4
     latent_channels: int = 16
-    notes: tuple[str, ...] = field(default=())
 
     def settings_for(self, protocol: str) -> VideoSettings:
         """The settings of ``protocol``, or the default ones."""

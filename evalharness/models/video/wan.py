@@ -50,9 +50,16 @@ def _shape(
 
 
 def _spec(name: str, **rest: Any) -> ModelSpec:
-    return ModelSpec(
-        name=name, pipeline="WanPipeline", transformer="WanTransformer3DModel", text_parameters=_UMT5, **rest
-    )
+    common: dict[str, Any] = {
+        "name": name,
+        "pipeline": "WanPipeline",
+        "transformer": "WanTransformer3DModel",
+        "text_parameters": _UMT5,
+        "decoder_parameters": 126_892_531,
+        "decode_flops": 8.5e6,
+        "decoder_bytes": 4,
+    }
+    return ModelSpec(**{**common, **rest})
 
 
 class Wan21Small(VideoModel):
@@ -99,6 +106,8 @@ class Wan22Small(VideoModel):
         shape=_shape(24, 14336, 30, 4_999_787_712, 306, channels=48),
         spatial=16,
         latent_channels=48,
+        decoder_parameters=704_688_668,
+        decode_flops=18.5e6,
     )
 
 

@@ -97,7 +97,7 @@ def test_the_nearest_bucket() -> None:
     assert choose_bucket(72, 128, 3, 8, every) == wide
     assert choose_bucket(128, 72, 3, 8, every) == tall
     assert choose_bucket(72, 128, 6.1, 8, every) == long
-    with pytest.raises(Dropped, match="needs 2.00 s"):
+    with pytest.raises(Dropped, match=r"needs 2\.00 s"):
         choose_bucket(72, 128, 1.9, 8, every)
     with pytest.raises(Dropped, match="smaller than every bucket"):
         choose_bucket(20, 20, 3, 8, every)
@@ -119,9 +119,16 @@ def test_vertical_audio_and_turned_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("short", "too short"), ("cut", "damaged"), ("text", "damaged"), ("gone", "missing"), ("mute", "no caption"),
-     ("sound", "no video"), ("small", "too small")],
-)  # fmt: skip
+    [
+        ("short", "too short"),
+        ("cut", "damaged"),
+        ("text", "damaged"),
+        ("gone", "missing"),
+        ("mute", "no caption"),
+        ("sound", "no video"),
+        ("small", "too small"),
+    ],
+)
 def test_what_is_dropped_and_why(name: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.mp4"
     if name == "cut":

@@ -1,0 +1,186 @@
+"""Predictions against counted work, and what doctor says of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evalharness.cli.main import main
+from evalharness.compat import protocol_notes
+from evalharness.machine.costs import (
+    Rates,
+    call_seconds,
+    memory_needs,
+    training_memory,
+    video_seconds,
+    video_tokens,
+    weights_bytes,
+    work_of,
+)
+from evalharness.modeloptions import ModelOptions
+from evalharness.protocols.vbench import MLPerfProtocol, QVGen8Protocol
+from evalharness.registry import Registry
+from evalharness.smoke.protocol import SmokeProtocol
+
+H100 = Rates(gemm=700e12, attention=400e12, float32=50e12, bandwidth=3.0e12)
+
+
+def model(name: str, **options: Any) -> Any:
+    return Registry().get("models", name)(ModelOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "generation", "tokens", "linear", "attention"),
+    [
+        ("cogvideox-2b", {}, 17776, 47.2e12, 72.8e12),
+        ("wan2.1-1.3b", {}, 32760, 82.1e12, 200.9e12),
+        ("wan2.1-14b", {"height": 480, "width": 832}, 32760, 785e12, 892.7e12),
+        ("wan2.1-14b", {}, 75600, 1810e12, 4713.7e12),
+    ],
+)
+def test_work_of_the_full_models(
+    name: str, generation: dict[str, Any], tokens: int, linear: float, attention: float
+) -> None:
+    """The figures are from a count by hand, in docs/models."""
+    built = model(name, generation=generation)
+    work = work_of(built.spec, built.settings)
+    assert work.tokens == tokens
+    assert work.linear_flops == pytest.approx(linear, rel=0.01)
+    assert work.attention_flops == pytest.approx(attention, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["cogvideox-2b", "cogvideox1.5-5b", "wan2.1-1.3b", "wan2.2-5b"])
+def test_work_is_what_torch_counts(name: str) -> None:
+    """The full architecture on the meta device at a small size, every product counted."""
+    import diffusers
+    from torch.utils.flop_counter import FlopCounterMode
+
+    built = model(name)
+    spec, config = built.spec, built.spec.shape.config
+    pixels = 8 * spec.spatial
+    settings = dataclasses.replace(built.settings, frames=9, height=pixels, width=pixels)
+    with torch.device("meta"):
+        module = getattr(diffusers, spec.transformer)(**config)
+        text = torch.empty(1, spec.shape.text_tokens, 4096)
+        time = torch.zeros(1, dtype=torch.long)
+        if spec.shape.joint_text:
+            frames = 4 if spec.shape.patch[0] == 2 else 3
+            rotary = None
+            if config["use_rotary_positional_embeddings"]:
+                rotary = tuple(torch.empty(video_tokens(spec, settings), 64) for _ in range(2))
+            inputs: dict[str, Any] = {
+                "hidden_states": torch.empty(1, frames, 16, 8, 8), "image_rotary_emb": rotary,
+            }  # fmt: skip
+        else:
+            inputs = {"hidden_states": torch.empty(1, config["in_channels"], 3, 8, 8)}
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(encoder_hidden_states=text, timestep=time, return_dict=False, **inputs)
+    work = work_of(spec, settings)
+    # Embedders, modulation and the patches are beside it; they weigh at so few tokens.
+    assert work.linear_flops + work.attention_flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_a_video_on_known_rates() -> None:
+    """Published on one H100: eager Wan2.1-14B at 480p takes 8 to 10 s for a guided step."""
+    built = model("wan2.1-14b", generation={"height": 480, "width": 832})
+    guided = 2 * call_seconds(work_of(built.spec, built.settings), H100)
+    assert 6 < guided < 10
+    whole = video_seconds(built.spec, built.settings, H100)
+    assert 50 * guided < whole < 50 * guided + 20
+    unguided = dataclasses.replace(built.settings, guidance=1.0)
+    assert video_seconds(built.spec, unguided, H100) == pytest.approx(whole - 25 * guided * 1.0, rel=0.02)
+
+
+def test_memory_by_phase() -> None:
+    """Denoising estimates: about 5.6, 5 and 34 GB; text encoders 9.5 and 11.4 GB; 28.6 GB of 14B weights."""
+    for name, size, denoise in (("cogvideox-2b", {}, 5.6e9), ("wan2.1-1.3b", {}, 5e9),
+                                ("wan2.1-14b", {"height": 480, "width": 832}, 34e9)):  # fmt: skip
+        built = model(name, generation=size)
+        resident, phases, blocks = memory_needs(built.spec, built.settings)
+        assert phases.phases["denoise"] == pytest.approx(denoise, rel=0.1)
+        assert resident.peak > phases.peak >= blocks.peak
+    assert weights_bytes(model("wan2.1-14b").spec) == pytest.approx(28.6e9 + 11.4e9 + 0.25e9, rel=0.01)
+    pair, single = (memory_needs(model(n).spec, model(n).settings) for n in ("wan2.2-a14b", "wan2.1-14b"))
+    assert pair[0].peak - single[0].peak == pytest.approx(28.6e9, rel=0.01)
+    assert pair[1].peak == single[1].peak  # one expert at a time
+
+
+def test_training_memory() -> None:
+    """16 bytes a parameter of student and optimiser, 2 of the teacher, before activations."""
+    built = model("cogvideox-2b")
+    kept = training_memory(built.spec, built.settings, batch_size=1, gpus=1, checkpointing=True)
+    assert kept["student, gradients, moments"] == pytest.approx(16 * 1.694e9, rel=0.001)
+    assert kept["teacher"] == pytest.approx(2 * 1.694e9, rel=0.001)
+    shared = training_memory(built.spec, built.settings, batch_size=1, gpus=8, checkpointing=True)
+    assert shared["student, gradients, moments"] == pytest.approx(2 * 1.694e9, rel=0.001)
+    large = training_memory(built.spec, built.settings, batch_size=2, gpus=1, checkpointing=True)
+    assert large["activations"] == pytest.approx(2 * kept["activations"])
+    whole = training_memory(built.spec, built.settings, batch_size=1, gpus=1, checkpointing=False)
+    assert whole["activations"] > 5 * kept["activations"]
+
+
+def test_notes_of_a_protocol() -> None:
+    [note] = protocol_notes(QVGen8Protocol(), "wan2.1-1.3b", 81, 16)
+    assert note.startswith("81 frames at 16 fps are 5.06 s") and "VBench-Long" in note
+    assert protocol_notes(QVGen8Protocol(), "wan2.1-1.3b", 79, 16) == []
+    assert protocol_notes(SmokeProtocol(), "wan2.1-1.3b", 81, 16) == []
+    notes = protocol_notes(MLPerfProtocol(), "wan2.1-14b", 49, 16, fixed_noise=True)
+    assert any("70.48 is no reference" in note for note in notes)
+    assert any("seed 42" in note for note in notes)
+    assert not any("70.48" in note for note in protocol_notes(MLPerfProtocol(), "wan2.2-a14b", 81, 16))
+
+
+Folders = Callable[[str], Path]
+
+
+def doctor(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
+    capfd.readouterr()
+    code = main(["doctor", "--json", *arguments])
+    record = json.loads(capfd.readouterr().out)
+    return code, {check["name"]: check for check in record["checks"]}
+
+
+def test_doctor_of_a_model_that_is_not_there(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, checks = doctor(capfd, "--model", "wan2.1-1.3b", "--protocol", "mlperf-t2v")
+    assert code == 1
+    assert checks["model wan2.1-1.3b"]["status"] == "fail"
+    assert checks["model wan2.1-1.3b"]["fix"] == "evalharness fetch wan2.1-1.3b"
+    assert "81 frames 480x832 at 16 fps, 50 steps" in checks["settings"]["detail"]
+    assert "about 14 GB of weights" in checks["disk for weights"]["detail"]
+    assert "248 videos of one row" in checks["time"]["detail"]
+    assert "283 TFLOP a call" in checks["time"]["detail"]
+
+
+def test_doctor_of_a_folder(
+    folders: Folders, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, checks = doctor(capfd, "--model", "wan", "--weights", str(folders("wan2.1")), "--protocol", "smoke")
+    assert code == 0
+    assert checks["model wan"]["status"] == "ok"
+    assert "4 videos a row; no prediction" in checks["prediction"]["detail"]
+
+
+def test_the_advice_stands_in_plan_and_report(
+    flags: Callable[..., list[str]],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frames over five seconds under VBench: said before the run, and above its table."""
+    monkeypatch.chdir(tmp_path)
+    run = ["run", *flags("wan2.1", fps=1), "--protocol", "qvgen-8", "--limit", "1", "--workers", "0",
+           "--no-profile", "--output", "out"]  # fmt: skip
+    assert main([*run, "--dry-run"]) == 0
+    assert "5 frames at 1 fps are 5.00 s" in capfd.readouterr().err
+    assert main([*run, "--dimensions", "subject_consistency"]) in (0, 1)
+    assert "VBench-Long" in Path("out/leaderboard.md").read_text()
