@@ -5,19 +5,19 @@
 Rank 0 holds the run folder and writes its records; its own share runs in a process beside it, so that
 it is always free to write down what others finished. Tasks and answers are JSON in the key-value store
 that torchrun keeps anyway. Nothing is scheduled here: a rank that is free takes the next task that is
-missing. A rank that dies ends the job; torchrun starts all anew (``--max-restarts``), and the same
-command goes on with what is missing.
+missing. Only a training is done by all ranks together, as one process group. A rank that dies ends the
+job; torchrun starts all anew (``--max-restarts``), and the same command goes on with what is missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ __all__ = ["Store", "TorchrunExecutor", "rank", "serve", "world_size"]
 
 _PATIENCE = timedelta(days=7)
 _POLL_SECONDS = 0.02
+_GRACE_SECONDS = 60.0
 _STOP = "stop"
 
 
@@ -69,8 +70,11 @@ def _variable(name: str) -> int:
     return int(value)
 
 
-def connect() -> Store:
-    """The store of the job, under names of this attempt alone."""
+def connect(*, master: bool = True) -> Store:
+    """The store of the job, under names of this attempt alone.
+
+    ``master``: whether rank 0 may have to keep it, where torchrun does not.
+    """
     from torch import distributed
 
     host, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT")
@@ -79,7 +83,7 @@ def connect() -> Store:
         host,
         port,
         world_size(),
-        is_master=rank() == 0 and not agent,
+        is_master=master and rank() == 0 and not agent,
         timeout=_PATIENCE,
         wait_for_workers=False,
     )
@@ -108,13 +112,23 @@ class TorchrunExecutor:
         self._own = SubprocessExecutor(spec, 1)
         self._sent = dict.fromkeys(self._others, 0)
         self._read = 0
+        self._groups = 0
         self._closed = False
-        self._store.set("spec", json.dumps(asdict(spec)))
+        self._store.set("spec", json.dumps(dataclasses.asdict(spec)))
 
     def run(
         self, tasks: Sequence[Task], on_event: EventHandler, *, width: int | None = None
     ) -> Iterator[Outcome]:
-        """Outcomes as they come; rank 0's own share is one lane among the others'."""
+        """Outcomes as they come. Tasks that all ranks do together (trainings) come last, one by one."""
+        together = [task for task in tasks if task.payload.get("joint")]
+        yield from self._run_apart([task for task in tasks if task not in together], on_event, width)
+        for task in together:
+            yield self._run_together(task, on_event)
+
+    def _run_apart(
+        self, tasks: Sequence[Task], on_event: EventHandler, width: int | None
+    ) -> Iterator[Outcome]:
+        """Each task by one rank; rank 0's own share is one lane among the others'."""
         waiting = deque(tasks)
         lanes = len(self._others) + 1 if width is None else min(width, len(self._others) + 1)
         running: dict[int, Task] = {}
@@ -139,6 +153,40 @@ class TorchrunExecutor:
             del running[lane]
             start(lane)
             yield outcome
+
+    def _run_together(self, task: Task, on_event: EventHandler) -> Outcome:
+        """One task by all ranks as one process group; what rank 0 answers counts."""
+        self._groups += 1
+        world = len(self._others) + 1
+        parts = {}
+        for lane in range(world):
+            group = {"name": str(self._groups), "rank": lane, "world": world}
+            parts[lane] = Task(kind=task.kind, key=task.key, payload={**task.payload, "group": group})
+
+        def quiet(part: Task, event: Mapping[str, Any]) -> None:
+            if part is parts[0]:
+                on_event(task, event)
+
+        done: deque[tuple[int, Outcome]] = deque()
+        for lane in self._others:
+            self._send(lane, {"kind": task.kind, "payload": parts[lane].payload})
+        threading.Thread(target=self._run_here, args=(parts[0], quiet, done)).start()
+        answers: dict[int, Outcome] = {}
+        failed_at = None
+        while len(answers) < world:
+            self._collect(parts, quiet, done)
+            while done:
+                lane, outcome = done.popleft()
+                answers[lane] = outcome
+                if outcome.failure is not None and failed_at is None:
+                    failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() - failed_at > _GRACE_SECONDS:
+                break  # the others wait for one that will not come
+            time.sleep(_POLL_SECONDS)
+        failed = [outcome for _, outcome in sorted(answers.items()) if outcome.failure is not None]
+        if len(answers) < world:
+            raise UserError(f"{task.key}: one rank failed, the others were left waiting: {failed[0].error}")
+        return dataclasses.replace(failed[0] if failed else answers[0], task=task)
 
     def close(self) -> None:
         """The other ranks end by themselves."""

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.spec import ModelSpec, TransformerShape
 
-__all__ = ["MemoryNeed", "Rates", "Work", "memory_needs", "training_memory", "video_seconds", "work_of"]
+__all__ = [
+    "MemoryNeed",
+    "Rates",
+    "Work",
+    "call_seconds",
+    "memory_needs",
+    "start_memory",
+    "training_memory",
+    "video_seconds",
+    "video_tokens",
+    "weights_bytes",
+    "work_of",
+]
 
 GB = 1e9
 # Bytes moved for a channel of a token in one block by norms, modulation, rotary angles, gates: counted
@@ -209,8 +221,18 @@ def training_memory(
         "student, gradients, moments": 16.0 * (numbers + phi) / gpus,
         "whole blocks while at work": block_weights if gpus > 1 else block_weights / 3,
         "teacher": 2.0 * numbers if teacher else 0.0,
+        "the pipeline's own copy": 2.0 * numbers,
         "activations": kept + block,
     }
+
+
+def start_memory(spec: ModelSpec, gpus: int) -> float:
+    """Bytes on each GPU before the first step.
+
+    The float32 student is whole on every GPU and, where several share it, copied once to be sharded.
+    """
+    numbers = float(spec.experts * _shape(spec).parameters)
+    return numbers * (4.0 + 2.0) if gpus == 1 else numbers * (8.0 + 2.0)
 
 
 def _linear_sides(shape: TransformerShape) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from evalharness.api import Bits
 from evalharness.errors import UserError
@@ -77,6 +78,41 @@ class VideoModel:
                 "it again with: evalharness data"
             )
         return str(manifest["sha256"])
+
+    def check_training(self, recipe: Mapping[str, Any], rank: int, gpus: int) -> None:
+        """Before a training on CUDA: whether it fits the memory of each GPU.
+
+        Args:
+            recipe: fields of the method's recipe.
+            rank: of Phi; 0 without it.
+            gpus: that share the training.
+
+        Raises:
+            UserError: it cannot fit; names what would.
+        """
+        if self.spec.shape is None:
+            return
+        import torch
+
+        from evalharness.machine.preflight import Training, preflight
+
+        memory = float(torch.cuda.get_device_properties(0).total_memory)
+        preflight(self.spec, self._training_settings(), Training.of(recipe, rank, gpus), memory)
+
+    def _training_settings(self) -> VideoSettings:
+        """Of the largest clips of the training data, or of generation."""
+        if self.options.data in (None, "teacher"):
+            return self.settings
+        from evalharness.data.frames import Bucket
+        from evalharness.data.manifest import read_manifest
+
+        shards = read_manifest(Path(str(self.options.data)))["shards"]
+        largest = max(
+            (Bucket.parse(shard["bucket"]) for shard in shards), key=lambda b: b.frames * b.height * b.width
+        )
+        return dataclasses.replace(
+            self.settings, frames=largest.frames, height=largest.height, width=largest.width
+        )
 
     def checkpoint(self, method: str, bits: Bits) -> Path | None:
         """None: no checkpoint comes with the harness; ``--load DIR`` takes the user's own."""

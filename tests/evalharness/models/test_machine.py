@@ -13,6 +13,7 @@ import torch
 
 from evalharness.cli.main import main
 from evalharness.compat import protocol_notes
+from evalharness.errors import UserError
 from evalharness.machine.costs import (
     Rates,
     call_seconds,
@@ -23,6 +24,7 @@ from evalharness.machine.costs import (
     weights_bytes,
     work_of,
 )
+from evalharness.machine.preflight import Training, preflight
 from evalharness.modeloptions import ModelOptions
 from evalharness.protocols.vbench import MLPerfProtocol, QVGen8Protocol
 from evalharness.registry import Registry
@@ -184,3 +186,77 @@ def test_the_advice_stands_in_plan_and_report(
     assert "5 frames at 1 fps are 5.00 s" in capfd.readouterr().err
     assert main([*run, "--dimensions", "subject_consistency"]) in (0, 1)
     assert "VBench-Long" in Path("out/leaderboard.md").read_text()
+
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "models").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipes_are_whole_and_fit_the_machines_they_name(path: Path) -> None:
+    """Each is a valid command; on the GPUs of its first lines it passes the preflight, 14B excepted."""
+    from evalharness.cells import build_method
+    from evalharness.cli.run import parse_config
+    from evalharness.data.frames import Bucket
+    from evalharness.plan import _cells
+
+    config, _ = parse_config(["--config", str(path)])
+    registry = Registry()
+    [*_, cell] = _cells(config, registry)
+    method: Any = build_method(registry, cell)
+    built = model(config.model, protocol=str(config.protocol))
+    text = path.read_text()
+    bucket = Bucket.parse(text.partition("--bucket ")[2].split()[0])
+    settings = dataclasses.replace(
+        built.settings, frames=bucket.frames, height=bucket.height, width=bucket.width
+    )
+    gpus = int(text.partition("--nproc-per-node ")[2].split()[0]) if "torchrun" in text else 1
+    assert method.recipe.accumulate % gpus == 0 and method.w_bits == 4 and method.rank == 32
+    training = Training.of(dataclasses.asdict(method.recipe), method.rank, gpus)
+    if "14b" in path.stem:
+        with pytest.raises(
+            UserError, match="before its first step, where the whole student lies on each GPU"
+        ):
+            preflight(built.spec, settings, training, 85e9)
+    else:
+        preflight(built.spec, settings, training, 85e9)
+
+
+def test_what_cannot_fit_is_refused_with_what_would() -> None:
+    built = model("cogvideox-2b")
+    asked = Training(batch_size=8, gpus=1, checkpointing=False)
+    with pytest.raises(UserError) as caught:
+        preflight(built.spec, built.settings, asked, 85e9)
+    line = str(caught.value)
+    assert "with 1 GPUs, batch_size 8, gradient_checkpointing off takes about" in line
+    assert "which have 85" in line
+    offered = line.partition("what would fit: ")[2]
+    assert offered.startswith("1 GPUs, batch_size 8, gradient_checkpointing on")
+    preflight(built.spec, built.settings, dataclasses.replace(asked, checkpointing=True), 85e9)
+    with pytest.raises(UserError, match="it needs GPUs of"):
+        preflight(built.spec, built.settings, asked, 8e9)
+
+
+def test_the_prepare_stage_asks_before_it_trains(
+    flags: Callable[..., list[str]],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine that says it has a GPU: refused in one line, and nothing was begun."""
+    from evalharness.models.video.model import VideoModel
+
+    asked: list[Any] = []
+
+    def refuse(self: VideoModel, recipe: dict[str, Any], rank: int, gpus: int) -> None:
+        asked.append((recipe["steps"], rank, gpus))
+        raise UserError("too large")
+
+    monkeypatch.setattr(VideoModel, "check_training", refuse)
+    monkeypatch.setattr("evalharness.plan.resolve_device", lambda asked: "cuda")
+    monkeypatch.chdir(tmp_path)
+    run = ["run", *flags("wan2.1"), "--protocol", "smoke", "--workers", "0", "--data", "teacher",
+           "--methods", "rtn,qvgen", "--set", "qvgen.recipe.steps=77", "--output", "out"]  # fmt: skip
+    assert main(run) == 2
+    assert "error: too large" in capfd.readouterr().err
+    assert asked == [(77, 32, 1)]
+    assert not list(Path("out").glob("cells/*/prepare.json"))
