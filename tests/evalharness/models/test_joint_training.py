@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).parents[3]
 def test_two_ranks_train_what_one_process_trains(flags: Callable[..., list[str]], tmp_path: Path) -> None:
     recipe = {"steps": 4, "batch_size": 2, "accumulate": 2, "log_every": 1}
     options = {"kd-qat": {"recipe": recipe}, "qvgen": {"recipe": {**recipe, "steps": 6, "accumulate": 1}}}
-    command = ["-m", "evalharness", "run", *flags("wan2.1"), "--protocol", "smoke", "--limit", "1", "--no-profile",
-               "--data", "teacher", "--methods", "kd-qat,qvgen,rtn", "--bits", "8", "--skip-layers", "none",
+    command = ["-m", "evalharness", "run", *flags("wan2.1"), "--protocol", "smoke", "--limit", "1",
+               "--no-profile", "--data", "teacher", "--methods", "kd-qat,qvgen,rtn", "--bits", "8", "--skip-layers", "none",
                "--method-options", json.dumps(options)]  # fmt: skip
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
