@@ -15,6 +15,7 @@ from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.spec import ModelSpec, TransformerShape
 
 __all__ = [
+    "NOMINAL",
     "MemoryNeed",
     "Rates",
     "Work",
@@ -22,6 +23,7 @@ __all__ = [
     "memory_needs",
     "start_memory",
     "training_memory",
+    "training_seconds",
     "video_seconds",
     "video_tokens",
     "weights_bytes",
@@ -71,6 +73,13 @@ class Rates:
     attention: float
     float32: float
     bandwidth: float
+
+
+# Where nothing is measured: an H100's rates with good kernels, and one processor core's.
+NOMINAL = {
+    "cuda": Rates(gemm=700e12, attention=350e12, float32=50e12, bandwidth=3e12),
+    "cpu": Rates(gemm=50e9, attention=50e9, float32=50e9, bandwidth=1e10),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +146,11 @@ def video_seconds(spec: ModelSpec, settings: VideoSettings, rates: Rates) -> flo
     rate = rates.float32 if spec.decoder_bytes == 4 else rates.gemm
     decode = spec.decode_flops * pixels / rate * (1.25 if settings.tiled_decode else 1.0)
     return calls(settings) * call_seconds(work_of(spec, settings), rates) + decode
+
+
+def training_seconds(spec: ModelSpec, settings: VideoSettings, rates: Rates) -> float:
+    """Of one sample in a training step: teacher, student, its blocks again, and a backward pass of two."""
+    return 5 * call_seconds(work_of(spec, settings), rates)
 
 
 def memory_needs(spec: ModelSpec, settings: VideoSettings, number_bytes: int = 2) -> list[MemoryNeed]:

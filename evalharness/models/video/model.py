@@ -114,6 +114,18 @@ class VideoModel:
             self.settings, frames=largest.frames, height=largest.height, width=largest.width
         )
 
+    def predicted_seconds(self, device: str) -> tuple[float, float] | None:
+        """Of one video and of one sample in training, at nominal rates; None for a model of any size."""
+        if self.spec.shape is None:
+            return None
+        from evalharness.machine.costs import NOMINAL, training_seconds, video_seconds
+
+        rates = NOMINAL[device]
+        return (
+            video_seconds(self.spec, self.settings, rates),
+            training_seconds(self.spec, self._training_settings(), rates),
+        )
+
     def checkpoint(self, method: str, bits: Bits) -> Path | None:
         """None: no checkpoint comes with the harness; ``--load DIR`` takes the user's own."""
         return None

@@ -325,7 +325,7 @@ def _load(spec: ModelSpec, folder: Path, device: torch.device, *, vae_in_float32
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    low = torch.bfloat16 if device.type == "cuda" else torch.float32
+    low = _working_dtype(device)
     dtypes = {"default": low, "vae": torch.float32 if vae_in_float32 else low}
     plain = getattr(diffusers, spec.pipeline)
     # The parts may lie on the host while the pipeline computes on the device.
@@ -336,6 +336,10 @@ def _load(spec: ModelSpec, folder: Path, device: torch.device, *, vae_in_float32
         raise UserError(f"{folder} cannot be loaded as a {spec.pipeline}: {one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _working_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _choose_attention(backend: str) -> None:

@@ -110,6 +110,14 @@ def test_a_video_on_known_rates() -> None:
     assert video_seconds(built.spec, unguided, H100) == pytest.approx(whole - 25 * guided * 1.0, rel=0.02)
 
 
+def test_what_the_dry_run_reckons_with() -> None:
+    """Reports of Wan2.1-1.3B on one H100: about 85 s a video, eager; a core takes days."""
+    video, sample = model("wan2.1-1.3b").predicted_seconds("cuda")
+    assert 75 < video < 100 and 2 < sample < 6
+    assert model("wan2.1-1.3b").predicted_seconds("cpu")[0] > 86400
+    assert model("wan").predicted_seconds("cuda") is None
+
+
 def test_memory_by_phase() -> None:
     """Denoising estimates: about 5.6, 5 and 34 GB; text encoders 9.5 and 11.4 GB; 28.6 GB of 14B weights."""
     for name, size, denoise in (("cogvideox-2b", {}, 5.6e9), ("wan2.1-1.3b", {}, 5e9),

@@ -266,3 +266,41 @@ def test_architectures_have_the_published_sizes() -> None:
         assert sum(isinstance(part, nn.Linear) for part in module.modules()) == spec.shape.linears
         assert spec.shape.parameters == pytest.approx(size, rel=0.01)
         json.dumps(spec.shape.config)
+
+
+@pytest.mark.parametrize("kind", ["cogvideox1.5", "wan2.1", "wan2.2-pair"])
+def test_in_bfloat16_as_on_a_gpu(kind: str, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number formats of CUDA, on a CPU: sampling, a finished model in it, a training step."""
+    from baselines.rtn import RTN
+    from qvgen.method import QVGen
+    from qvgen.training.recipe import TrainRecipe
+
+    exact = load(kind).generate(["a goat"], [0]).astype(int)
+    monkeypatch.setattr("evalharness.models.video.pipeline._working_dtype", lambda device: torch.bfloat16)
+    loaded = load(kind)
+    pristine = loaded.transformer
+    assert pristine.dtype == torch.bfloat16
+    wan = "wan" in kind
+    assert loaded.pipeline.vae.dtype == (torch.float32 if wan else torch.bfloat16)
+    low = loaded.generate(["a goat"], [0]).astype(int)
+    assert np.abs(low - exact).mean() < 12
+    with torch.no_grad():
+        assert torch.isfinite(pristine(**loaded.step_inputs())[0]).all()
+
+    class Context:
+        seed, device, skip_layers = 0, torch.device("cpu"), ()
+        batches = staticmethod(lambda size: loaded.batches(batch_size=size, seed=0))
+        predict = staticmethod(loaded.predict)
+        log = staticmethod(lambda record: None)
+        track = staticmethod(lambda steps, what: iter(steps))
+
+        @staticmethod
+        def teacher() -> nn.Module:
+            return copy.deepcopy(pristine).eval().requires_grad_(False)
+
+    recipe = TrainRecipe(steps=6, batch_size=2, precision="bf16", gradient_checkpointing=True)
+    for method in (RTN(w_bits=8, a_bits=8), QVGen(w_bits=8, a_bits=8, rank=2, recipe=recipe)):
+        loaded.transformer = method.apply(copy.deepcopy(pristine), Context())  # type: ignore[arg-type]
+        video = loaded.generate(["a goat"], [0]).astype(int)
+        assert np.abs(video - low).mean() < 12
+        loaded.transformer = pristine
