@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,11 +202,15 @@ def _notes(protocol: EvalProtocol, model: str, settings: GenerationSettings) -> 
 
 
 def _workers(config: RunConfig) -> int:
-    """As asked; torchrun has said it already, and Ray is asked when it is there."""
+    """As asked; torchrun has said it already, and of a cluster nobody here knows the size."""
     if config.executor == "torchrun":
         from evalharness.executors.torchrun import world_size
 
         return world_size()
+    if config.executor == "ray" and config.workers is None and os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            "--executor ray on a cluster: say how many of its GPUs or cores to use with --workers N"
+        )
     return default_workers() if config.workers is None else config.workers
 
 

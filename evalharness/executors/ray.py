@@ -64,6 +64,9 @@ class RayExecutor:
                 runtime_env={"env_vars": variables},
                 **options,
             )
+        if spec.device == "cuda" and not os.environ.get("RAY_ADDRESS"):
+            # An actor without a GPU would wait for ever, and its task with it; on a cluster one may come.
+            self._workers = max(1, min(self._workers, int(ray.cluster_resources().get("GPU", 0))))
 
     def run(
         self, tasks: Sequence[Task], on_event: EventHandler, *, width: int | None = None

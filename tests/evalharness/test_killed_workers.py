@@ -129,6 +129,13 @@ def test_outside_of_torchrun_it_says_so(call: Callable[..., object], monkeypatch
     assert "was not started by torchrun" in errors[-1]
 
 
+def test_a_cluster_needs_a_number(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    finished = call(*RUN, "--executor", "ray")
+    assert finished.code == 2  # type: ignore[attr-defined]
+    assert "with --workers N" in finished.errors[-1]  # type: ignore[attr-defined]
+
+
 def test_without_ray_it_says_so(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     finished = call(*RUN, "--executor", "ray")
