@@ -187,11 +187,20 @@ class LoadedVideo(ABC):
         if self.options.data == "teacher":
             yield from self.trajectories(self._pristine, batch_size=batch_size, seed=seed)
             return
+        yield from self._batches_of_clips(batch_size, seed, held_out=False)
+
+    def few_batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
+        """As ``batches``, of clips that are not trained on, for validation."""
+        if self.options.data in (None, "teacher"):
+            return self.batches(batch_size=batch_size, seed=seed)
+        return self._batches_of_clips(batch_size, seed, held_out=True)
+
+    def _batches_of_clips(self, batch_size: int, seed: int, *, held_out: bool) -> Iterator[TrainBatch]:
         clips = self._encoded_clips()
         generator = torch.Generator().manual_seed(seed)
         empty = self.embed([""])[0]
         while True:
-            latents, text = clips.draw(batch_size, generator)
+            latents, text = clips.draw(batch_size, generator, held_out=held_out)
             drop = torch.rand(batch_size, generator=generator) < CAPTION_DROPOUT
             text[drop] = empty.to(text.dtype)
             yield self._on_device(self.noisy_batch(latents.float(), text.float(), generator))

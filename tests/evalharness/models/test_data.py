@@ -314,3 +314,25 @@ def test_buckets_that_do_not_fit_the_model(
     assert "frames 6: model wan makes a multiple of 4, plus one" in capfd.readouterr().err
     assert main(command(folders, clips, tmp_path / "x", "--bucket", "6x32")) == 2
     assert "expected FRAMESxHEIGHTxWIDTH" in capfd.readouterr().err
+
+
+def test_one_clip_in_fifty_is_held_out(tmp_path: Path) -> None:
+    """Clips tell their number by their latents: what is trained on and what is not never meet."""
+    from safetensors.torch import save_file
+
+    (tmp_path / "shards").mkdir()
+    shards = []
+    for part in range(2):
+        numbers = torch.arange(part * 60, part * 60 + 60).half().view(-1, 1, 1, 1, 1)
+        file = f"shards/{part}.safetensors"
+        save_file({"latents": numbers, "text": torch.zeros(60, 1, 1).half()}, tmp_path / file)
+        shards.append({"file": file, "bucket": "5x32x32", "sha256": "", "clips": [""] * 60})
+    manifest = {"schema_version": 1, "sha256": "", "model_fingerprint": "", "clips": 120, "shards": shards}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    clips = EncodedClips(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    trained = {int(x) for _ in range(60) for x in clips.draw(20, generator)[0].flatten()}
+    held = {int(x) for _ in range(10) for x in clips.draw(20, generator, held_out=True)[0].flatten()}
+    assert held == {0, 50, 100}
+    assert trained == set(range(120)) - held
+    assert len(clips) == 117
