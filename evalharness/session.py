@@ -13,6 +13,7 @@ from evalharness.api import EvalProtocol, LayerStatistics, LoadedModel, Metric, 
 from evalharness.attention import choose_
 from evalharness.cells import Cell, build_method
 from evalharness.executor import WorkerSpec
+from evalharness.modeloptions import build_model
 from evalharness.registry import Registry
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class Session:
 
     @cached_property
     def model(self) -> Model:
-        model: Model = self.registry.get("models", self.spec.model)()
-        return model
+        return build_model(self.registry, self.spec.model, self.spec.model_options)
 
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
@@ -75,7 +75,7 @@ class Session:
 
     def fresh_transformer(self) -> nn.Module:
         """A copy of the full-precision transformer that may be changed."""
-        return copy.deepcopy(self.pristine)
+        return copy.deepcopy(self.pristine).to(self.spec.device)  # it may rest on the host
 
     def full_precision(self) -> LoadedModel:
         """The pipeline as it was loaded, whatever cell was active."""

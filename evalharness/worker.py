@@ -61,7 +61,7 @@ def main() -> None:
     inbox: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
     spec = json.loads(inbox.get())["spec"]
-    runner = TaskRunner(WorkerSpec(**{**spec, "plugin_files": tuple(spec["plugin_files"])}))
+    runner = TaskRunner(WorkerSpec.from_json(spec))
     while True:
         message = json.loads(inbox.get())
         answer = runner.run(

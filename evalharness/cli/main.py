@@ -27,7 +27,8 @@ VERBS = {
     "compare": "two runs or two cells: differences, intervals, p-values, winners and losers",
     "check": "hold a run against a reference and gates; the exit code says whether it passes",
     "plan": "how many prompts or seeds it takes to tell two methods apart",
-    "fetch": "make the environment of the package vbench",
+    "data": "encode clips and captions to train a video model on",
+    "fetch": "download a model's weights, or make the environment of the package vbench",
     "doctor": "what this machine can run, and how to install what is missing",
 }
 
