@@ -115,9 +115,7 @@ def _check_pipeline(folder: Path, save: Sequence[str]) -> None:
         UserError: either.
     """
     if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"--pipeline {folder}: no model_index.json there; give a saved pipeline"
-        )
+        raise UserError(f"--pipeline {folder}: no model_index.json there; give a saved pipeline")
     if save and folder != PIPELINE:
         raise UserError("--save is for the shipped model, on which runs score; leave it or --pipeline out")
 
