@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from qvgen.api import quant_layers
@@ -33,7 +34,8 @@ def train_(
         schedule: rank decay of Phi; needed exactly where the student has Phi.
 
     Raises:
-        ValueError: at once: a schedule that does not fit the student's Phi or the recipe's steps, a saved state that is damaged or foreign, or a ``ctx``
+        ValueError: at once: a student of less than 32 bits, a schedule that does not fit the
+            student's Phi or the recipe's steps, a saved state that is damaged or foreign, or a ``ctx``
             or model that lacks what the recipe asks for. Later: the loss became NaN or infinite; the
             message says what to change.
     """
@@ -83,6 +85,13 @@ def check_student(student: nn.Module, recipe: TrainRecipe, schedule: RankSchedul
     Raises:
         ValueError: as ``train_``.
     """
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {str(parameter.dtype).removeprefix('torch.')}: rounding would swallow its steps; "
+                "train in float32: model.float() before quantize_; recipe.precision bf16 computes in bfloat16 "
+                "over float32 weights"
+            )
     ranks = {
         name: (layer.phi.rank, min(layer.weight.shape))
         for name, layer in quant_layers(student)

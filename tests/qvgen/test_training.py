@@ -179,3 +179,18 @@ def test_a_small_layer_has_what_columns_it_can(
     recipe = dataclasses.replace(RECIPE, steps=12)
     train_(model, recipe, make_context(make_model()), schedule=RankSchedule(rank=12, steps=12))
     assert all(phi().eq(0).all() for phi in phis(model))
+
+
+@pytest.mark.parametrize("part", ["log_scale", "first.bias"])
+def test_a_student_of_low_precision_is_refused_by_name(
+    part: str, make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
+) -> None:
+    """Log-scales around -4 in bfloat16 are 0.016 apart: steps of 5e-4 would move none of them."""
+    model = quantize_(make_model(), CONFIG.quant)
+    for name, parameter in model.named_parameters():
+        if part in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    ctx = make_context(make_model())
+    with pytest.raises(ValueError, match=rf"{part} is bfloat16: .* train in float32: model.float\(\) before"):
+        train_(model, RECIPE, ctx)
+    assert ctx.records == []
