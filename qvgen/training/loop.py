@@ -89,8 +89,8 @@ def check_student(student: nn.Module, recipe: TrainRecipe, schedule: RankSchedul
         if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"{name} is {str(parameter.dtype).removeprefix('torch.')}: rounding would swallow its steps; "
-                "train in float32: model.float() before quantize_; recipe.precision bf16 computes in bfloat16 "
-                "over float32 weights"
+                "train in float32: model.float() before quantize_; recipe.precision bf16 computes in "
+                "bfloat16 over float32 weights"
             )
     ranks = {
         name: (layer.phi.rank, min(layer.weight.shape))

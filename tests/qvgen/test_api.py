@@ -97,6 +97,23 @@ def test_casting_keeps_scales_exact(make_model: Callable[[], nn.Module], batch: 
     torch.testing.assert_close(model(**batch.inputs), output, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_loaded_state_is_what_computes(
+    assign: bool, make_model: Callable[[], nn.Module], batch: Any
+) -> None:
+    source = make_model()
+    with torch.no_grad():
+        source.get_parameter("first.weight").mul_(-2)
+    source = convert_(quantize_(source, W3A3))
+    model = convert_(quantize_(make_model(), W3A3))
+    for twin in (copy.deepcopy(model), model):
+        assert not torch.equal(twin(**batch.inputs), source(**batch.inputs))
+        twin.load_state_dict(source.state_dict(), assign=assign)
+        for (_, loaded), (_, layer) in zip(frozen_layers(twin), frozen_layers(source), strict=True):
+            assert torch.equal(loaded.weight, (layer.codes - layer.zero_point) * layer.scale)
+        assert torch.equal(twin(**batch.inputs), source(**batch.inputs))
+
+
 def test_refusals(make_model: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match="skip: 'frist' is no linear of the model; did you mean 'first'"):
         quantize_(make_model(), W3A3, skip=["frist"])
