@@ -107,7 +107,7 @@ class FrozenQuantLinear(nn.Module):
             self.register_buffer(name, torch.ones(config.buckets, device=device), persistent=static)
         self.register_buffer("weight", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.register_load_state_dict_post_hook(_refresh_loaded)
+        self.register_load_state_dict_post_hook(_refresh_loaded)  # type: ignore[no-untyped-call]
 
     @classmethod
     @torch.no_grad()
