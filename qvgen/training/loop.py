@@ -7,7 +7,7 @@ from torch import nn
 
 from qvgen.api import quant_layers
 from qvgen.schedule import RankSchedule
-from qvgen.training.context import TrainContext
+from qvgen.training.context import TrainContext, extras
 from qvgen.training.decay import RankDecay
 from qvgen.training.log import TrainLog, TrainResult
 from qvgen.training.optim import build_optimizer, set_learning_rate
@@ -43,7 +43,8 @@ def train_(
     student.train()
     if recipe.gradient_checkpointing:
         set_gradient_checkpointing(student, True)
-    identity = training_identity(student, recipe, schedule, ctx.seed)
+    resumable = extras(ctx).state_folder is not None  # else nobody asks, and hashing a large model takes time
+    identity = training_identity(student, recipe, schedule, ctx.seed) if resumable else {}
     trained = shard(student, recipe)
     optimizer = build_optimizer(trained, recipe)
     decay = RankDecay(trained, schedule, ctx.seed) if schedule is not None else None
