@@ -23,7 +23,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
-from qvgen.api import frozen_layers, stored_dtype, unquantized_tensors
+from qvgen.api import frozen_layers, module_names, stored_dtype, unquantized_tensors
 from qvgen.config import QuantConfig, from_json, to_json
 from qvgen.contents import check_contents
 from qvgen.files import atomic_write_bytes
@@ -156,12 +156,25 @@ def read_header(folder: Path) -> dict[str, Any]:
 def _stored_tensors(
     model: nn.Module, layers: Mapping[str, FrozenQuantLinear], config: QuantConfig
 ) -> dict[str, Tensor]:
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in _state(model).items()}
     for name, tensor in unquantized_tensors(model):
+        if name not in tensors:
+            continue
         tensors[name] = tensor.detach().cpu().to(stored_dtype(tensor, config))
     for name, layer in layers.items():
         tensors[f"{name}.codes"] = pack(tensors[f"{name}.codes"], layer.config.w_bits)
     return {name: tensors[name].contiguous() for name in sorted(tensors)}
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The state, of a finished layer under several names only what stands under the first."""
+    others = tuple(
+        f"{name}."
+        for module, names in module_names(model).items()
+        if isinstance(module, FrozenQuantLinear)
+        for name in names[1:]
+    )
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(others)}
 
 
 def _checked_config(header: Mapping[str, Any], folder: Path, expect: Mapping[str, Any]) -> QuantConfig:
@@ -197,7 +210,7 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     layers = dict(frozen_layers(model))
-    state = model.state_dict()
+    state = _state(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name, layer in layers.items():
         shapes[f"{name}.codes"] = (packed_bytes(layer.codes.numel(), layer.config.w_bits),)
@@ -223,7 +236,7 @@ def _check_numbers(
     """A checksum only says that the file is what was written; this, that it makes sense."""
     own = {f"{name}.{part}": part for name, layer in layers.items() for part in layer.state_dict()}
     parameters = dict(model.named_parameters())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _state(model).items():
         part = own.get(name)
         check_contents(
             f"{path}: {name}",
