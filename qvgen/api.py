@@ -105,8 +105,8 @@ def quantizable_names(model: nn.Module, skip: Collection[str]) -> list[str]:
     for linear, name in kept.items():
         if type(linear) is not nn.Linear:
             raise ValueError(
-                f"layer {name} is a {type(linear).__name__} and no plain nn.Linear: its class, or the module that "
-                "owns it (nn.MultiheadAttention reads the weight itself), may do what a quantized layer does not; "
+                f"layer {name} is a {type(linear).__name__} and no plain nn.Linear: its class, or its owner "
+                "(nn.MultiheadAttention reads the weight itself), may do what a quantized layer does not; "
                 "skip it, or put an nn.Linear in its place"
             )
     if not kept:

@@ -49,7 +49,7 @@ def test_training_and_inference_forms_agree(make_model: Callable[[], nn.Module],
     model = quantize_(make_model(), config)
     for _, layer in quant_layers(model):  # clips that differ by bucket
         assert layer.aquantizer.upper is not None
-        layer.aquantizer.upper.data.copy_(torch.linspace(-1, 3, 5))  # type: ignore[operator]
+        layer.aquantizer.upper.data.copy_(torch.linspace(-1, 3, 5))
     training = model(**batch.inputs)
     torch.testing.assert_close(convert_(copy.deepcopy(model))(**batch.inputs), training, rtol=1e-5, atol=1e-6)
 
@@ -72,7 +72,7 @@ def test_timestep_picks_the_clip(make_model: Callable[[], nn.Module], batch: Any
     before = model(x=x, timestep=torch.full((6,), 250))
     layer = model.get_submodule("first")
     assert isinstance(layer, QuantLinear) and layer.aquantizer.upper is not None
-    layer.aquantizer.upper.data[2] = -1.0  # serves timesteps 200..299 only  # type: ignore[operator]
+    layer.aquantizer.upper.data[2] = -1.0  # serves timesteps 200..299 only
     for t, same in ((199, True), (200, False), (299, False), (300, True), (999, True)):
         timesteps = torch.full((6,), t)
         assert torch.equal(model(x=x, timestep=timesteps), before) is same, t
