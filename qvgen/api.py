@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def convert_(model: nn.Module) -> nn.Module:
         The same ``model`` in eval mode, no parameter requiring gradients.
 
     Raises:
-        ValueError: nothing to convert, or a Phi that is still at work.
+        ValueError: nothing to convert, a Phi that is still at work, or a scale that is not positive and
+            finite; nothing has been changed then.
     """
     layers = dict(quant_layers(model))
     if not layers:
@@ -71,8 +73,36 @@ def convert_(model: nn.Module) -> nn.Module:
                 "finish the rank decay before convert_; a Phi that was kept (phi_end keep) is no part of "
                 "a low-bit model, phi_end drop removes it at the last step"
             )
+    refuse_bad_scales(layers)
+    for layer in layers.values():
         put_(model, places[layer], FrozenQuantLinear.from_trained(layer))
     return finish_(model, next(iter(layers.values())).config)
+
+
+@torch.no_grad()
+def refuse_bad_scales(
+    layers: Mapping[str, QuantLinear], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> None:
+    """Refuse a scale that is not positive: a negative one turns the order of codes around.
+
+    Args:
+        layers: by name.
+        whole: gathers a tensor that is spread over processes.
+
+    Raises:
+        ValueError: with the layer and its least scale. One wait for the device.
+    """
+    worst = []
+    for layer in layers.values():
+        scales = torch.cat([whole(scale).flatten() for scale in layer.scales()])
+        worst.append(torch.where(scales.isfinite().all(), scales.min(), math.nan).float())
+    for name, value in zip(layers, torch.stack(worst).tolist() if worst else (), strict=True):
+        if not value > 0:
+            linear = layers[name].config.scale_param == "linear"
+            hint = "use scale_param log, which cannot cross zero, or lower" if linear else "lower"
+            raise ValueError(
+                f"layer {name}: its least scale is {value:g}, must be positive and finite; {hint} lr_scales"
+            )
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -57,6 +57,12 @@ class QuantLinear(nn.Module):
         phi = None if self.phi is None else (self.phi.L, self.phi.gamma, self.phi.R)
         weight: Tensor = self.wquantizer(self.weight, phi, dtype)
         return weight
+
+    def scales(self) -> Iterator[Tensor]:
+        """All that must be positive: the weight's scales and, where they are static, the activations'."""
+        yield self.wquantizer.scale()
+        if isinstance(self.aquantizer, StaticActivationQuantizer):
+            yield self.aquantizer.scale()
 
     def forward(self, x: Tensor) -> Tensor:
         # Under autocast the product runs in its dtype: rounded to it at once, both sides save a pass.
