@@ -7,7 +7,8 @@ arm that is neither finished nor held by another. Started again, it goes on wher
 that was cut off begins anew. ``--lanes 3`` trains three arms at a time; ``--seeds`` leaves other seeds, and
 rendering their clips, to another process. An arm's folder ``arms/<label>-<bits>-s<seed>`` holds
 ``train.jsonl`` and, once it is finished, ``record.json``. An arm that diverged is finished too: its record
-holds the error, the last line counts it, and the exit code is 1.
+holds the error, the last line counts it, and the exit code is 1. Any other error of a method ends the
+process and leaves no record.
 
 With ``--save qvgen-w3a3,kd-qat-w3a3`` these arms' weights stand in ``checkpoints/s<seed>/<label>-<bits>``
 (4.4 MB each), and a config beside them: ``evalharness run --config checkpoints/run.yaml --seeds 0 --load
@@ -44,6 +45,7 @@ from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import TEMP_PREFIX, atomic_write_json, atomic_write_text, read_json, replace_folder
+from evalharness.tinyworld.claims.diverged import is_divergence, not_finite
 from evalharness.tinyworld.claims.grid import Arm, Grid, read_grid
 from evalharness.tinyworld.claims.lanes import run_lanes
 from evalharness.tinyworld.claims.runs import LOG_NAME, RECORD_NAME
@@ -115,9 +117,7 @@ def _check_pipeline(folder: Path, save: Sequence[str]) -> None:
         UserError: either.
     """
     if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"--pipeline {folder}: no model_index.json there; give a saved pipeline"
-        )
+        raise UserError(f"--pipeline {folder}: no model_index.json there; give a saved pipeline")
     if save and folder != PIPELINE:
         raise UserError("--save is for the shipped model, on which runs score; leave it or --pipeline out")
 
@@ -249,7 +249,11 @@ def _is_finished(folder: Path, arm: Arm, shared: Shared) -> bool:
 
 
 def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
-    """One arm from the start to its record."""
+    """One arm from the start to its record.
+
+    Raises:
+        UserError: the method refused something that only a training shows; there is no record then.
+    """
     folder = _folder(out, arm)
     (folder / LOG_NAME).unlink(missing_ok=True)
     method = build_method(shared.session.registry, arm.cell)
@@ -263,10 +267,14 @@ def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
         synchronize(shared.session.spec.device)
     except UserError:
         raise
-    except ValueError as failure:  # options were checked before: this is a training that diverged
+    except (ValueError, ArithmeticError) as failure:
+        if not is_divergence(failure):
+            raise UserError(f"{arm.cell.id}: {one_line(failure)}") from failure
         error = one_line(failure)
     seconds = time.monotonic() - start
     final = None if module is None else shared.losses(module)
+    if final is not None and (error := not_finite(final)):
+        module, final = None, None
     if save and module is not None:
         _save(method, module, arm, shared, out)
     _write_record(folder, arm, shared, seconds=round(seconds, 2), final=final, error=error)
