@@ -218,9 +218,25 @@ def test_diverged_trainings_are_counted_and_left_out_of_pairs(tmp_path: Path) ->
     make(tmp_path, {**LOSSES, "qvgen": {1: 0.9, 2: None, 3: 3.52}})
     found = findings(read_runs(tmp_path), read_grid(grid_file(tmp_path)))
     row = only(found["finals"], arm="qvgen")
-    assert row["diverged"] == 1 and row["over_baseline"]["n"] == 2
+    assert row["diverged"] == [2] and row["over_baseline"]["n"] == 2
     assert row["over_baseline"]["value"] == pytest.approx(-0.11)
     assert only(found["training"], measure="training loss", steps="all steps")["difference"]["n"] == 2
+
+
+def test_one_diverged_seed_costs_its_own_pair_only(tmp_path: Path) -> None:
+    make(tmp_path, {**LOSSES, "qvgen": {1: 0.9, 2: None, 3: 3.52}, "drop": {1: None, 2: 2.0, 3: 2.0}})
+    path = tmp_path / "arms" / "qvgen-w3a3-s2" / "train.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])  # it never got to its end
+    arguments = ["--grid", str(grid_file(tmp_path)), "--records", str(tmp_path), "--out", str(tmp_path / "o")]
+    assert report.main(arguments) == 0
+    found = json.loads((tmp_path / "o" / "claims.json").read_text())
+    row = only(found["removal"], arm="qvgen")
+    assert (row["cost"]["n"], row["diverged"]) == (1, [1, 2]), "a pair needs both: seed 3 is left"
+    assert only(found["removal"], arm="drop")["cost"]["n"] == 2
+    page = (tmp_path / "o" / "claims.md").read_text()
+    assert "| W3A3 | qvgen | by decay | +0.40 | 1; diverged: seed 1, 2 | undecided |" in page
+    assert "- 9 trainings, 2 of them diverged: drop W3A3 seed 1; qvgen W3A3 seed 2\n" in page
+    assert only(found["hypotheses"], lower="qvgen")["diverged"] == [2]
 
 
 def test_trainings_of_another_loss_have_no_cost_of_removal(tmp_path: Path) -> None:

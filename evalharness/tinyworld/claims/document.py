@@ -31,7 +31,7 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
             f"Training: {contender} over {baseline}, means over steps; claim: lower",
             ("setting", "measure", "steps", "difference", "n", "verdict"),
             (
-                (r["setting"], r["measure"], r["steps"], *_share(r["difference"]), r["verdict"])
+                (r["setting"], r["measure"], r["steps"], *_share(r, "difference"), r["verdict"])
                 for r in found["training"]
                 if not r["axes"]  # a map has too many; they are in the JSON file
             ),
@@ -45,7 +45,7 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
             "Hypotheses: held-out loss of the first is lower than of the second",
             ("setting", "lower", "than", "difference", "n", "verdict"),
             (
-                (r["setting"], r["lower"], r["than"], *_share(r["difference"]), r["verdict"])
+                (r["setting"], r["lower"], r["than"], *_share(r, "difference"), r["verdict"])
                 for r in found["hypotheses"]
             ),
         ),
@@ -67,8 +67,9 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
 
 def _provenance(runs: Sequence[Run]) -> str:
     records = [run.record for run in runs if run.record]
-    diverged = sum(run.distill is None for run in runs)
-    lines = [f"- {len(runs)} trainings, {diverged} of them diverged"]
+    diverged = [f"{run.arm} {run.setting.title} seed {run.seed}" for run in runs if run.distill is None]
+    names = f": {'; '.join(diverged)}" if diverged else ""
+    lines = [f"- {len(runs)} trainings, {len(diverged)} of them diverged{names}"]
     if records:
         seconds = sum(record.get("seconds") or 0 for record in records)
         gpus = {gpu for record in records for gpu in record["hardware"]["gpus"]}
@@ -116,29 +117,34 @@ def section(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> s
 
 
 def _final(row: Mapping[str, Any]) -> tuple[str, ...]:
-    count = str(row["distill"]["n"]) + (f", {row['diverged']} diverged" if row["diverged"] else "")
     return (
         row["setting"],
         row["arm"],
         number(row["distill"], 1.0, ".5f"),
         number(row["task"], 1.0, ".5f"),
         number(row["over_baseline"], 100.0, "+.2f"),
-        count,
+        _count(row, row["distill"]),
     )
 
 
 def _removal(row: Mapping[str, Any]) -> tuple[str, ...]:
     how = "at once, after training" if row["at_once"] else "by decay"
-    return (row["setting"], row["arm"], how, *_share(row["cost"]), row["verdict"])
+    return (row["setting"], row["arm"], how, *_share(row, "cost"), row["verdict"])
 
 
 def _spectrum(row: Mapping[str, Any]) -> tuple[str, ...]:
     first, last = (number(row[key], 100.0, ".1f") for key in ("first", "last"))
-    return (row["setting"], first, last, *_share(row["growth"]), row["verdict"])
+    return (row["setting"], first, last, *_share(row, "growth"), row["verdict"])
 
 
-def _share(estimate: Mapping[str, Any]) -> tuple[str, str]:
-    return number(estimate, 100.0, "+.2f"), str(estimate["n"])
+def _share(row: Mapping[str, Any], key: str) -> tuple[str, str]:
+    return number(row[key], 100.0, "+.2f"), _count(row, row[key])
+
+
+def _count(row: Mapping[str, Any], estimate: Mapping[str, Any]) -> str:
+    """Seeds behind the estimate, and those that it lacks."""
+    lost = f"; diverged: seed {', '.join(map(str, row['diverged']))}" if row["diverged"] else ""
+    return f"{estimate['n']}{lost}"
 
 
 def number(estimate: Mapping[str, Any], scale: float, form: str) -> str:

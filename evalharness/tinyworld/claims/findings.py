@@ -11,6 +11,8 @@ Claims, each for itself in every setting (bits, spared layers, axes), arms paire
 A claim is *reproduced* where the 95 % interval lies wholly on its side, *not reproduced* where it lies
 wholly on the other, else *undecided*. For the removal, whose claim is "no cost", the line between
 the sides is not 0 but ``REMOVAL_MARGIN``.
+
+A training that diverged has no losses, so its pair is left out; ``diverged`` of a row names the seeds.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def _finals(setting: Setting, arms: Arms, grid: Grid) -> list[dict[str, Any]]:
             "task": _json(mean_estimate(run.task for run in runs.values() if run.task is not None)),
             "over_baseline": _json(relative(finals(runs), baseline)),
             "difference": _json(paired(finals(runs), baseline)),
-            "diverged": sum(run.distill is None for run in runs.values()),
+            "diverged": _diverged(runs),
         }
         for name, runs in arms.items()
     ]
@@ -98,6 +100,7 @@ def _training(setting: Setting, arms: Arms, grid: Grid) -> list[dict[str, Any]]:
         difference = relative(_values(contender, mean), _values(baseline, mean))
         if difference.n:
             row = {**_place(setting), "measure": title, "steps": window, "difference": _json(difference)}
+            row["diverged"] = _diverged(contender, baseline)
             rows.append({**row, "verdict": verdict_below(difference)})
     return rows
 
@@ -105,9 +108,11 @@ def _training(setting: Setting, arms: Arms, grid: Grid) -> list[dict[str, Any]]:
 def _hypotheses(setting: Setting, arms: Arms, grid: Grid) -> list[dict[str, Any]]:
     rows = []
     for lower, than in grid.hypotheses:
-        difference = relative(finals(arms.get(lower, {})), finals(arms.get(than, {})))
+        pair = arms.get(lower, {}), arms.get(than, {})
+        difference = relative(finals(pair[0]), finals(pair[1]))
         if difference.n:
             row = {**_place(setting), "lower": lower, "than": than, "difference": _json(difference)}
+            row["diverged"] = _diverged(*pair)
             rows.append({**row, "verdict": verdict_below(difference)})
     return rows
 
@@ -117,11 +122,13 @@ def _removal(setting: Setting, arms: Arms, kept: str) -> list[dict[str, Any]]:
     with_phi = _values(arms[kept], lambda run: run.with_phi)
     rows = []
     for name, runs in arms.items():
-        if any(run.without_phi is None for run in runs.values()) or not _same_loss(runs, arms[kept]):
+        ended = [run for run in runs.values() if run.distill is not None]
+        if any(run.without_phi is None for run in ended) or not _same_loss(runs, arms[kept]):
             continue  # it never had Phi, or its held-out loss is another one
         cost = relative(_values(runs, lambda run: run.without_phi), with_phi)
         if cost.n:
             row = {**_place(setting), "arm": name, "at_once": name == kept, "cost": _json(cost)}
+            row["diverged"] = _diverged(runs, arms[kept])
             rows.append({**row, "verdict": verdict_below(cost, REMOVAL_MARGIN)})
     return rows
 
@@ -147,9 +154,15 @@ def _spectrum(setting: Setting, runs: Mapping[int, Run]) -> list[dict[str, Any]]
             "first": _json(mean_estimate(start.values())),
             "last": _json(mean_estimate(end.values())),
             "growth": _json(growth),
+            "diverged": _diverged(runs),
             "verdict": "not reproduced" if never else verdict_below(growth.negated),
         }
     ]
+
+
+def _diverged(*arms: Mapping[int, Run]) -> list[int]:
+    """Seeds whose training of any of these arms diverged."""
+    return sorted({seed for runs in arms for seed, run in runs.items() if run.distill is None})
 
 
 def _values(runs: Mapping[int, Run], value: Value) -> dict[int, float]:
