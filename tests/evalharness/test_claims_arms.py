@@ -176,6 +176,22 @@ def test_a_record_of_other_options_is_refused(stub: Stub, tmp_path: Path) -> Non
         train(stub, tmp_path)
 
 
+def test_arms_of_another_precision_or_device_are_not_gone_on_with(stub: Stub, tmp_path: Path) -> None:
+    train(stub, tmp_path, lanes=2)
+    found = record(tmp_path, "kd-qat-w4a4-s3")
+    assert (found["float32_products"], found["device"], found["lanes"]) == ("highest", "cpu", 2)
+    train(stub, tmp_path, lanes=1)  # how many at a time is no part of what was asked
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(UserError, match=r"another device or precision \(--device, --tf32\)"):
+            train(stub, tmp_path)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    stub.session.spec.device = "cuda"
+    with pytest.raises(UserError, match="another device or precision"):
+        train(stub, tmp_path)
+
+
 def test_the_list_names_arms_and_cost_and_trains_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

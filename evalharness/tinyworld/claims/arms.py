@@ -52,7 +52,7 @@ from evalharness.tinyworld.claims.runs import LOG_NAME, RECORD_NAME
 from evalharness.tinyworld.claims.shared import ArmContext, Shared
 from evalharness.versions import package_version
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: precision and device are part of an arm's identity
 _SECONDS_AN_ARM = 2.0  # beside its steps; for the estimate
 _PACKAGE = Path(__file__).parents[2]
 
@@ -175,7 +175,7 @@ def train_arms(
     """Train what nobody has finished or holds; returns how many arms are not finished.
 
     Raises:
-        UserError: an arm's folder is of other options, data or model.
+        UserError: an arm's folder is of other options, data, model, device or precision.
     """
     started = time.monotonic()
     shared.teacher, shared.held_out  # noqa: B018  # made now: no arm's seconds hold them, no two lanes make them
@@ -190,7 +190,7 @@ def train_arms(
                 continue
             with _held(folder) as mine:
                 if mine and not _is_finished(folder, arm, shared):
-                    _train(arm, shared, out, save=_is_named(arm, save))
+                    _train(arm, shared, out, save=_is_named(arm, save), lanes=lanes)
 
     run_lanes(lanes, shared.session.spec.device, work)
     return sum(not _is_finished(_folder(out, arm), arm, shared) for arm in grid.arms)
@@ -217,7 +217,9 @@ def _held(folder: Path) -> Iterator[bool]:
 
 
 def _identity(arm: Arm, shared: Shared) -> dict[str, Any]:
-    """What an arm's numbers depend on, code and device apart; those stand in the record as facts."""
+    """What an arm's numbers depend on, code and hardware apart; those stand in the record as facts."""
+    import torch
+
     method = build_method(shared.session.registry, arm.cell)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -233,6 +235,8 @@ def _identity(arm: Arm, shared: Shared) -> dict[str, Any]:
         "training_clips": shared.grid.training_clips,
         "validation": {"clips": shared.grid.validation_clips, "batch": shared.grid.validation_batch},
         "model_fingerprint": shared.fingerprint,
+        "device": shared.session.spec.device,
+        "float32_products": torch.get_float32_matmul_precision(),
     }
 
 
@@ -242,13 +246,14 @@ def _is_finished(folder: Path, arm: Arm, shared: Shared) -> bool:
         return False
     if record.get("identity_sha256") != digest(_identity(arm, shared)):
         raise UserError(
-            f"{folder}: its record is of other options, data or weights than the grid asks for; choose "
-            "another --out, or delete the folder to train it again"
+            f"{folder}: its record is of other options, data or weights than the grid asks for, or of "
+            "another device or precision (--device, --tf32); choose another --out, or delete the folder to "
+            "train it again"
         )
     return True
 
 
-def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
+def _train(arm: Arm, shared: Shared, out: Path, *, save: bool, lanes: int) -> None:
     """One arm from the start to its record.
 
     Raises:
@@ -277,7 +282,7 @@ def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
         module, final = None, None
     if save and module is not None:
         _save(method, module, arm, shared, out)
-    _write_record(folder, arm, shared, seconds=round(seconds, 2), final=final, error=error)
+    _write_record(folder, arm, shared, seconds=round(seconds, 2), final=final, error=error, lanes=lanes)
     log.info("%s: %.1f s, %s", arm.cell.id, seconds, error or final)
     del module, context
     _free()
@@ -292,7 +297,6 @@ def _write_record(folder: Path, arm: Arm, shared: Shared, **outcome: Any) -> Non
         "finished": utc_now(),
         "method_code": shared.session.registry.code_hash("methods", arm.cell.method),
         **_surroundings(),
-        "device": shared.session.spec.device,
     }
     atomic_write_json(folder / RECORD_NAME, record)
 
@@ -300,14 +304,11 @@ def _write_record(folder: Path, arm: Arm, shared: Shared, **outcome: Any) -> Non
 @functools.cache
 def _surroundings() -> dict[str, Any]:
     """The same for all arms of a process."""
-    import torch
-
     return {
         "git": git_state(_PACKAGE),
         "harness_code": tree_sha256(_PACKAGE, "*.py"),
         "versions": {name: package_version(name) for name in PACKAGES},
         "hardware": hardware(),
-        "float32_products": torch.get_float32_matmul_precision(),
     }
 
 
