@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,11 +19,14 @@ from scipy import stats
 
 from evalharness.errors import UserError
 from evalharness.tinyworld.claims import report
+from evalharness.tinyworld.claims.document import as_markdown
 from evalharness.tinyworld.claims.estimates import Estimate, mean_estimate, paired, relative, verdict_below
 from evalharness.tinyworld.claims.findings import findings
 from evalharness.tinyworld.claims.grid import Grid, read_grid
 from evalharness.tinyworld.claims.heat_map import _place, heat_maps
 from evalharness.tinyworld.claims.runs import Run, Setting, from_published, read_runs
+from qvgen.auxiliary import Phi
+from qvgen.training.measures import spectrum
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "tinyworld" / "training"
 T2 = 4.302652729911275  # 97.5 % point of Student's t with two degrees of freedom, from a table
@@ -199,12 +202,52 @@ def test_the_spectrum_counts_what_is_fourteen_times_below(found: dict[str, Any])
     assert row["growth"]["value"] == 0.25 and row["verdict"] == "reproduced"
 
 
-def test_a_spectrum_that_collapses_in_no_seed_is_decided(tmp_path: Path) -> None:
-    make(tmp_path, LOSSES)
-    for path in (tmp_path / "arms").glob("*/train.jsonl"):
-        path.write_text(re.sub(r'("phi_sigma/[^"]*": )"[^"]*"', r'\1"3 2.5 2 1"', path.read_text()))
-    [row] = findings(read_runs(tmp_path), read_grid(grid_file(tmp_path)))["spectrum"]
-    assert row["last"]["value"] == 0 and row["growth"]["n"] > 1 and row["verdict"] == "not reproduced"
+def spectra(folder: Path, first: str, last: str) -> dict[str, Any]:
+    """The row about the spectrum, of trainings whose layers all have these singular values."""
+    make(folder, LOSSES)
+    for path in (folder / "arms").glob("drop-*/train.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for place, row in enumerate(lines):
+            values = {key: first if place < 3 else last for key in row if key.startswith("phi_sigma/")}
+            lines[place] = {**row, **values}
+        path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    [row] = findings(read_runs(folder), read_grid(grid_file(folder)))["spectrum"]
+    return dict(row)
+
+
+def test_a_measure_that_is_nothing_at_both_ends_decides_nothing(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "3 2.5 2 1.5", "3 2.5 2 1.2")
+    assert row["growth"] == {"value": 0.0, "lo": 0.0, "hi": 0.0, "n": 3}
+    assert row["verdict"] == "undecided: none at either step"
+
+
+def test_small_values_that_vanish_in_every_seed_are_decided(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "28 2 1 1", "3 2.5 2 1")
+    assert (row["first"]["value"], row["last"]["value"]) == (0.75, 0.0)
+    assert row["verdict"] == "not reproduced"
+
+
+def test_the_last_singular_value_over_the_first_says_how_steep(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "4 3 2 2", "4 3 2 1")
+    assert (row["ratio_first"]["value"], row["ratio_last"]["value"]) == (0.5, 0.25)
+    assert row["ratio_difference"] == {"value": -0.25, "lo": -0.25, "hi": -0.25, "n": 3}
+    assert (row["first_steps"], row["last_steps"]) == ([10], [60])
+    page = as_markdown({**found_nothing(), "spectrum": [row]}, [], {})
+    assert (
+        "| W3A3 | 10 to 60 | 0.500 [0.500, 0.500] | 0.250 [0.250, 0.250] | -0.2500 [-0.2500, -0.2500] | 3 |"
+        in page
+    )
+
+
+def found_nothing() -> dict[str, Any]:
+    parts: dict[str, Any] = dict.fromkeys(("training", "finals", "hypotheses", "removal"), ())
+    return {**parts, "compare": ["a", "b"], "kept": "drop", "confidence": 0.95, "removal_margin": 0.01}
+
+
+def test_a_value_just_fourteen_times_smaller_counts_here_and_in_the_training_log(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "14 7 1 0.5", "14 7 1 0.5")
+    phi = Phi(torch.diag(torch.tensor([14.0, 7.0, 1.0, 0.5])), torch.eye(4))
+    assert row["first"]["value"] == spectrum([phi])["phi_negligible"] == 0.5
 
 
 def test_normalised_spectrum_is_a_mean_over_layers(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evalharness.tinyworld.claims.runs import Run
+from evalharness.tinyworld.claims.runs import NEGLIGIBLE, Run
 
 __all__ = ["as_markdown", "number", "section"]
 
@@ -56,9 +56,15 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
             (_removal(row) for row in found["removal"]),
         ),
         section(
-            f"Share of Phi's singular values 14 times below the largest, in {found['kept']}",
-            ("setting", "first", "last", "growth (points)", "n", "verdict"),
+            f"Share of Phi's singular values {NEGLIGIBLE:g} times below the largest, in {found['kept']}; "
+            "claim: it grows",
+            ("setting", "steps", "first", "last", "growth (points)", "n", "verdict"),
             (_spectrum(row) for row in found["spectrum"]),
+        ),
+        section(
+            f"Phi's last singular value over its first, mean over layers, in {found['kept']}",
+            ("setting", "steps", "first", "last", "difference", "n"),
+            (_ratio(row) for row in found["spectrum"]),
         ),
         *(f"![{caption}]({name})\n\n{caption}" for name, caption in figures.items()),
     ]
@@ -134,7 +140,25 @@ def _removal(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _spectrum(row: Mapping[str, Any]) -> tuple[str, ...]:
     first, last = (number(row[key], 100.0, ".1f") for key in ("first", "last"))
-    return (row["setting"], first, last, *_share(row, "growth"), row["verdict"])
+    return (row["setting"], _steps(row), first, last, *_share(row, "growth"), row["verdict"])
+
+
+def _ratio(row: Mapping[str, Any]) -> tuple[str, ...]:
+    first, last = (number(row[key], 1.0, ".3f") for key in ("ratio_first", "ratio_last"))
+    difference = row["ratio_difference"]
+    return (
+        row["setting"],
+        _steps(row),
+        first,
+        last,
+        number(difference, 1.0, "+.4f"),
+        _count(row, difference),
+    )
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    """The first and the last that have a spectrum, of all seeds where they differ."""
+    return " to ".join("/".join(map(str, row[key])) for key in ("first_steps", "last_steps"))
 
 
 def _share(row: Mapping[str, Any], key: str) -> tuple[str, str]:

@@ -11,12 +11,22 @@ from typing import Any, NamedTuple
 from evalharness.errors import UserError
 from evalharness.store import JsonLines, read_json
 
-__all__ = ["LOG_NAME", "RECORD_NAME", "Run", "Setting", "by_setting", "finals", "from_published", "read_runs"]
+__all__ = [
+    "LOG_NAME",
+    "NEGLIGIBLE",
+    "RECORD_NAME",
+    "Run",
+    "Setting",
+    "by_setting",
+    "finals",
+    "from_published",
+    "read_runs",
+]
 
 RECORD_NAME = "record.json"
 LOG_NAME = "train.jsonl"
 _SIGMA = "phi_sigma/"
-NEGLIGIBLE = 14.0  # the paper's threshold: this many times below the largest singular value
+NEGLIGIBLE = 14.0  # the paper's threshold, as the trainings' own ``phi_negligible`` has it
 
 
 class Setting(NamedTuple):
@@ -90,12 +100,12 @@ class Run:
         return found
 
     def negligible(self) -> dict[int, float]:
-        """Step -> share of Phi's singular values over 14 times smaller than the largest, mean over layers."""
+        """Step -> share of Phi's values at least 14 times smaller than the largest, mean over layers."""
         found = {}
         for row in self.log:
             layers = [_floats(text) for key, text in row.items() if key.startswith(_SIGMA)]
             shares = [
-                statistics.fmean(value * NEGLIGIBLE < values[0] for value in values)
+                statistics.fmean(value * NEGLIGIBLE <= values[0] for value in values)
                 for values in layers
                 if values and values[0] > 0
             ]
