@@ -209,6 +209,19 @@ def test_the_list_names_arms_and_cost_and_trains_nothing(
         driver.main([*arguments[:4], "--blocks", "cor"])
 
 
+@pytest.mark.parametrize(("flag", "value", "message"), [
+    ("--seeds", "a", "--seeds 'a': expected whole numbers from 0"),
+    ("--lanes", "0", "--lanes 0: expected a whole number from 1"),
+    ("--lanes", "-1", "--lanes -1: expected a whole number from 1"),
+])  # fmt: skip
+def test_mistakes_on_the_command_line_are_named(tmp_path: Path, flag: str, value: str, message: str) -> None:
+    read(tmp_path)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        driver.main(["--grid", str(tmp_path / "grid.yaml"), "--out", str(out), flag, value])
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("diverges", ["qvgen", "none of them"])
 def test_arms_with_an_error_are_counted_named_and_an_exit_code(
     stub: Stub,

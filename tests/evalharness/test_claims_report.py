@@ -379,6 +379,35 @@ def test_no_records_is_an_error(tmp_path: Path) -> None:
         read_runs(tmp_path)
 
 
+@pytest.mark.parametrize(("file", "old", "new"), [
+    ("record.json", '"distill": 1.0', '"distill": NaN'),
+    ("train.jsonl", '"val_loss": 3.0', '"val_loss": NaN'),
+])  # fmt: skip
+def test_a_number_that_is_none_is_named(tmp_path: Path, file: str, old: str, new: str) -> None:
+    make(tmp_path, {"kd-qat": {1: 1.0}})
+    path = tmp_path / "arms" / "kd-qat-w3a3-s1" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(
+        UserError, match=rf"{file}: (distill|val_loss) is nan, of a training without an error"
+    ):
+        read_runs(tmp_path)
+
+
+def test_no_published_logs_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    arguments = ["--grid", str(grid_file(tmp_path)), "--out", str(tmp_path / "o"), "--published"]
+    with pytest.raises(UserError, match=r"--published .*nowhere: no qvgen- or kd-qat-w3a3\.train\.jsonl"):
+        report.main([*arguments, str(tmp_path / "nowhere")])
+    (tmp_path / "qvgen-w3a3.train.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"qvgen-w3a3\.train\.jsonl: no whole line"):
+        report.main([*arguments, str(tmp_path)])
+    (tmp_path / "qvgen-w3a3.train.jsonl").rename(tmp_path / "qvgen-best.train.jsonl")
+    (tmp_path / "qvgen-best.train.jsonl").write_text('{"step": 1, "val_loss": 1.0}\n')
+    with pytest.raises(UserError, match="bits 'best'"):
+        report.main([*arguments, str(tmp_path)])
+    assert not (tmp_path / "o").exists()
+
+
 def test_published_logs_are_read_with_their_last_validation() -> None:
     runs = {(run.arm, run.setting): run for run in from_published(PUBLISHED, ["qvgen", "kd-qat"])}
     assert len(runs) == 6

@@ -36,7 +36,7 @@ import yaml
 
 from evalharness.cells import build_method
 from evalharness.checkpoints import CARD_NAME, checkpoint_card
-from evalharness.config import comma_list
+from evalharness.config import comma_list, parse_seeds
 from evalharness.device import resolve_device, synchronize
 from evalharness.errors import UserError, one_line, unknown
 from evalharness.hashing import digest, jsonable, tree_sha256
@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     registry = Registry()
-    grid = read_grid(args.grid).chosen(args.blocks, [int(seed) for seed in args.seeds])
+    if args.lanes < 1:
+        raise UserError(f"--lanes {args.lanes}: expected a whole number from 1")
+    seeds = parse_seeds(args.seeds) if args.seeds else []
+    grid = read_grid(args.grid).chosen(args.blocks, seeds)
     steps = grid.check(registry)
     seconds = steps * args.step_ms / 1000 + len(grid.arms) * _SECONDS_AN_ARM
     log.info("%d arms, %d steps, about %.1f minutes of one device", len(grid.arms), steps, seconds / 60)
