@@ -7,7 +7,7 @@ from typing import Any
 
 from evalharness.tinyworld.claims.runs import NEGLIGIBLE, Run
 
-__all__ = ["as_markdown", "number", "section"]
+__all__ = ["as_markdown", "code_of", "number", "section"]
 
 _NONE = "-"
 
@@ -91,7 +91,7 @@ def _provenance(runs: Sequence[Run]) -> str:
                 for batch, clips in sorted(validation)
             ),
             f"- float32 products: {_list({_products(record) for record in records})}",
-            f"- code {_list({_code(record) for record in records})}; torch "
+            f"- code {_list({code_of(record) for record in records})}; torch "
             f"{_list({str(record['versions']['torch']) for record in records})}",
         ]
     return "\n".join(lines)
@@ -102,7 +102,7 @@ def _products(record: Mapping[str, Any]) -> str:
     return str(record.get("float32_products", "not recorded"))
 
 
-def _code(record: Mapping[str, Any]) -> str:
+def code_of(record: Mapping[str, Any]) -> str:
     """The commit; where there was no checkout, the hash of the method's sources."""
     if record["git"] is None:
         return f"{record['method']} with sources {record['method_code'][:12]}"
