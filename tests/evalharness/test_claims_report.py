@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,23 @@ def test_no_records_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "arms" / "qvgen-w3a3-s1" / "record.json").write_text('{"axes": {}}')
     with pytest.raises(UserError, match="has no 'arm'; delete its folder"):
         read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["main", "map"])
+def test_the_shipped_findings_are_those_of_the_shipped_records(tmp_path: Path, name: str) -> None:
+    """Records of today's making or of an older one, without what was recorded later."""
+    root = PUBLISHED.parents[2]
+    with tarfile.open(root / "results" / "claims" / name / "records.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    grid = read_grid(root / "configs" / f"claims-{name}.yaml")
+    again, shipped = (
+        json.loads(text, parse_float=lambda digits: round(float(digits), 9))
+        for text in (
+            json.dumps(findings(report.wanted(tmp_path, grid), grid)),
+            (root / "results" / "claims" / name / "claims.json").read_text(),
+        )
+    )
+    assert again == shipped
 
 
 @pytest.mark.parametrize(("file", "old", "new"), [
