@@ -45,6 +45,18 @@ def test_calls_take_turns() -> None:
     assert [len(each.seconds) for each in times.values()] == [3, 3]
 
 
+def test_long_calls_are_warmed_up_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalharness.timing.WARM_UP_SECONDS", 0.015)
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        time.sleep(0.01)
+
+    alternate({"a": call}, "cpu", most=1, most_seconds=1, warm_up=10)
+    assert len(calls) == 2 + 1
+
+
 def test_the_clock_ends_the_turns_but_not_the_first() -> None:
     times = alternate({"a": lambda: time.sleep(0.02)}, "cpu", most=100, most_seconds=0.05, warm_up=0)
     assert 2 <= len(times["a"].seconds) <= 3
