@@ -22,21 +22,29 @@ __all__ = ["PHASES", "measure_phases"]
 PHASES = ("text_encoder", "transformer_step", "vae_decode")
 REPEATS = 5
 REPEAT_SECONDS = 1.0
+STEP_SECONDS = 60.0  # of transformer calls in the video; a large model's further ones are not run
+LEAST_CALLS = REPEATS
 
 
 @dataclass(slots=True)
 class _Watch:
-    """Times, memory and the last call of one phase."""
+    """Times, memory and the first call of one phase; after ``most`` calls the last result is given again."""
 
     device: str
+    most: int | None = None
+    left_out: int = 0
     seconds: list[float] = field(default_factory=list)
     events: list[tuple[Any, Any]] = field(default_factory=list)
     peaks: list[Peak] = field(default_factory=list)
-    last: Callable[[], object] | None = None
+    first: Callable[[], object] | None = None
+    result: Any = None
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.last is None:
-            self.last = partial(function, *args, **kwargs)
+        if self.first is None:
+            self.first = partial(function, *args, **kwargs)
+        if self.most is not None and len(self.seconds) >= self.most:
+            self.left_out += 1
+            return self.result
         with peak_within(self.device) as peak:
             start = time.perf_counter()
             first = _event(self.device)
@@ -46,6 +54,7 @@ class _Watch:
         if first is not None:
             self.events.append((first, last))
         self.peaks.append(peak)
+        self.result = result if self.most is not None else None
         return result
 
     def times(self) -> list[float]:
@@ -54,7 +63,7 @@ class _Watch:
 
 
 def measure_phases(
-    loaded: Any, prompt: str, seed: int, device: str, step: Callable[[], object] | None = None
+    loaded: Any, prompt: str, seed: int, device: str, step_seconds: float | None = None
 ) -> dict[str, Any] | None:
     """Make one video of ``prompt`` and tell what took how long; None for a model without a pipeline.
 
@@ -63,22 +72,24 @@ def measure_phases(
         prompt: what the text encoder reads.
         seed: of the noise.
         device: ``cpu`` or ``cuda``.
-        step: called once before; to warm up.
+        step_seconds: of a call of the transformer, if known: calls beyond ``STEP_SECONDS`` are then left out
+            and counted as the others took. What follows them is given the last call's result, of which
+            no time depends.
 
     Returns:
         For each phase ``calls`` (in the video), ``ms``, ``p10_ms``, ``p90_ms`` (of a call), ``total_ms``
         (of all calls in the video) and the most memory in MB: ``allocated_mb`` and ``reserved_mb`` of
-        the allocator on cuda, ``process_mb`` of the process. ``total`` has ``ms`` of the whole video.
+        the allocator on cuda, ``process_mb`` of the process. ``total`` has ``ms`` of the whole video, and
+        ``calls_left_out`` says how many of the transformer's are an estimate in it.
     """
     pipeline = getattr(loaded, "pipeline", None)
     places = None if pipeline is None else _places(pipeline)
     if not places:
         return None
-    if step is not None:
-        step()
     watches = {name: _Watch(device) for name in places}
+    if step_seconds and "transformer_step" in watches:
+        watches["transformer_step"].most = max(LEAST_CALLS, int(STEP_SECONDS / step_seconds))
     with ExitStack() as stack:
-        whole = _Watch(device)
         for name, (owner, attribute) in places.items():
             stack.enter_context(_replaced(owner, attribute, watches[name].call))
         # Nested peaks would reset each other: the whole is watched for its time alone.
@@ -86,12 +97,18 @@ def measure_phases(
         start = time.perf_counter()
         loaded.generate([prompt], [seed])
         _synchronize(device)
-        whole.seconds.append(time.perf_counter() - start)
+        total = (time.perf_counter() - start) * 1000
     record: dict[str, Any] = {name: _record(watch) for name, watch in watches.items() if watch.seconds}
+    left_out = sum(watch.left_out for watch in watches.values())
+    total += left_out * record.get("transformer_step", {}).get("ms", 0.0)
     seen = sum(phase["total_ms"] for phase in record.values())
-    total = whole.seconds[0] * 1000
     peaks = [peak for watch in watches.values() for peak in watch.peaks]
-    record["total"] = {"ms": round(total, 3), "elsewhere_ms": round(total - seen, 3), **_largest(peaks)}
+    record["total"] = {
+        "ms": round(total, 3),
+        "elsewhere_ms": round(total - seen, 3),
+        "calls_left_out": left_out,
+        **_largest(peaks),
+    }
     return record
 
 
@@ -122,20 +139,21 @@ def _replaced(owner: Any, attribute: str, call: Callable[..., Any]) -> Iterator[
 def _record(watch: _Watch) -> dict[str, Any]:
     in_video = watch.times()
     seconds = in_video
-    if len(in_video) < REPEATS and sum(in_video) < REPEAT_SECONDS and watch.last is not None:
+    if len(in_video) < REPEATS and sum(in_video) < REPEAT_SECONDS and watch.first is not None:
         import torch
 
         with torch.inference_mode():
             timed = alternate(
-                {"": watch.last}, watch.device, most=REPEATS, most_seconds=REPEAT_SECONDS, warm_up=0
+                {"": watch.first}, watch.device, most=REPEATS, most_seconds=REPEAT_SECONDS, warm_up=0
             )
         seconds = timed[""].seconds
-    watch.last = None
+    watch.first = watch.result = None
+    times = spread(seconds)
     return {
-        "calls": len(in_video),
-        **spread(seconds),
+        "calls": len(in_video) + watch.left_out,
+        **times,
         "timed": len(seconds),
-        "total_ms": round(sum(in_video) * 1000, 3),
+        "total_ms": round(sum(in_video) * 1000 + watch.left_out * times["ms"], 3),
         **_largest(watch.peaks),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = ["Times", "alternate", "elapsed", "percentile", "spread"]
 
 WARM_UP = {"cpu": 2, "cuda": 10}  # a GPU loads its kernels one by one when first used
+LEAST_WARM_UP, WARM_UP_SECONDS = 2, 3.0  # of a call that takes seconds, the kernels are all loaded by then
 
 
 @dataclass(slots=True)
@@ -34,11 +35,14 @@ def alternate(
         device: ``cpu`` or ``cuda``.
         most: turns at most; the first is always finished.
         most_seconds: no turn begins after so many timed seconds of the first of ``calls``.
-        warm_up: calls of each before that; what the device needs if left out.
+        warm_up: calls of each before that, fewer of long ones; what the device needs if left out.
     """
     for call in calls.values():
+        spent: list[float] = []
         for _ in range(WARM_UP[device] if warm_up is None else warm_up):
-            call()
+            if len(spent) >= LEAST_WARM_UP and sum(spent) > WARM_UP_SECONDS:
+                break
+            spent.append(elapsed(call, device))
     found = {name: Times() for name in calls}
     first = next(iter(found.values()))
     while not first.seconds or (len(first.seconds) < most and sum(first.seconds) < most_seconds):

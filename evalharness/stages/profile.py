@@ -119,7 +119,9 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         "device": _device_name(device),
         "execution": execution,
         **counted,
-        "phases": measure_phases(loaded, prompt.text, PHASE_SEED, device),
+        "phases": measure_phases(
+            loaded, prompt.text, PHASE_SEED, device, statistics.median(times["cell"].seconds)
+        ),
         "conditions": surroundings,
     }
 

@@ -45,6 +45,18 @@ def test_calls_take_turns() -> None:
     assert [len(each.seconds) for each in times.values()] == [3, 3]
 
 
+def test_long_calls_are_warmed_up_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalharness.timing.WARM_UP_SECONDS", 0.015)
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        time.sleep(0.01)
+
+    alternate({"a": call}, "cpu", most=1, most_seconds=1, warm_up=10)
+    assert len(calls) == 2 + 1
+
+
 def test_the_clock_ends_the_turns_but_not_the_first() -> None:
     times = alternate({"a": lambda: time.sleep(0.02)}, "cpu", most=100, most_seconds=0.05, warm_up=0)
     assert 2 <= len(times["a"].seconds) <= 3
@@ -174,6 +186,44 @@ def test_phases_of_a_video() -> None:
     assert 0 < record["total"]["elsewhere_ms"] < record["total"]["ms"] < took
     assert record["transformer_step"]["ms"] * SETTINGS.steps > 0.3 * parts
     assert "decode" not in vars(loaded.pipeline.vae) and "forward" not in vars(loaded.transformer)
+
+
+def test_a_large_models_further_steps_are_reckoned() -> None:
+    """A call of 20 s: five are run, the others count as these did; text and VAE are measured."""
+
+    class Part(nn.Module):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x: int) -> int:
+            time.sleep(self.seconds)
+            return x + 1
+
+        decode = forward
+
+    class Pipeline:
+        text_encoder, transformer, vae = Part(0.002), Part(0.01), Part(0.03)
+
+    class Loaded:
+        pipeline = Pipeline()
+
+        def generate(self, prompts: list[str], seeds: list[int]) -> int:
+            parts = self.pipeline
+            x = parts.text_encoder(0)
+            for _ in range(50):
+                x = parts.transformer(x)
+            return int(parts.vae.decode(x))
+
+    record = measure_phases(Loaded(), "a", 0, "cpu", step_seconds=20.0)
+    assert record is not None
+    steps, total = record["transformer_step"], record["total"]
+    assert (steps["calls"], steps["timed"], total["calls_left_out"]) == (50, 5, 45)
+    assert steps["total_ms"] == pytest.approx(50 * steps["ms"], rel=0.2)
+    assert total["ms"] == pytest.approx(500 + 32, rel=0.2)
+    assert record["vae_decode"]["timed"] == 5 and record["vae_decode"]["ms"] > 30
+    every = measure_phases(Loaded(), "a", 0, "cpu", step_seconds=0.01)
+    assert every is not None and every["total"]["calls_left_out"] == 0
 
 
 def test_no_pipeline_no_phases() -> None:
