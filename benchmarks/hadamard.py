@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,20 +35,13 @@ BF16 = torch.bfloat16
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    from benchmarks.driver import command_line, parsed
+
+    parser = command_line(__doc__, "hadamard.json", repeats=25)
     parser.add_argument("--parts", default=",".join(LIMITS_S), help="comma-separated; default: all")
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--tokens", type=int, default=17776, help="rows of the activations")
-    parser.add_argument("--repeats", type=int, default=25, help="timed turns of each variant, at most")
     parser.add_argument("--limit-s", type=float, help="seconds for each part (its own)")
-    parser.add_argument("--output", type=Path, default=Path("hadamard.json"))
-    given = parser.parse_args(argv)
-    given.parts = given.parts.split(",")
-    for part in given.parts:
-        if part not in LIMITS_S:
-            parser.error(f"--parts: {part!r} is none of {', '.join(LIMITS_S)}")
-    if not torch.cuda.is_available() and not given.tiny:
-        parser.error("torch sees no CUDA device; --tiny tries the script without one")
+    given = parsed(parser, argv, LIMITS_S)
     given.tokens = 40 if given.tiny else given.tokens
     return given
 
@@ -219,28 +210,18 @@ PARTS = {"check": check, "shares": shares, "launches": launches}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; 0 if all of them ended well. Results are written after each."""
-    from benchmarks.measuring import Deadline, surroundings, write_json
+    from benchmarks.driver import on_device, run_parts
+    from benchmarks.measuring import Deadline
 
-    given = arguments(argv)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    given, device = arguments(argv), on_device()
     torch.manual_seed(0)
-    parts: dict[str, Any] = {}
-    results = {"tiny": given.tiny, **surroundings(device), "ratios": {}, "parts": parts}
-    for part in given.parts:
-        start = time.monotonic()
-        try:
-            with torch.inference_mode():
-                parts[part] = PARTS[part](given, device, Deadline(given.limit_s or LIMITS_S[part]))
-        except Exception as error:  # one part that fails must not cost the others their time
-            traceback.print_exc()
-            parts[part] = {"ratios": {}, "error": f"{type(error).__name__}: {error}"}
-        parts[part]["took_s"] = round(time.monotonic() - start, 1)
-        results["ratios"] = {name: found["ratios"] for name, found in parts.items()}
-        write_json(given.output, results)
-        print(f"{part}, {parts[part]['took_s']} s", flush=True)
-        for name, value in parts[part]["ratios"].items():
-            print(f"  {name}: {value}", flush=True)
-    return 1 if any("error" in found for found in parts.values()) else 0
+
+    @torch.inference_mode()
+    def measure(part: str) -> dict[str, Any]:
+        limit_s = LIMITS_S[part] if given.limit_s is None else given.limit_s
+        return PARTS[part](given, device, Deadline(limit_s))
+
+    return run_parts(given.parts, measure, given)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,22 +36,16 @@ class OutOfTimeError(Exception):
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    from benchmarks.driver import command_line, parsed
+
+    parser = command_line(__doc__, "ptq_time.json")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--solver", default="rtn", choices=("rtn", "gptq"), help="of the codes")
     parser.add_argument("--bits", type=int, default=4, help="of weights and activations")
     parser.add_argument("--prompts", type=int, default=4, help="calibration videos")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps of each")
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--limit-s", type=float, default=540.0, help="begin no layer or step after so long")
-    parser.add_argument("--output", type=Path, default=Path("ptq_time.json"))
-    given = parser.parse_args(argv)
-    given.methods = given.methods.split(",")
-    for name in given.methods:
-        if name not in METHODS:
-            parser.error(f"--methods: {name!r} is none of {', '.join(METHODS)}")
-    if not torch.cuda.is_available() and not given.tiny:
-        parser.error("torch sees no CUDA device; --tiny tries the script without one")
+    given = parsed(parser, argv, METHODS, "methods")
     if given.tiny:
         given.prompts, given.steps = min(given.prompts, 1), min(given.steps, 2)
     return given
@@ -251,44 +243,36 @@ def plain_pass_ms(sampler: Sampler, device: torch.device) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the methods one after the other; results are written after each."""
-    from benchmarks.measuring import Deadline, surroundings, write_json
+    from benchmarks.driver import on_device, run_parts
+    from benchmarks.measuring import Deadline
 
-    given = arguments(argv)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    given, device = arguments(argv), on_device()
     deadline = Deadline(given.limit_s)
-    parts: dict[str, Any] = {}
-    settings = {name: getattr(given, name) for name in ("prompts", "steps", "bits", "solver")}
-    results = {"tiny": given.tiny, **surroundings(device), **settings, "ratios": {}, "parts": parts}
     sampler, clock = Sampler(device, given), Clock(device)
     context = Context(sampler, clock, given, lambda: deadline.passed)
-    results["parameters"] = sum(p.numel() for p in sampler.model.parameters())
-    results["plain_pass_ms"] = plain_pass_ms(sampler, device)
-    for name in given.methods:
+    settings = {name: getattr(given, name) for name in ("prompts", "steps", "bits", "solver")}
+    settings["parameters"] = sum(p.numel() for p in sampler.model.parameters())
+    settings["plain_pass_ms"] = plain_pass_ms(sampler, device)
+
+    def measure_one(name: str) -> dict[str, Any]:
         print(f"{name}:", flush=True)
         context.records.clear()
         context.done = context.total = 0
-        try:
-            parts[name] = measure(name, context, clock, sampler, given)
-        except Exception as error:  # one method that fails must not cost the others their time
-            traceback.print_exc()
-            parts[name] = {"ratios": {}, "error": f"{type(error).__name__}: {error}"}
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        results["ratios"] = {method: found["ratios"] for method, found in parts.items()}
-        _add_overhead(results, context, given)
-        write_json(given.output, results)
-        print(f"  {parts[name]['ratios'] or parts[name]}", flush=True)
-    return 1 if any("error" in found for found in parts.values()) else 0
+        return measure(name, context, clock, sampler, given)
+
+    def facts() -> dict[str, Any]:
+        return settings | overhead(context, given, settings["plain_pass_ms"])
+
+    return run_parts(given.methods, measure_one, given, facts)
 
 
-def _add_overhead(results: dict[str, Any], context: Context, given: argparse.Namespace) -> None:
-    """What watching the layers costs beside the passes themselves."""
+def overhead(context: Context, given: argparse.Namespace, plain_pass_ms: float) -> dict[str, float]:
+    """What watching the layers costs beside the passes themselves; nothing before a calibration."""
     seconds = context.calibration_phase.get("seconds")
-    if seconds:
-        passes = given.prompts * given.steps
-        results["calibration_s"] = seconds
-        results["calibration_to_plain_passes"] = seconds / (passes * results["plain_pass_ms"] / 1e3)
+    if not seconds:
+        return {}
+    passes_s = given.prompts * given.steps * plain_pass_ms / 1e3
+    return {"calibration_s": seconds, "calibration_to_plain_passes": seconds / passes_s}
 
 
 if __name__ == "__main__":

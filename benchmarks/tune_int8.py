@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,15 +27,11 @@ SHARED_LIMIT = 227 * 1024
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("triton_table.json"))
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
+    from benchmarks.driver import command_line, parsed
+
+    parser = command_line(__doc__, "triton_table.json", repeats=5)
     parser.add_argument("--limit-s", type=float, default=240.0, help="seconds until no further shape begins")
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each candidate")
-    given = parser.parse_args(argv)
-    if not torch.cuda.is_available() and not given.tiny:
-        parser.error("torch sees no CUDA device; --tiny tries the script without one")
-    return given
+    return parsed(parser, argv)
 
 
 def candidates(tiny: bool, copy_engine: bool) -> list[Any]:
@@ -167,10 +161,10 @@ def work(tiny: bool) -> Iterator[tuple[int, int, int]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tune all shapes; the table is written after each."""
+    from benchmarks.driver import attempted, on_device
     from benchmarks.measuring import Deadline, surroundings, write_json
 
-    given = arguments(argv)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    given, device = arguments(argv), on_device()
     deadline, errors = Deadline(given.limit_s), 0
     table: dict[str, Any] = {
         **surroundings(device),
@@ -182,24 +176,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     for shape in work(given.tiny):
         if deadline.passed:
             break
-        start = time.monotonic()
-        try:
-            table["gemm"].append(tune_product(shape, device, given.tiny, given.repeats))
-            m, _, k = shape
-            if str(k) not in table["quantize"] and (given.tiny or m > 4096):
-                rows = tune_rows(m, k, device, given.repeats)
-                table["rows"].append({"tokens": m, "columns": k, "ms": rows})
-                if rows:
-                    table["quantize"][str(k)] = min(rows, key=lambda warps: rows[warps])
-        except Exception:  # one shape must not cost the others their time
-            traceback.print_exc()
+        found = attempted(partial(tune_shape, shape, table, device, given))
+        if "error" in found:
             errors += 1
             continue
         last = table["gemm"][-1]
-        took = time.monotonic() - start
+        took = found["took_s"]
         print(f"{shape}: {last['tflops']:.0f} TFLOP/s {last['tiles']} in {took:.0f} s", flush=True)
         write_json(given.output, table)
     return 1 if errors else 0
+
+
+def tune_shape(
+    shape: tuple[int, int, int], table: dict[str, Any], device: torch.device, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Add the product of ``shape`` to the table and, once for each width, the quantizer."""
+    table["gemm"].append(tune_product(shape, device, given.tiny, given.repeats))
+    m, _, k = shape
+    if str(k) not in table["quantize"] and (given.tiny or m > 4096):
+        rows = tune_rows(m, k, device, given.repeats)
+        table["rows"].append({"tokens": m, "columns": k, "ms": rows})
+        if rows:
+            table["quantize"][str(k)] = min(rows, key=lambda warps: rows[warps])
+    return {}
 
 
 if __name__ == "__main__":

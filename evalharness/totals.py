@@ -11,24 +11,12 @@ if TYPE_CHECKING:
     from evalharness.result_schema import DimensionEstimate, Estimate
     from evalharness.stats import Key, Resampler
 
-__all__ = ["total_estimates", "total_value", "totals_of"]
+__all__ = ["total_estimates", "totals_of"]
 
 
 def totals_of(protocol: EvalProtocol) -> tuple[Total, ...]:
     """The protocol's totals; empty where it declares none."""
     return tuple(getattr(protocol, "totals", ()))
-
-
-def total_value(total: Total, values: Mapping[str, float | None]) -> float | None:
-    """The total of raw dimension values; None if one of its dimensions is absent or None."""
-    weights = sum(term.weight for term in total.terms.values())
-    value = 0.0
-    for name, term in total.terms.items():
-        raw = values.get(name)
-        if raw is None:
-            return None
-        value += term.weight * (raw - term.low) / (term.high - term.low)
-    return value / weights
 
 
 def total_estimates(

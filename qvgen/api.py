@@ -13,7 +13,6 @@ from qvgen.config import QuantConfig, QVGenConfig, did_you_mean
 from qvgen.linear import FrozenQuantLinear, QuantLinear
 from qvgen.phi_init import attach_phis_
 from qvgen.quantizers import ClipContext
-from qvgen.transformed import TransformedQuantLinear
 
 
 def quantize_(model: nn.Module, config: QuantConfig | QVGenConfig, skip: Collection[str] = ()) -> nn.Module:
@@ -135,17 +134,6 @@ def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
 def frozen_layers(model: nn.Module) -> Iterator[tuple[str, FrozenQuantLinear]]:
     """Name and module of each layer in inference form."""
     return ((n, m) for n, m in model.named_modules() if isinstance(m, FrozenQuantLinear))
-
-
-def finished_layers(model: nn.Module) -> Iterator[tuple[str, FrozenQuantLinear | TransformedQuantLinear]]:
-    """Name and module of each finished layer, with all that surrounds its codes (for ``stored_bits``)."""
-    for name, module in model.named_modules():
-        parent = name.rpartition(".")[0]
-        if isinstance(module, TransformedQuantLinear) or (
-            isinstance(module, FrozenQuantLinear)
-            and not isinstance(model.get_submodule(parent), TransformedQuantLinear)
-        ):
-            yield name, module
 
 
 def phis(model: nn.Module) -> list[Phi]:

@@ -5,6 +5,7 @@ Importing this module imports no torch, so that a list of methods appears at onc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantMethod:
+class QuantMethod(ABC):
     """Base of the methods built on this library: checked config, ``save`` and ``load``.
 
     Attributes:
@@ -54,17 +55,17 @@ class QuantMethod:
     def __post_init__(self) -> None:
         self.quant_config()
 
+    @abstractmethod
     def quant_config(self) -> QuantConfig:
         """The quantizers this method uses.
 
         Raises:
             ValueError: a field out of range.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         """Quantize ``model`` in place; returns it converted, in eval mode."""
-        raise NotImplementedError
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the converted ``model`` into an existing folder."""

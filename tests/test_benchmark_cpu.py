@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import ptq_cpu
 from benchmarks.qat_cpu import main
+from evalharness.stages import context
 
 
 @pytest.mark.slow
@@ -44,3 +47,27 @@ def test_ratios_come_first_and_follow_from_the_times(tmp_path: Path) -> None:
     assert losses["lsq"][-1] < losses["lsq"][0]
     # Both ways train one student in turns, so its loss falls along both.
     assert losses["qvgen_reference"][-1] < losses["qvgen"][0]
+
+
+@pytest.mark.slow
+def test_quantizing_after_training_is_timed_with_and_without_its_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: list[int] = []
+    collect = context.calibrate
+
+    def counted(*args: Any, **options: Any) -> Any:
+        collected.append(1)
+        return collect(*args, **options)
+
+    monkeypatch.setattr(context, "calibrate", counted)
+    path = tmp_path / "out.json"
+    before = torch.get_num_threads()
+    try:
+        assert ptq_cpu.main(["--methods", "gptq", "--prompts", "1", "--output", str(path)]) == 0
+    finally:
+        torch.set_num_threads(before)
+    found = json.loads(path.read_text())
+    assert (found["prompts"], found["bits"], found["threads"]) == (1, 4, 1)
+    assert set(found["methods"]["gptq"]) == {"seconds", "seconds_calibrated", "target_s"}
+    assert len(collected) == 1, "the second start finds what the first has collected"

@@ -21,7 +21,8 @@ class Entry:
     Attributes:
         file: the converted file in the weights folder, safetensors.
         original: the file as published, below VBench's cache folder.
-        kind: how the original is read: ``state_dict`` (a pickle of tensors) or ``torchscript``.
+        kind: what ``evalharness.torchfiles`` finds in the original: ``state_dict`` (names and tensors, from
+            ``torch.save``) or ``torchscript`` (a module's archive, whose code is left alone).
         renaming: name of the rule in ``evalharness.native.renaming`` that fits it to our network.
         megabytes: size of the original.
         sha256: of the original, or its first digits; empty where the publisher gives none.

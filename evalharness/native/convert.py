@@ -2,9 +2,9 @@
 
     python -m evalharness.native.convert --vbench-cache ~/.cache/vbench
 
-Published files are pickles or TorchScript archives. Pickles go through torch's restricted loader,
-which makes tensors and nothing else; of an archive only the parameters are taken. A file whose
-hash is known is refused before it is opened if it differs.
+Published files are checkpoints or TorchScript archives of PyTorch. ``evalharness.torchfiles`` reads
+them as data: nothing is unpickled, no code in them is looked at. A file whose hash is known is refused
+before it is opened if it differs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from evalharness.errors import UserError, guarded, one_line, unknown
@@ -20,6 +20,7 @@ from evalharness.hashing import file_sha256
 from evalharness.native.catalogue import CATALOGUE, Entry
 from evalharness.native.renaming import RENAMINGS, State
 from evalharness.native.weights import store, weights_folder
+from evalharness.torchfiles.tensors import read, read_module, read_state
 
 __all__ = ["convert", "find", "main"]
 
@@ -84,14 +85,21 @@ def _read(path: Path, entry: Entry) -> State:
     if entry.kind == "bytes":
         return {"bytes": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
     if entry.kind == "torchscript":
-        module = torch.jit.load(str(path), map_location="cpu")
-        return {k: tensor.float() for k, tensor in module.state_dict().items() if tensor.is_floating_point()}
-    # The restricted loader: tensors and plain containers only, never a call that the file names.
-    state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    state = state.get(entry.inside, state) if entry.inside and isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path}: not a mapping of names to tensors")
-    return dict(state)
+        return {
+            key: tensor.float() for key, tensor in read_module(path).items() if tensor.is_floating_point()
+        }
+    return _inner(path, entry.inside) if entry.inside else read_state(path)
+
+
+def _inner(path: Path, key: str) -> State:
+    """The tensors that the file keeps under ``key``; others may lie beside it."""
+    import torch
+
+    whole = read(path)
+    state = whole.get(key) if isinstance(whole, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path}: no mapping of names to tensors under {key!r}")
+    return state
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from evalharness.api import Sample, Video
@@ -14,16 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["FrameLikeness"]
 
 
-class FrameLikeness(NativeMetric):
+class FrameLikeness(NativeMetric, ABC):
     """Likeness of each frame's features to the frame before and to the first.
 
     VBench averages over all pairs of all videos; the harness over videos. Both agree where all
     videos are of one length, as within a run they are.
     """
 
+    @abstractmethod
     def features(self, video: Video) -> np.ndarray:
         """[T, D], of any length."""
-        raise NotImplementedError
 
     def score(self, video: Video, sample: Sample) -> float:
         """In [0, 1].

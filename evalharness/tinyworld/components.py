@@ -68,10 +68,10 @@ def build_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLCogVideoX:
     )
 
 
-def build_transformer(latent_channels: int = LATENT_CHANNELS) -> CogVideoXTransformer3DModel:
-    """Five CogVideoX blocks of width 240."""
+def build_transformer(latent_channels: int = LATENT_CHANNELS, heads: int = 6) -> CogVideoXTransformer3DModel:
+    """Five CogVideoX blocks of width ``40 * heads``; the shipped model's is 240."""
     return CogVideoXTransformer3DModel(
-        num_attention_heads=6,
+        num_attention_heads=heads,
         attention_head_dim=40,
         in_channels=latent_channels,
         out_channels=latent_channels,

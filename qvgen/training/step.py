@@ -119,7 +119,8 @@ class GraphedStep:
         for batch, fixed in zip(batches, self._batches, strict=True):
             _copy(batch, fixed)
         assert self._graph is not None
-        self._graph.replay()
+        with _RECORDING:  # no thread may replay while another one records
+            self._graph.replay()
         return self._losses
 
     def _warm_up(self, batches: Sequence[Any]) -> Losses:
@@ -134,7 +135,7 @@ class GraphedStep:
         """Recording runs nothing, so weights and moments stay as they are."""
         self._batches = [_fixed(batch) for batch in batches]
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on training meanwhile.
+        # Other threads may go on meanwhile, up to their next replay.
         with (
             _RECORDING,
             torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),

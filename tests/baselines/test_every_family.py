@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from baselines.efficientdm import EfficientDM
 from baselines.lsq import LSQ
 from baselines.qdm import QDM
 from baselines.rtn import RTN, RTNMinMax
-from qvgen.api import finished_layers
+from qvgen.config import QuantConfig
 from qvgen.method import KDQAT, QuantMethod, QVGen
 from qvgen.training.recipe import TrainRecipe
 from tests.baselines.test_ptq_survival import cogvideox, wan
+from tests.finished import finished_layers
 
 Family = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
 
@@ -171,3 +173,13 @@ def test_nan_in_the_data_is_refused(name: str) -> None:
     named = r"layer \S+: an input holds NaN" if name.endswith("author") else "training diverged"
     with pytest.raises(ValueError, match=named):
         build(name).apply(model, context)
+
+
+def test_a_method_states_its_quantizers_and_how_it_applies_them() -> None:
+    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+    class Half(QuantMethod):
+        def quant_config(self) -> QuantConfig:
+            return QuantConfig(w_bits=self.w_bits, a_bits=self.a_bits)
+
+    with pytest.raises(TypeError, match=r"abstract class Half .*apply"):
+        Half(w_bits=4, a_bits=4)  # type: ignore[abstract]

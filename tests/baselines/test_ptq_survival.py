@@ -16,10 +16,10 @@ from baselines.gptq import GPTQ
 from baselines.rtn import RTN, RTNStatic
 from baselines.svdquant import SVDQuant
 from baselines.viditq import ViDiTQ
-from qvgen.api import finished_layers
 from qvgen.linear import FrozenQuantLinear
 from qvgen.method import QuantMethod
 from tests.baselines.ptq import LAYERS, Context, distance, inputs, make_block, sample
+from tests.finished import finished_layers
 
 Make = Callable[..., QuantMethod]
 

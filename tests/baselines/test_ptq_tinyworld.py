@@ -20,8 +20,8 @@ from baselines.svdquant import SVDQuant
 from baselines.viditq import ViDiTQ
 from evalharness.calibration import calibrate
 from evalharness.models import tinyworld
-from qvgen.api import finished_layers
 from qvgen.method import QuantMethod
+from tests.finished import finished_layers
 
 BLOCKS = ("transformer_blocks.0.", "transformer_blocks.3.")
 STEPS, PROMPTS = 6, 2

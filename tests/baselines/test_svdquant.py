@@ -23,10 +23,10 @@ from baselines.low_rank import (
     top_svd,
 )
 from baselines.svdquant import GELU_SHIFT, SVDQuant
-from qvgen.api import finished_layers
 from qvgen.config import QuantConfig
 from qvgen.transformed import TransformedQuantLinear
 from tests.baselines.ptq import Context, distance, inputs, make_block, sample
+from tests.finished import finished_layers
 
 FAIR = QuantConfig(w_bits=4, a_bits=4, zero_point="fixed", range_init="minmax")
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from baselines.balancing import balance, balanced_error, channel_mask, rounded_twice
 from baselines.mixed_precision import promoted_layers
 from baselines.viditq import ALPHAS, AUTHOR_ALPHA, BalanceOptions, ViDiTQ
-from qvgen.api import finished_layers, frozen_layers
+from qvgen.api import frozen_layers
 from qvgen.config import QuantConfig
 from tests.baselines.ptq import Context, distance, inputs, make_block, sample
+from tests.finished import finished_layers
 
 CONFIG = QuantConfig(w_bits=4, a_bits=4, zero_point="fixed", range_init="minmax")
 

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,12 @@ import yaml
 
 from evalharness.cells import build_method
 from evalharness.errors import UserError
+from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.tinyworld.claims import arms as driver
 from evalharness.tinyworld.claims.grid import Grid, read_grid
 from evalharness.tinyworld.claims.shared import ArmContext, Shared
+from evalharness.tinyworld.components import build_transformer
 from qvgen.method import KDQAT
 
 GRID = {
@@ -145,6 +148,83 @@ def test_the_list_names_arms_and_cost_and_trains_nothing(
         driver.main([*arguments[:4], "--save", "qvgen-w9a9"])
     with pytest.raises(UserError, match="unknown block 'cor'; did you mean 'core'"):
         driver.main([*arguments[:4], "--blocks", "cor"])
+
+
+@pytest.mark.parametrize("diverges", ["qvgen", "none of them"])
+def test_arms_with_an_error_are_counted_named_and_an_exit_code(
+    stub: Stub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    diverges: str,
+) -> None:
+    def apply(self: KDQAT, module: Any, ctx: Any) -> Any:
+        if self.name == diverges:
+            raise ValueError("training diverged: loss nan")
+        return module
+
+    monkeypatch.setattr(KDQAT, "apply", apply)
+    monkeypatch.setattr(driver, "Shared", lambda *_: stub)
+    caplog.set_level(logging.INFO)
+    out = tmp_path / "out"
+    code = driver.main(["--grid", str(tmp_path / "grid.yaml"), "--out", str(out)])
+    if diverges == "qvgen":
+        assert code == 1
+        assert caplog.messages[-3:] == [
+            "2 of 2 arms finished, 1 of them with an error",
+            "qvgen-w4a4-s3: ValueError: training diverged: loss nan",
+            f"to train an arm again, delete its folder in {out / 'arms'}",
+        ]
+    else:
+        assert code == 0
+        assert caplog.messages[-1] == "2 of 2 arms finished, 0 of them with an error"
+
+
+def test_a_recipe_for_another_device_is_found_before_any_arm(tmp_path: Path) -> None:
+    read(tmp_path, recipe={"steps": 2, "batch_size": 2, "compile": "graph"})
+    out = tmp_path / "out"
+    arguments = ["--grid", str(tmp_path / "grid.yaml"), "--out", str(out)]
+    with pytest.raises(
+        UserError, match=r"kd-qat-w4a4-s3: compile: graph .* --device is cpu; take --device cuda"
+    ):
+        driver.main(arguments)
+    assert not out.exists()
+    assert driver.main([*arguments, "--list"]) == 0, "the list costs nothing and is for any device"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    read(tmp_path)
+    with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device here"):
+        driver.main(["--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "o"), "--device", "cuda"])
+
+
+def test_a_pipeline_that_is_none_or_whose_weights_could_not_be_scored_is_refused(tmp_path: Path) -> None:
+    read(tmp_path)
+    arguments = ["--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "o"), "--pipeline"]
+    with pytest.raises(UserError, match=r"no model_index\.json there"):
+        driver.main([*arguments, str(tmp_path)])
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="--save is for the shipped model"):
+        driver.main([*arguments, str(tmp_path), "--save", "qvgen"])
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_arms_of_another_width_learn_from_that_model(tmp_path: Path) -> None:
+    """The shipped pipeline around a transformer of 2 heads instead of 6."""
+    shutil.copytree(PIPELINE, tmp_path / "narrow")
+    shutil.rmtree(tmp_path / "narrow" / "transformer")
+    torch.manual_seed(0)
+    build_transformer(heads=2).save_pretrained(tmp_path / "narrow" / "transformer")
+    grid = read(tmp_path, blocks={"core": {"arms": ["kd-qat"], "bits": [4], "seeds": [3]}})
+    narrow, shipped = Shared(grid, "cpu", tmp_path / "narrow"), Shared(grid, "cpu")
+    assert driver.train_arms(grid, narrow, tmp_path / "out") == 0
+    found = record(tmp_path / "out", "kd-qat-w4a4-s3")
+    assert narrow.teacher.config.num_attention_heads * 40 == 80
+    assert found["model_fingerprint"] == narrow.fingerprint != shipped.fingerprint
+    with pytest.raises(ValueError, match="other options"):
+        driver.train_arms(grid, shipped, tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,23 @@ def test_a_recorded_step_trains_like_the_plain_one(
     assert recorded[:4] == pytest.approx(plain[:4], rel=1e-4)
     assert recorded == pytest.approx(plain, rel=0.02)
     assert max(plain) > 1.3 * min(plain)
+
+
+def test_recorded_steps_in_threads_beside_each_other(
+    make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
+) -> None:
+    """One thread records while others replay; six trainings in three threads see that often."""
+    alone = losses(make_model, make_context, "cuda", compile="graph")
+
+    def train(_: int) -> list[float]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return losses(make_model, make_context, "cuda", compile="graph")
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(train, range(6)))
+    assert [one[0] for one in found] == pytest.approx([alone[0]] * 6, rel=1e-4)
+    for one in found:
+        assert one == pytest.approx(alone, rel=0.02)
 
 
 def test_a_recorded_step_refuses_a_batch_of_another_shape(

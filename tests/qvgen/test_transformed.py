@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from qvgen.api import finish_, finished_layers, frozen_layers
+from qvgen.api import finish_, frozen_layers
 from qvgen.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_quantized, save_quantized
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import weight_codes
 from qvgen.quantizers import initial_scale
 from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes
+from tests.finished import finished_layers
 
 CONFIG = QuantConfig(w_bits=3, a_bits=4, zero_point="fixed")
 STATIC = dataclasses.replace(CONFIG, a_granularity="tensor", a_range="static")

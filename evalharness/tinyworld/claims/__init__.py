@@ -6,7 +6,7 @@
 
 The first trains every arm of the grid one after another in one process; several processes (one for each
 GPU, say) may share one output folder. The second compares trainings, the third the scores that
-``evalharness run`` gave their checkpoints; both need SciPy (``pip install 'evalharness[dev]'``).
+``evalharness run`` gave their checkpoints.
 
 No width axis: another width needs another full-precision model, which the package does not ship.
 """

@@ -6,8 +6,8 @@ Start it once for each GPU (``CUDA_VISIBLE_DEVICES``) with the same ``--out``: e
 arm that is neither finished nor held by another. Started again, it goes on where it was stopped; an arm
 that was cut off begins anew. ``--lanes 3`` trains three arms at a time; ``--seeds`` leaves other seeds, and
 rendering their clips, to another process. An arm's folder ``arms/<label>-<bits>-s<seed>`` holds
-``train.jsonl`` and, once it is finished, ``record.json``. An arm that diverged is finished too, and its
-record says so.
+``train.jsonl`` and, once it is finished, ``record.json``. An arm that diverged is finished too: its record
+holds the error, the last line counts it, and the exit code is 1.
 
 With ``--save qvgen-w3a3,kd-qat-w3a3`` these arms' weights stand in ``checkpoints/s<seed>/<label>-<bits>``
 (4.4 MB each), and a config beside them: ``evalharness run --config checkpoints/run.yaml --seeds 0 --load
@@ -36,10 +36,11 @@ import yaml
 from evalharness.cells import build_method
 from evalharness.checkpoints import CARD_NAME, checkpoint_card
 from evalharness.config import comma_list
-from evalharness.device import synchronize
+from evalharness.device import resolve_device, synchronize
 from evalharness.errors import UserError, one_line, unknown
 from evalharness.hashing import digest, jsonable, tree_sha256
 from evalharness.manifest import PACKAGES, git_state, hardware
+from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import TEMP_PREFIX, atomic_write_json, atomic_write_text, read_json, replace_folder
@@ -57,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; 1 if arms are left that this process did not get to."""
+    """Command line; 1 if arms are left that this process did not get to, or ended in an error."""
     args = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     registry = Registry()
@@ -72,14 +73,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in args.save:
         if not any(_is_named(arm, [name]) for arm in grid.arms):
             raise unknown("arm in --save", name, {arm.cell.checkpoint_name for arm in grid.arms})
+    _check_device(grid, registry, args.device)
+    _check_pipeline(args.pipeline, args.save)
     if args.save:
         _write_run_config(grid, args.save, args.out / "checkpoints" / "run.yaml")
-    shared = Shared(grid, args.device)
+    shared = Shared(grid, args.device, args.pipeline)
     if args.tf32:
         _take_tf32(shared)
     left = train_arms(grid, shared, args.out, save=args.save, minutes=args.minutes, lanes=args.lanes)
-    log.info("%d of %d arms finished", len(grid.arms) - left, len(grid.arms))
-    return 1 if left else 0
+    failed = _errors(grid, args.out)
+    log.info(
+        "%d of %d arms finished, %d of them with an error", len(grid.arms) - left, len(grid.arms), len(failed)
+    )
+    for name, error in failed.items():
+        log.warning("%s: %s", name, error)
+    if failed:
+        log.warning("to train an arm again, delete its folder in %s", args.out / "arms")
+    return 1 if left or failed else 0
+
+
+def _check_device(grid: Grid, registry: Registry, device: str) -> None:
+    """Find what would end every arm before the first one begins.
+
+    Raises:
+        UserError: no such device here, or a recipe that needs another one.
+    """
+    resolve_device(device)
+    for arm in grid.arms:
+        recipe = jsonable(build_method(registry, arm.cell)).get("recipe") or {}
+        if recipe.get("compile") == "graph" and device != "cuda":
+            raise UserError(
+                f"{arm.cell.id}: compile: graph records CUDA graphs, but --device is {device}; take --device "
+                "cuda, or compile: off or default in the grid's recipe"
+            )
+
+
+def _check_pipeline(folder: Path, save: Sequence[str]) -> None:
+    """Refuse what is no pipeline, and to keep weights that ``evalharness run`` would load into another.
+
+    Raises:
+        UserError: either.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"--pipeline {folder}: no model_index.json there; give a saved pipeline")
+    if save and folder != PIPELINE:
+        raise UserError("--save is for the shipped model, on which runs score; leave it or --pipeline out")
+
+
+def _errors(grid: Grid, out: Path) -> dict[str, str]:
+    """Cell id -> error, of the finished arms that have one instead of a result."""
+    records = {arm.cell.id: read_json(_folder(out, arm) / RECORD_NAME) or {} for arm in grid.arms}
+    return {name: str(record["error"]) for name, record in records.items() if record.get("error")}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +134,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, default=1, help="arms that train at a time")
     parser.add_argument("--out", type=Path, default=Path("build/claims"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--pipeline", type=Path, default=PIPELINE, help="another full-precision model of this make"
+    )
     parser.add_argument("--minutes", type=float, help="begin no arm after so many minutes")
     parser.add_argument("--save", type=_names, default=[], help="arms whose weights are kept: a,b-w3a3")
     parser.add_argument("--tf32", action="store_true", help="TF32 products on CUDA; the records say so")

@@ -41,15 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_report(runs: Sequence[Run], grid: Grid, out: Path) -> None:
-    """Write all files; the same bytes for the same runs.
-
-    Raises:
-        UserError: SciPy is missing.
-    """
-    try:
-        found = findings(runs, grid)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error}; install it with: pip install 'evalharness[dev]'") from error
+    """Write all files; the same bytes for the same runs."""
+    found = findings(runs, grid)
     drawn = figures(runs, found, grid)
     for name, (png, _) in drawn.items():
         atomic_write_bytes(out / name, png)

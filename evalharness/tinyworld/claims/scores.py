@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evalharness.api import Bits
 from evalharness.config import comma_list, parse_bits
 from evalharness.errors import UserError
 from evalharness.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from evalharness.tinyworld.claims.score_document import as_csv, as_markdown
 from evalharness.tinyworld.claims.score_figures import score_figures
 from evalharness.tinyworld.claims.score_findings import Pair, score_findings
-from evalharness.tinyworld.claims.scored import Scores, read_scored
+from evalharness.tinyworld.claims.scored import read_scored
 
 HYPOTHESES = "qvgen:kd-qat,qvgen:lsq,qvgen-until75:qvgen,qvgen:qvgen-drop"
 TRENDS = "qvgen:kd-qat,qvgen:lsq"  # the paper: most at 3 bits
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     scores = read_scored(_folders(args.runs))
     hypotheses, trends = _pairs("--hypotheses", args.hypotheses), _pairs("--trends", args.trends)
-    found = _findings(scores, hypotheses, trends, parse_bits(args.most_at)[0])
+    found = score_findings(scores, hypotheses, trends, parse_bits(args.most_at)[0])
     if gaps := found["missing"]:
         log.warning("%d gaps, named in claims-scores.md; the first: %s", len(gaps), gaps[0])
     write_scores(found, args.out)
@@ -59,15 +58,6 @@ def write_scores(found: Mapping[str, Any], out: Path) -> None:
     atomic_write_json(out / "claims-scores.json", found)
     atomic_write_text(out / "claims-scores.csv", as_csv(found))
     atomic_write_text(out / "claims-scores.md", as_markdown(found, captions))
-
-
-def _findings(
-    scores: Scores, hypotheses: Sequence[Pair], trends: Sequence[Pair], most_at: Bits
-) -> dict[str, Any]:
-    try:
-        return score_findings(scores, hypotheses, trends, most_at)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error}; install it with: pip install 'evalharness[dev]'") from error
 
 
 def _folders(text: str) -> dict[str, Path]:

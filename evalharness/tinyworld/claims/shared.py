@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from evalharness.api import TrainBatch
 from evalharness.device import synchronize
 from evalharness.executor import WorkerSpec
-from evalharness.models.tinyworld import LoadedTinyWorld, TinyWorld
+from evalharness.models.tinyworld import PIPELINE, LoadedTinyWorld, TinyWorld
 from evalharness.session import Session
 from evalharness.stages.context import StageContext
 from evalharness.tinyworld.claims.grid import VALIDATION_SEED, Arm, Grid
@@ -42,8 +42,8 @@ class _LoadedForMany(LoadedTinyWorld):
 
 
 class _TinyWorldForMany(TinyWorld):
-    def __init__(self, clips: int) -> None:
-        super().__init__()
+    def __init__(self, clips: int, folder: Path) -> None:
+        super().__init__(folder)
         self.clips = clips
 
     def load(self, device: str) -> LoadedTinyWorld:
@@ -53,16 +53,21 @@ class _TinyWorldForMany(TinyWorld):
 class Shared:
     """Loads each thing when first asked for, once.
 
+    Args:
+        grid: its arms are trained.
+        device: ``cpu`` or ``cuda``.
+        pipeline: folder of a full-precision model of tinyworld's make; the records hold its fingerprint.
+
     Attributes:
         session: the harness's own, so that arithmetic and plugins are those of ``evalharness run``.
     """
 
-    def __init__(self, grid: Grid, device: str) -> None:
+    def __init__(self, grid: Grid, device: str, pipeline: Path = PIPELINE) -> None:
         self.grid = grid
         self.session = Session(
             WorkerSpec(model="tinyworld", protocol="tinyworld", device=device, skip_layers="std")
         )
-        self.session.model = _TinyWorldForMany(grid.training_clips)
+        self.session.model = _TinyWorldForMany(grid.training_clips, pipeline)
 
     @cached_property
     def loaded(self) -> LoadedTinyWorld:

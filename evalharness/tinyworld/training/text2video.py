@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--average", type=float, default=0.9995)
     parser.add_argument("--seed", type=int, default=0, help="of the clips; another one with --init")
     parser.add_argument("--init", type=Path, help="pipeline folder to go on from")
+    parser.add_argument("--heads", type=int, default=6, help="attention heads of 40; without --init")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -220,7 +221,7 @@ def main() -> None:
         text_encoder, transformer = start.text_encoder, start.transformer
     else:
         text_encoder = components.build_text_encoder(len(tokenizer))
-        transformer = components.build_transformer(vae.config.latent_channels)
+        transformer = components.build_transformer(vae.config.latent_channels, args.heads)
     model = TextToVideo(text_encoder, transformer).to(device).train()
     generator = torch.Generator().manual_seed(7919 * (args.seed + 1) + rank())
     clips = encode_clips(vae, tokenizer, args.clips, generator, device, weigh=True)

@@ -12,6 +12,7 @@ import torch
 from evalharness.api import Skip
 from evalharness.native import catalogue, convert, weights
 from evalharness.native.catalogue import CATALOGUE, Entry
+from evalharness.native.likeness import FrameLikeness
 from evalharness.native.raft import Raft
 from evalharness.native.vit import ClipImage
 
@@ -198,6 +199,11 @@ def test_the_same_tensors_make_the_same_file(folder: Path, tmp_path: Path) -> No
     one = weights.store("aesthetic-linear", state, tmp_path / "1").read_bytes()
     other = weights.store("aesthetic-linear", dict(reversed(state.items())), tmp_path / "2").read_bytes()
     assert one == other
+
+
+def test_a_likeness_without_features_cannot_be_made(folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"abstract class FrameLikeness .*features"):
+        FrameLikeness()  # type: ignore[abstract]
 
 
 def test_a_broken_card_is_named(folder: Path) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qvgen.api import finished_layers, frozen_layers
+from qvgen.api import frozen_layers
 from qvgen.packed.backends import Backend
 from qvgen.packed.convert import pack_, packed_layers
+from tests.finished import finished_layers
 
 
 def compare(model: nn.Module, call: Callable[[nn.Module], object], tolerance: float = 1e-5) -> nn.Module:

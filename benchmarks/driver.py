@@ -1,0 +1,143 @@
+"""What benchmark scripts share: their command line, and parts that run one after the other.
+
+    parser = command_line(__doc__, "mine.json", repeats=15, limits_s={"kernels": 60.0, "step": 240.0})
+    parser.add_argument("--frames", type=int, default=13)
+    given = parsed(parser, argv, PARTS)
+    return run_parts(given.parts, lambda part: PARTS[part](given, limit_s(given, part)), given)
+
+A part returns a dict with its ``ratios`` and whatever else is to be recorded. One that fails is
+recorded with its error and costs the others nothing; results are written after each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import surroundings, write_json
+
+__all__ = ["attempted", "command_line", "limit_s", "on_device", "parsed", "print_tree", "run_parts"]
+
+
+def command_line(
+    doc: str | None, output: str, *, repeats: int | None = None, limits_s: Mapping[str, float] | None = None
+) -> argparse.ArgumentParser:
+    """The options that scripts have in common; further ones may be added.
+
+    Args:
+        doc: of the script; its first line becomes the description.
+        output: name of the file that is written if none is given.
+        repeats: default of ``--repeats``; no such option if None.
+        limits_s: the script's parts and how many seconds each may take: ``--parts``, and a
+            ``--NAME-s`` for each. Without it the script takes care of its parts itself.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    if limits_s is not None:
+        parser.add_argument("--parts", default=",".join(limits_s), help="comma-separated; default: all")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
+    parser.add_argument("--output", type=Path, default=Path(output))
+    if repeats is not None:
+        help_ = "timed turns of each variant, at most"
+        parser.add_argument("--repeats", type=int, default=repeats, help=help_)
+    for part, seconds in (limits_s or {}).items():
+        help_ = "seconds after which this part begins no further measurement"
+        parser.add_argument(f"--{part.replace('_', '-')}-s", type=float, default=seconds, help=help_)
+    return parser
+
+
+def parsed(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    parts: Collection[str] = (),
+    option: str = "parts",
+) -> argparse.Namespace:
+    """What was given, with the parts as a list; ends the program if it makes no sense.
+
+    Args:
+        parser: from ``command_line``.
+        argv: the arguments; those of the program if None.
+        parts: allowed values in the comma-separated ``option``; not looked at if there are none.
+        option: its name.
+    """
+    given = parser.parse_args(argv)
+    if parts:
+        names = getattr(given, option).split(",")
+        setattr(given, option, names)
+        for name in names:
+            if name not in parts:
+                parser.error(f"--{option}: {name!r} is none of {', '.join(parts)}")
+    if not torch.cuda.is_available() and not given.tiny:
+        parser.error("torch sees no CUDA device; --tiny tries the script without one")
+    return given
+
+
+def on_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def limit_s(given: argparse.Namespace, part: str) -> float:
+    """The seconds of ``--PART-s``."""
+    return float(getattr(given, f"{part}_s"))
+
+
+def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``measure`` returns, or its error: one part that fails must not cost the others their time."""
+    start = time.monotonic()
+    try:
+        found = measure()
+    except Exception as error:
+        traceback.print_exc()
+        found = {"ratios": {}, "error": f"{type(error).__name__}: {error}"}
+    found["took_s"] = round(time.monotonic() - start, 1)
+    return found
+
+
+def run_parts(
+    names: Iterable[str],
+    measure: Callable[[str], dict[str, Any]],
+    given: argparse.Namespace,
+    facts: Callable[[], Mapping[str, Any]] = dict,
+) -> int:
+    """Measure the parts; results go to ``given.output`` after each.
+
+    Args:
+        names: of the parts, in order.
+        measure: gives what is found of one.
+        given: from ``parsed``.
+        facts: what else is to be recorded; asked after each part.
+
+    Returns:
+        0 if all parts ended well, else 1.
+    """
+    device = on_device()
+    parts: dict[str, dict[str, Any]] = {}
+    results = {"tiny": given.tiny, **surroundings(device)}
+    for name in names:
+        parts[name] = found = attempted(partial(measure, name))
+        ratios = {part: entry["ratios"] for part, entry in parts.items()}
+        write_json(given.output, {**results, **facts(), "ratios": ratios, "parts": parts})
+        print(f"{name}, {found['took_s']} s", flush=True)
+        print_tree(found["ratios"])
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return 1 if any("error" in found for found in parts.values()) else 0
+
+
+def print_tree(ratios: Mapping[str, Any], indent: str = "  ") -> None:
+    """One ratio a line."""
+    for name, value in ratios.items():
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+            print(f"{indent}{name}")
+            print_tree(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {value}", flush=True)

@@ -1,0 +1,134 @@
+"""Figures in the documents are those of the records beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "results" / "benchmarks"
+
+
+def record(name: str) -> Any:
+    return json.loads((RECORDS / name).read_text())
+
+
+def row(document: str, first: str) -> list[str]:
+    """The cells of the one table row of ``document`` that begins with ``first``."""
+    lines = (ROOT / "docs" / document).read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def over(sides: Any, side: str, base: str) -> float:
+    return float(sides[side]["median_ms"] / sides[base]["median_ms"])
+
+
+@pytest.mark.parametrize("setting", record("qat_cpu.json")["settings"])
+def test_training_on_a_cpu(setting: str) -> None:
+    found = record("qat_cpu.json")["settings"][setting]
+    *ratios, plain_ms = row("benchmarks.md", setting)
+    assert plain_ms == f"{found['sides']['plain']['median_ms']:.0f}"
+    for side, cell in zip(("qvgen", "lsq", "qvgen_reference"), ratios, strict=True):
+        median, turns = cell.split(" ", 1)
+        assert median == f"{over(found['sides'], side, 'plain'):.2f}"
+        least, largest = map(float, turns.strip("()").split(" to "))
+        kept = found["ratios_of_turns"][f"{side}_to_plain"]  # to four digits
+        assert least == pytest.approx(kept["min"], abs=0.00501)
+        assert largest == pytest.approx(kept["max"], abs=0.00501)
+
+
+def test_packed_layers_on_a_cpu() -> None:
+    settings = record("packed_cpu.json")["settings"]
+    found = [settings[f"{bits}, threads 1"] for bits in ("w4a4", "w3a3", "w2a2")]
+    assert row("packed.md", "float32, ms") == [f"{s['times']['fp32']['median_ms']:.1f}" for s in found]
+    for first, side in (
+        ("fake-quantized / float32", "fake"),
+        ("packed, `cpu` / float32", "packed_cpu"),
+        ("packed, `reference` / float32", "packed_reference"),
+    ):
+        shown = [cell.strip("*") for cell in row("packed.md", first)]
+        assert shown == [f"{over(s['times'], side, 'fp32'):.2f}" for s in found]
+    held = "all tensors held, MB: float32 20.4, fake 23.9, packed `cpu`"
+    assert row("packed.md", held) == [f"{s['held_mb']['packed_cpu']:.1f}" for s in found]
+    assert {(f"{s['held_mb']['fp32']:.1f}", f"{s['held_mb']['fake']:.1f}") for s in found} == {
+        ("20.4", "23.9")
+    }
+    shown = row("packed.md", "packed weights of quantized linears, MB")
+    assert shown == [f"{s['packed_mb']:.2f}" for s in found]
+
+
+def test_training_on_a_gpu() -> None:
+    found = record("qat_step-h100.json")
+    parts = found["parts"]
+    sides, phi = parts["step"]["sides"], parts["phi"]
+    linears = record("qat_linears-h100.json")["parts"]["linears"]  # measured again later
+    plain, fused, again = (sides[name] for name in ("plain", "fused", "plain again"))
+
+    def measured(first: str) -> str:
+        return row("benchmarks.md", first)[0]
+
+    ratio = 2 * fused["median_ms"] / (plain["median_ms"] + again["median_ms"])
+    assert measured("QAT step over plain bf16 distillation, time") == (
+        f"{ratio:.3f} ({fused['median_ms']:.0f} ms over {plain['median_ms']:.0f} and "
+        f"{again['median_ms']:.0f} ms)"
+    )
+    assert measured("the same, peak memory") == (
+        f"{fused['peak_mb'] / plain['peak_mb']:.3f} ({fused['peak_mb'] / 1e3:.2f} GB over "
+        f"{plain['peak_mb'] / 1e3:.2f} GB)"
+    )
+    for how, times in (("as CUDA graphs", "as_graphs"), ("launched from Python", "variants")):
+        ours, theirs = (linears[times][side]["median_ms"] for side in ("fused", "plain"))
+        shown = measured(f"linears of a block over plain `nn.Linear`, {how}")
+        assert shown == f"{ours / theirs:.2f} ({ours:.1f} ms over {theirs:.1f} ms)"
+    times = linears["variants"]
+    assert measured("released arithmetic over ours, launched from Python") == (
+        f"{over(times, 'official', 'fused'):.1f} ({times['official']['median_ms']:.1f} ms over "
+        f"{times['fused']['median_ms']:.1f} ms)"
+    )
+    assert measured("unfused over plain") == f"{over(times, 'unfused', 'plain'):.1f}"
+    assert measured("released arithmetic over plain") == f"{over(times, 'official', 'plain'):.1f}"
+    halving = phi["ratios"]["halving_s"]
+    svds = phi["full_svds_all_layers_s"] / halving
+    assert measured("full SVDs of all 245 layers over one rank halving") == (
+        f"{round(svds, -2):.0f} ({halving:.3f} s)"
+    )
+    assert measured("error of a re-factorised product") == (
+        f"{phi['ratios']['reconstruction_error']:.0e}".replace("e-0", "e-")
+    )
+    assert measured("range search and leading factors of all layers") == f"{phi['ratios']['init_s']:.0f} s"
+    least = math.floor(min(phi["captured_energy"].values()) * 1e8) / 1e8
+    assert measured("energy that Phi captures over the best of its rank") == f"{least:.8f} at least"
+    assert found["commit"] == "30ccfe6"
+    assert "set by hand" in found["note"]
+    assert "Two runs are merged" in found["note"]
+
+
+def test_packed_linears_on_a_gpu() -> None:
+    parts = record("linear-h100.json")["parts"]
+    for name, part in (("CogVideoX-2B", "cog_2b"), ("Wan2.1-1.3B", "wan_1_3b"), ("Wan2.1-14B", "wan_14b")):
+        graphs, eager = parts[part]["as_graphs"], parts[part]["eager"]
+        faster = [over(graphs, "bf16", side) for side in ("w4a4", "w3a3", "w4a4_shared_clips")]
+        faster.append(over(eager, "bf16", "w4a4"))
+        assert row("benchmarks.md", name)[:4] == [f"{times:.2f}" for times in faster]
+    document = (ROOT / "docs" / "benchmarks.md").read_text()
+    shapes = parts["gemm"]["shapes_m_n_k"]
+    shown = [shape for shape in shapes if f"| {shape.replace('x', ' x ')} |" in document]
+    assert len(shown) == 7
+    for shape in shown:
+        found = shapes[shape]
+        figures = [f"{found['int8']['pflop_per_s']:.2f}", f"{over(found, 'bf16', 'int8'):.2f}"]
+        assert row("benchmarks.md", shape.replace("x", " x "))[:2] == figures
+
+
+def test_rotation_on_a_gpu() -> None:
+    linears = record("hadamard-h100.json")["parts"]["shares"]["linears"]
+    for name, found in linears.items():
+        times = {side: entry["median_ms"] for side, entry in found["times"].items()}
+        shares = (times["quantize"] / times["linear"], found["added_ms"] / times["linear"])
+        shown = [f"{times['linear']:.3f} ms", *(f"{100 * share:.0f} %" for share in shares)]
+        assert row("benchmarks.md", name.replace("->", "to"))[:3] == shown
