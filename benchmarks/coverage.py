@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py --output results/statistics
 
-Two kinds. The leaderboard's bootstrap over prompts (``evalharness.stats``) at 50 to 1000 prompts: scores of
+Two kinds. The leaderboard's intervals over prompts (``evalharness.stats``) at 50 to 1000 prompts: scores of
 0 to 1 from a narrow, a skewed and a two-humped population, one video a prompt or one to five, and the mean of
 several dimensions with overlapping prompts. The comparison's t intervals (``evalharness.effects``) with 1 to
 5 seeds, for components that make seeds matter not at all, a little or most.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from evalharness.effects import effect_of
-from evalharness.stats import Interval, Key, Resampler, bootstrap_ci, joint_mean
+from evalharness.stats import Interval, Key, Kind, Resampler, bootstrap_ci, joint_mean
 
 PROMPTS = (50, 100, 200, 500, 1000)
 SEEDS = (1, 2, 3, 5)
@@ -57,24 +57,27 @@ def several_dimensions(rng: Rng, prompts: int, shape: tuple[float, float]) -> li
     ]
 
 
-def bootstrap(draws: int, prompts: Sequence[int]) -> Iterator[dict[str, Any]]:
+def leaderboard(draws: int, prompts: Sequence[int], made: Kind) -> Iterator[dict[str, Any]]:
     """Coverage of the leaderboard's intervals."""
     kinds: dict[str, Callable[[Rng, int, tuple[float, float], Resampler], Interval]] = {
         "one video a prompt": lambda r, n, s, b: bootstrap_ci(one_video(r, n, s), b),
         "one to five videos": lambda r, n, s, b: bootstrap_ci(several_videos(r, n, s), b),
         "mean of four dimensions": lambda r, n, s, b: joint_mean(several_dimensions(r, n, s), b),
     }
+    resampler = Resampler(kind=made)
     for number in prompts:
         for population, shape in POPULATIONS.items():
             truth = shape[0] / (shape[0] + shape[1])
             for kind, interval in kinds.items():
-                rng, resampler = np.random.default_rng([number, len(kind), len(population)]), Resampler()
+                rng = np.random.default_rng(
+                    [number, list(kinds).index(kind), list(POPULATIONS).index(population)]
+                )
                 hits = 0
                 for _ in range(draws):
                     found = interval(rng, number, shape, resampler)
                     assert found.lo is not None and found.hi is not None
                     hits += found.lo <= truth <= found.hi
-                yield row("bootstrap", number, 1, f"{population}, {kind}", hits, draws)
+                yield row(made, number, 1, f"{population}, {kind}", hits, draws)
 
 
 def student(draws: int, prompts: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -132,11 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--draws", type=int, default=2000, help="simulated runs of each case")
     parser.add_argument("--prompts", type=int, nargs="+", default=list(PROMPTS))
+    parser.add_argument("--kind", choices=("skew-t", "percentile"), default="skew-t")
     parser.add_argument("--output", type=Path, default=Path("results/statistics"))
     options = parser.parse_args(argv)
     from evalharness.store import atomic_write_text
 
-    rows = [*bootstrap(options.draws, options.prompts), *student(options.draws, options.prompts)]
+    rows = [
+        *leaderboard(options.draws, options.prompts, options.kind),
+        *student(options.draws, options.prompts),
+    ]
     options.output.mkdir(parents=True, exist_ok=True)
     atomic_write_text(options.output / "coverage.json", json.dumps(rows, indent=1) + "\n")
     atomic_write_text(options.output / "coverage.md", document(rows))

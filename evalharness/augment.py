@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from evalharness.api import Prompt
 from evalharness.errors import UserError
+from evalharness.store import parse_json
 
 __all__ = ["read_augmented"]
 
@@ -58,7 +58,7 @@ def _pairs(given: str) -> Iterable[tuple[str, str]]:
     if len(files) != 1 or files[0].suffix != ".json":
         raise UserError(f"--augmented {given}: expected MAP.json, or SHORT.txt,LONG.txt")
     try:
-        value = json.loads(_read(files[0]))
+        value = parse_json(_read(files[0]))
     except ValueError as error:
         raise UserError(f"--augmented {given}: not JSON ({error})") from error
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from evalharness.api import Total
-from evalharness.result_schema import CellResult, Difference, DimensionEstimate, Estimate, PooledResult
+from evalharness.result_schema import (
+    CellResult,
+    Difference,
+    DimensionEstimate,
+    Estimate,
+    PooledResult,
+    Results,
+)
 from evalharness.stats import (
     Key,
     Resampler,
@@ -23,11 +30,21 @@ __all__ = [
     "joint_difference",
     "joint_estimate",
     "pool",
+    "resampler_of",
     "scores_of",
 ]
 
 CellScores = Mapping[str, Mapping[Key, float]]
 """Dimension -> video -> score. A video's key holds its seed, so that seeds can be put together."""
+
+
+def resampler_of(results: Results) -> Resampler:
+    """What makes intervals as those in ``results`` were made."""
+    info = results.bootstrap
+    bounds = (0.0, 1.0) if results.percent and info.kind == "skew-t" else None
+    return Resampler(
+        resamples=info.resamples, confidence=info.confidence, seed=info.seed, kind=info.kind, bounds=bounds
+    )
 
 
 def scores_of(cells: Iterable[CellResult]) -> dict[str, dict[Key, float]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evalharness import attention
 from evalharness.api import Bits
 from evalharness.errors import UserError
+from evalharness.store import parse_json
 
 __all__ = [
     "RunConfig",
@@ -25,6 +26,7 @@ __all__ = [
 
 MAX_SEED = 2**63 - 1  # what torch and NumPy take
 _DEVICES = ("auto", "cpu", "cuda")
+_EXECUTORS = ("local", "torchrun", "ray")
 
 
 def default_workers() -> int:
@@ -51,6 +53,20 @@ class RunConfig:
         default=3, metadata={"help": "bit widths: 3 (= W3A3), w4a6, or a comma list such as 4,3,2"}
     )
     model: str = field(default="tinyworld", metadata={"help": "model to quantize"})
+    weights: str | None = field(
+        default=None, metadata={"help": "pipeline folder of the model (the one of evalharness fetch)"}
+    )
+    revision: str | None = field(default=None, metadata={"help": "commit that the weights must be of"})
+    generation: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": 'other generation settings, e.g. {"steps": 20}; not for every model'},
+    )
+    memory: str = field(
+        default="phases", metadata={"help": "what lies on the GPU when: phases, resident or blocks"}
+    )
+    data: str | None = field(
+        default=None, metadata={"help": "to train on: folder of evalharness data, or teacher (no clips)"}
+    )
     protocol: str | None = field(default=None, metadata={"help": "evaluation protocol (the model's own)"})
     seeds: str | int | list[int] = field(default=0, metadata={"help": "base seeds, e.g. 0,1,2"})
     limit: int | None = field(
@@ -91,10 +107,17 @@ class RunConfig:
         default="std", metadata={"help": "layers kept in full precision for every method: std or none"}
     )
     profile: bool = field(default=True, metadata={"help": "measure latency and memory"})
+    executor: str = field(
+        default="local", metadata={"help": "who runs the tasks: local processes, torchrun or ray"}
+    )
     track: str = field(default="none", metadata={"help": "watch trainings beside their log: tensorboard"})
     execution: str = field(
         default="fake",
         metadata={"help": "fake (simulated in floating point) or packed (low-bit weights, integer sums)"},
+    )
+    attention: str = field(
+        default=attention.DEFAULT,
+        metadata={"help": f"the transformer's attention in every row: {', '.join(attention.CHOICES)}"},
     )
     plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
     method_options: dict[str, dict[str, Any]] = field(
@@ -111,6 +134,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.device not in _DEVICES:
             raise UserError(f"--device {self.device}: expected one of {', '.join(_DEVICES)}")
+        if self.executor not in _EXECUTORS:
+            raise UserError(f"--executor {self.executor}: expected one of {', '.join(_EXECUTORS)}")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: expected a whole number from 1")
         if self.stratified and self.limit is None:
@@ -127,6 +152,8 @@ class RunConfig:
             raise UserError(f"--skip-layers {self.skip_layers}: expected std or none")
         if self.execution not in ("fake", "packed"):
             raise UserError(f"--execution {self.execution}: expected fake or packed")
+        if self.attention not in attention.CHOICES:
+            raise UserError(f"--attention {self.attention}: expected one of {', '.join(attention.CHOICES)}")
 
 
 def comma_list(value: str | Sequence[Any]) -> list[str]:
@@ -196,7 +223,7 @@ def merge_method_options(
 def literal(text: str) -> Any:
     """A JSON value if ``text`` is one (``16``, ``0.5``, ``1e-4``, ``true``, ``[1, 2]``), else itself."""
     try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
+        return parse_json(text.lower() if text.lower() in ("true", "false", "null") else text)
     except ValueError:
         return text
 

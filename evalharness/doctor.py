@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from evalharness.api import ALLOWED_BITS, Bits, EvalProtocol, Model, WeightFile
+from evalharness.api import ALLOWED_BITS, Bits, EvalProtocol, WeightFile
 from evalharness.errors import UserError, one_line
 from evalharness.hashing import file_sha256
+from evalharness.modeloptions import ModelOptions, build_model
 from evalharness.registry import KINDS, Registry
 from evalharness.versions import package_version
 
@@ -44,14 +45,16 @@ class Check:
     fix: str = ""
 
 
-def examine(registry: Registry, model_name: str, output: Path) -> Iterator[Check]:
+def examine(
+    registry: Registry, model_name: str, output: Path, options: ModelOptions | None = None
+) -> Iterator[Check]:
     """All checks, as they are made. Imports torch."""
     yield _python()
     yield from _packages()
     yield _torch()
     yield _video()
     yield from _plugins(registry)
-    yield from _model(registry, model_name)
+    yield from _model(registry, model_name, options or ModelOptions(), output)
     yield from _metric_weights(registry)
     yield _memory()
     yield _disk(output)
@@ -145,11 +148,16 @@ def _plugins(registry: Registry) -> Iterator[Check]:
         yield Check(name=kind, status=status, detail=f"{good} of {len(names)} load")
 
 
-def _model(registry: Registry, name: str) -> Iterator[Check]:
+def _model(registry: Registry, name: str, options: ModelOptions, output: Path) -> Iterator[Check]:
     reinstall = 'pip install --force-reinstall --no-deps "evalharness"'
     try:
         cls = registry.get("models", name)
-        model: Model = cls()
+        model = build_model(registry, name, options)
+        if getattr(cls, "configurable", False):
+            from evalharness.machine.outlook import outlook
+
+            yield from outlook(model, options.protocol or model.default_protocol, registry, output)
+            return
         fingerprint = model.fingerprint()
     except (UserError, OSError, ValueError) as error:
         detail = " ".join(str(error).split())

@@ -10,6 +10,7 @@ from evalharness.api import Method, Model, Needs
 from evalharness.cells import Cell, build_method
 from evalharness.checkpoints import display_path, find_checkpoints
 from evalharness.hashing import jsonable
+from evalharness.modeloptions import build_model
 from evalharness.plan import RunPlan
 from evalharness.planfile import check_identity, read_plan_file
 from evalharness.registry import Registry
@@ -18,7 +19,8 @@ from evalharness.stages.samples import latest_samples, valid_samples
 
 __all__ = ["describe", "training_steps"]
 
-# Where a model does not say better (optional attributes ``video_seconds``, ``train_step_seconds``).
+# Where a model does not say better (optional attributes ``video_seconds``, ``train_step_seconds``, or
+# ``predicted_seconds(device)``).
 _DEFAULT_VIDEO_SECONDS = 5.0
 _DEFAULT_STEP_SECONDS = 1.0
 _SAMPLES_A_STEP = 8  # that ``train_step_seconds`` is for
@@ -36,7 +38,7 @@ def describe(plan: RunPlan, registry: Registry) -> str:
     folder.refuse_foreign()
     if folder.plan.exists():
         check_identity(folder, read_plan_file(folder).identity, plan.identity())
-    model: Model = registry.get("models", plan.model)()
+    model = build_model(registry, plan.model, plan.model_options)
     lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]
     videos = scores = steps = seen = 0
     width = max(24, *(len(cell.id) for cell in plan.cells))
@@ -51,7 +53,7 @@ def describe(plan: RunPlan, registry: Registry) -> str:
         lines.append(f"  {cell.id:<{width}} {source:<40} {due} videos")
     seconds = (
         videos * _video_seconds(folder, plan, model) / plan.model_workers
-        + seen / _SAMPLES_A_STEP * float(getattr(model, "train_step_seconds", _DEFAULT_STEP_SECONDS))
+        + seen * _sample_seconds(plan, model)
         + _score_seconds(plan, registry, videos) / max(1, plan.workers)
     )
     lines += [
@@ -106,7 +108,22 @@ def _video_seconds(folder: RunFolder, plan: RunPlan, model: Model) -> float:
     ]
     if measured:
         return statistics.median(measured)
-    return float(getattr(model, "video_seconds", _DEFAULT_VIDEO_SECONDS))
+    predicted = _predicted(plan, model)
+    return predicted[0] if predicted else float(getattr(model, "video_seconds", _DEFAULT_VIDEO_SECONDS))
+
+
+def _sample_seconds(plan: RunPlan, model: Model) -> float:
+    """Of one sample in a training step."""
+    predicted = _predicted(plan, model)
+    if predicted:
+        return predicted[1]
+    return float(getattr(model, "train_step_seconds", _DEFAULT_STEP_SECONDS)) / _SAMPLES_A_STEP
+
+
+def _predicted(plan: RunPlan, model: Model) -> tuple[float, float] | None:
+    """From the model's optional ``predicted_seconds(device)``: a video, and a training sample."""
+    tell = getattr(model, "predicted_seconds", None)
+    return None if tell is None else tell(plan.device)
 
 
 def _score_seconds(plan: RunPlan, registry: Registry, videos: int) -> float:
@@ -117,4 +134,6 @@ def _score_seconds(plan: RunPlan, registry: Registry, videos: int) -> float:
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 172800:
+        return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"

@@ -7,6 +7,8 @@ import errno
 import sys
 from collections.abc import Callable, Iterable
 
+from evalharness.redaction import redact_text
+
 __all__ = ["StorageError", "UserError", "guarded", "is_storage_error", "nearest", "one_line", "unknown"]
 
 # The disk, not the program: nothing that a traceback would explain.
@@ -64,5 +66,5 @@ def unknown(what: str, given: str, allowed: Iterable[str], hint: str = "") -> Us
 
 def one_line(error: BaseException) -> str:
     """``Type: message`` on a single line, short enough for a table."""
-    text = " ".join(str(error).split()) or "(no message)"
+    text = redact_text(" ".join(str(error).split())) or "(no message)"
     return f"{type(error).__name__}: {text}"[:500]

@@ -22,6 +22,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol
 
+from evalharness.modeloptions import ModelOptions
+
 __all__ = [
     "EventHandler",
     "Executor",
@@ -31,6 +33,8 @@ __all__ = [
     "SubprocessExecutor",
     "Task",
     "WorkerSpec",
+    "as_outcome",
+    "build_executor",
     "local_executor",
 ]
 
@@ -57,6 +61,14 @@ class WorkerSpec:
     track: str = "none"
     plugin_files: tuple[str, ...] = ()
     execution: str = "fake"
+    attention: str = "default"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> WorkerSpec:
+        """The inverse of ``dataclasses.asdict`` and a trip through JSON."""
+        options = ModelOptions(**record["model_options"])
+        return cls(**{**record, "plugin_files": tuple(record["plugin_files"]), "model_options": options})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +108,23 @@ class Executor(Protocol):
         ...
 
 
+def build_executor(name: str, spec: WorkerSpec, workers: int) -> Executor:
+    """``local``, ``torchrun`` or ``ray``.
+
+    Raises:
+        UserError: the engine is not installed, or this process is none of its own.
+    """
+    if name == "torchrun":
+        from evalharness.executors.torchrun import TorchrunExecutor
+
+        return TorchrunExecutor(spec)
+    if name == "ray":
+        from evalharness.executors.ray import RayExecutor
+
+        return RayExecutor(spec, workers)
+    return local_executor(spec, workers)
+
+
 def local_executor(spec: WorkerSpec, workers: int) -> Executor:
     """In this process for ``workers == 0``, else in that many processes."""
     if workers == 0:
@@ -116,7 +145,7 @@ class InlineExecutor:
     ) -> Iterator[Outcome]:
         for task in tasks:
             reply = self._runner.run(task.kind, task.payload, partial(on_event, task))
-            yield _outcome(task, reply)
+            yield as_outcome(task, reply)
 
     def close(self) -> None:
         pass
@@ -157,7 +186,7 @@ class SubprocessExecutor:
                 outcome = Outcome(task=task, failure=Failure.CRASH, error=worker.cause_of_death())
                 worker = self._replace(worker)
             else:
-                outcome = _outcome(task, reply)
+                outcome = as_outcome(task, reply)
             if waiting:
                 running[worker] = waiting.popleft()
                 worker.send(running[worker])
@@ -226,7 +255,8 @@ class _Worker:
         replies.put((self, None))
 
 
-def _outcome(task: Task, reply: Mapping[str, Any]) -> Outcome:
+def as_outcome(task: Task, reply: Mapping[str, Any]) -> Outcome:
+    """What a worker's ``reply`` says about ``task``."""
     if "value" in reply:
         return Outcome(task=task, value=reply["value"])
     return Outcome(

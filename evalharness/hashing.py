@@ -13,6 +13,7 @@ from typing import Any
 __all__ = ["digest", "file_sha256", "jsonable", "tree_sha256"]
 
 _CHUNK = 1 << 20
+_PLAIN = (str, int, float, bool)
 
 
 def jsonable(value: Any) -> Any:
@@ -21,6 +22,8 @@ def jsonable(value: Any) -> Any:
     Raises:
         TypeError: for a value that has no obvious JSON form.
     """
+    if value is None or type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Enum):
@@ -53,12 +56,11 @@ def file_sha256(path: Path) -> str:
     return sha.hexdigest()
 
 
-def tree_sha256(folder: Path, pattern: str = "*") -> str:
+def tree_sha256(folder: Path, pattern: str = "*", *, recursive: bool = True) -> str:
     """Hex SHA-256 over the names and bytes of a folder's files, in name order.
 
     ``__pycache__`` is left out, so that running code does not change its hash.
     """
-    files = sorted(
-        path for path in folder.rglob(pattern) if path.is_file() and "__pycache__" not in path.parts
-    )
+    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
+    files = sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
     return digest([(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files])

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.hashing import tree_sha256
+from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import atomic_write_json, read_json
 from evalharness.versions import package_version
 
-__all__ = ["finish_manifest", "git_state", "hardware", "start_manifest"]
+__all__ = ["finish_manifest", "git_state", "hardware", "probe", "start_manifest"]
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -53,7 +54,7 @@ def start_manifest(path: Path, config: Mapping[str, Any], registry: Registry) ->
         "plugins": registry.provenance(),
         "history": history if old else [],
     }
-    atomic_write_json(path, entry)
+    atomic_write_json(path, redact(entry))
 
 
 def finish_manifest(path: Path, registry: Registry, *, closing: bool) -> dict[str, Any]:
@@ -61,23 +62,24 @@ def finish_manifest(path: Path, registry: Registry, *, closing: bool) -> dict[st
     entry = read_json(path) or {}
     if closing:
         entry |= {"finished": utc_now(), "plugins": registry.provenance()}
+        entry = redact(entry)
         atomic_write_json(path, entry)
     return entry
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout that holds ``folder``; None when it is none."""
-    commit = _probe("git", "-C", str(folder), "rev-parse", "HEAD")
-    tracked = _probe("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py")
+    commit = probe("git", "-C", str(folder), "rev-parse", "HEAD")
+    tracked = probe("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py")
     if commit is None or tracked is None:
         return None  # also an installed copy that happens to lie inside somebody's checkout
-    status = _probe("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    status = probe("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": bool(status)}
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and GPUs."""
-    gpus = _probe("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    gpus = probe("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return {
         "machine": platform.machine(),
         "system": platform.system(),
@@ -88,7 +90,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _probe(*command: str) -> str | None:
+def probe(*command: str) -> str | None:
     """Output of a short command, or None when it is missing or fails."""
     program = shutil.which(command[0])
     if program is None:

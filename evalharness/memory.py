@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CallMemory", "call_memory"]
+__all__ = ["CallMemory", "Peak", "call_memory", "peak_within"]
 
 CALLS = 3
 _SELF = Path("/proc/self")
@@ -26,6 +27,40 @@ class CallMemory:
 
     taken: int | None
     total: int | None
+
+
+@dataclass(slots=True)
+class Peak:
+    """The most bytes held at a time; None where it cannot be known.
+
+    Attributes:
+        allocated: of tensors, by the GPU's allocator.
+        reserved: what that allocator kept from the GPU.
+        process: resident size of the process.
+    """
+
+    allocated: int | None = None
+    reserved: int | None = None
+    process: int | None = None
+
+
+@contextmanager
+def peak_within(device: str) -> Iterator[Peak]:
+    """What is filled in when the block ends. Blocks must not be nested: each starts the count anew.
+
+    It does not wait for a GPU: its allocator counts when tensors are made, not when they are used.
+    """
+    peak = Peak()
+    is_reset = _reset_high_water()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    yield peak
+    if device == "cuda":
+        peak.allocated = torch.cuda.max_memory_allocated()
+        peak.reserved = torch.cuda.max_memory_reserved()
+    peak.process = _status().get("VmHWM") if is_reset else None
 
 
 def call_memory(call: Callable[[], object], device: str) -> CallMemory:

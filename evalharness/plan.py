@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evalharness.api import EvalProtocol, GenerationSettings, MetricInfo, Model, Prompt, Sample
+from evalharness.attention import DEFAULT, on_cuda_only
 from evalharness.augment import read_augmented
 from evalharness.cells import Cell, build_method
+from evalharness.compat import protocol_notes
 from evalharness.config import (
     RunConfig,
     comma_list,
@@ -20,6 +23,7 @@ from evalharness.config import (
 from evalharness.device import resolve_device
 from evalharness.errors import UserError, unknown
 from evalharness.hashing import digest, jsonable
+from evalharness.modeloptions import ModelOptions, build_model
 from evalharness.names import check_name
 from evalharness.registry import Registry
 from evalharness.sampling import samples_by_dimension, samples_of
@@ -47,6 +51,11 @@ class RunPlan:
         load: ``auto``, ``never`` or the folder given with ``--load``.
         workers: processes; 0 stands for this one.
         execution: ``fake``, or ``packed``: cells run in the packed form that their method gives them.
+        attention: which of torch's attention kernels the transformer runs, of ``attention.CHOICES``.
+        model_options: what the model is built with.
+        training_data: what tells the model's training data from others; None where it has none of its own.
+        executor: who runs the tasks: ``local``, ``torchrun`` or ``ray``.
+        notes: what a reader of the scores must know.
     """
 
     model: str
@@ -72,12 +81,20 @@ class RunPlan:
     texts: Mapping[str, str] = field(default_factory=dict)
     chosen_metrics: Mapping[str, str] = field(default_factory=dict)
     execution: str = "fake"
+    attention: str = DEFAULT
     track: str = "none"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+    training_data: str | None = None
+    executor: str = "local"
+    notes: tuple[str, ...] = ()
 
     @property
     def model_workers(self) -> int:
-        """Processes that hold the model at a time: one serves a GPU. Judges need none of it."""
-        return 1 if self.device == "cuda" else max(1, self.workers)
+        """Processes that hold the model at a time: one serves a GPU. Judges need none of it.
+
+        Under torchrun and Ray every worker has a GPU of its own.
+        """
+        return 1 if self.device == "cuda" and self.executor == "local" else max(1, self.workers)
 
     def samples(self, cell: Cell) -> list[Sample]:
         """The videos of a cell for this command, in protocol order."""
@@ -94,6 +111,8 @@ class RunPlan:
             "train": self.train,
             "profile": self.profile,
             "workers": self.workers,
+            "executor": self.executor,
+            "memory": self.model_options.memory,
             "plugin_files": [Path(file).name for file in self.plugin_files],
             **self.identity(),
         }
@@ -120,17 +139,25 @@ class RunPlan:
             "av": package_version("av"),
             # Only where it is not the usual way, so that older folders keep their identity.
             **({"execution": self.execution} if self.execution != "fake" else {}),
+            **({"attention": self.attention} if self.attention != DEFAULT else {}),
+            **({"training_data": self.training_data} if self.training_data is not None else {}),
         }
 
 
-def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
+def build_plan(config: RunConfig, registry: Registry, fingerprint: str | None = None) -> RunPlan:
     """Resolve and check everything that can be checked before work starts.
+
+    Args:
+        config: what the user asks.
+        registry: the plugins.
+        fingerprint: of the model, where its files are not needed; by default they are read.
 
     Raises:
         UserError: an unknown name, a value out of range, a combination that cannot run.
     """
-    model: Model = registry.get("models", config.model)()
-    protocol_name = config.protocol or model.default_protocol
+    protocol_name = config.protocol or registry.get("models", config.model).default_protocol
+    options = _model_options(config, protocol_name)
+    model = build_model(registry, config.model, options)
     protocol: EvalProtocol = registry.get("protocols", protocol_name)()
     prompts = tuple(protocol.prompts())
     _check_prompts(prompts, protocol, protocol_name)
@@ -146,9 +173,11 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         raise UserError(
             f"--batch-size {config.batch_size}: more than 1 needs --device cuda (this is {device})"
         )
+    if device != "cuda" and on_cuda_only(config.attention):
+        raise UserError(f"--attention {config.attention}: needs --device cuda (this is {device})")
     return RunPlan(
         model=config.model,
-        model_fingerprint=_fingerprint(model, config.model),
+        model_fingerprint=fingerprint or _fingerprint(model, config.model),
         protocol=protocol_name,
         protocol_prompts=prompts,
         prompts=tuple(choose(prompts, wanted, config.limit)),
@@ -160,7 +189,7 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         device=device,
         batch_size=config.batch_size,
         skip_layers=config.skip_layers,
-        workers=default_workers() if config.workers is None else config.workers,
+        workers=_workers(config),
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
@@ -171,7 +200,47 @@ def build_plan(config: RunConfig, registry: Registry) -> RunPlan:
         output=Path(config.output or _default_output(config)),
         plugin_files=tuple(config.plugin),
         execution=config.execution,
+        attention=config.attention,
+        model_options=options,
+        training_data=_training_data(model) if fingerprint is None else None,
+        executor=config.executor,
+        notes=_notes(protocol, config.model, model.settings),
     )
+
+
+def _notes(protocol: EvalProtocol, model: str, settings: GenerationSettings) -> tuple[str, ...]:
+    fixed = getattr(settings, "fixed_noise", None) is not None
+    return tuple(protocol_notes(protocol, model, settings.frames, settings.fps, fixed_noise=fixed))
+
+
+def _workers(config: RunConfig) -> int:
+    """As asked; torchrun has said it already, and of a cluster nobody here knows the size."""
+    if config.executor == "torchrun":
+        from evalharness.executors.torchrun import world_size
+
+        return world_size()
+    if config.executor == "ray" and config.workers is None and os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            "--executor ray on a cluster: say how many of its GPUs or cores to use with --workers N"
+        )
+    return default_workers() if config.workers is None else config.workers
+
+
+def _model_options(config: RunConfig, protocol: str) -> ModelOptions:
+    return ModelOptions(
+        weights=config.weights,
+        revision=config.revision,
+        protocol=protocol,
+        generation=config.generation,
+        memory=config.memory,
+        data=config.data,
+    )
+
+
+def _training_data(model: Model) -> str | None:
+    """From the model's optional ``training_data()``."""
+    tell = getattr(model, "training_data", None)
+    return None if tell is None else tell()
 
 
 def select_dimensions(protocol: EvalProtocol, wanted: Sequence[str]) -> dict[str, str]:
@@ -284,6 +353,8 @@ def _check_prompts(prompts: Sequence[Prompt], protocol: EvalProtocol, name: str)
 def _fingerprint(model: Model, name: str) -> str:
     try:
         return model.fingerprint()
+    except UserError:
+        raise  # says already what to do
     except (OSError, ValueError) as error:
         raise UserError(
             f"model {name}: its files cannot be read ({error}); run: evalharness doctor"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from evalharness.compare.selection import Pair, Row
-from evalharness.comparison import joint_difference, scores_of
+from evalharness.comparison import joint_difference, resampler_of, scores_of
 from evalharness.effects import CONFIDENCE, effect, holm
 from evalharness.result_schema import Estimate, PooledResult, Results
 from evalharness.stats import Resampler
@@ -61,11 +61,10 @@ def ranking(results: Results) -> list[BitsRanking]:
     """Order the methods of each bit width by mean, seeds taken together; the reference is left out.
 
     A lead is the mean over dimensions of the paired differences between two methods: the same
-    prompt, sample and seed against each other. Its interval resamples prompts once for all
+    prompt, sample and seed against each other. Its interval takes prompts once for all
     dimensions (``stats.paired_joint_difference``). Many bit widths first.
     """
-    info = results.bootstrap
-    resampler = Resampler(resamples=info.resamples, confidence=info.confidence, seed=info.seed)
+    resampler = resampler_of(results)
     groups: dict[tuple[str, int, int], list[PooledResult]] = {}
     for row in results.pooled:
         if not row.is_reference:

@@ -258,8 +258,10 @@ def _module_sha256(module: str) -> str | None:
     if spec is None:
         return None
     if spec.submodule_search_locations:
-        pattern = "*.py" if module.partition(".")[0] == OWN_PACKAGE else "*"
-        return digest([tree_sha256(Path(folder), pattern) for folder in spec.submodule_search_locations])
+        folders = [Path(folder) for folder in spec.submodule_search_locations]
+        if module.partition(".")[0] == OWN_PACKAGE:  # a package within has plugins and a hash of its own
+            return digest([tree_sha256(folder, "*.py", recursive=False) for folder in folders])
+        return digest([tree_sha256(folder) for folder in folders])
     return file_sha256(Path(spec.origin)) if spec.origin and Path(spec.origin).is_file() else None
 
 

@@ -45,7 +45,11 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
                 f"evalharness score FOLDER --protocol {stored.identity['protocol']} --output {folder.root}"
             )
         model, protocol = str(stored.identity["model"]), str(stored.identity["protocol"])
-        plan = build_plan(dataclasses.replace(config, model=model, protocol=protocol), registry)
+        plan = build_plan(
+            dataclasses.replace(config, model=model, protocol=protocol),
+            registry,
+            fingerprint=str(stored.identity["model_fingerprint"]),
+        )
         _refuse_other_prompts(folder, stored, plan.identity()["prompts_sha256"])
         plan = dataclasses.replace(plan, cells=tuple(stored.cells.values()))
         prepared = {cell.id: _NO_MODULE for cell in plan.cells if folder.cell(cell.id).prepare.exists()}

@@ -1,7 +1,7 @@
 """The shape of ``results.json``: everything that a report needs, without the videos.
 
 Scores are stored raw, as the metrics returned them; ``Results.percent`` tells a table to show them
-times 100. An interval is a 95 % percentile bootstrap over prompts (``evalharness.stats``). ``None``
+times 100. How an interval was made stands in ``bootstrap`` (``evalharness.stats``). ``None``
 stands for "cannot be said": no score, a total without full coverage, an interval from one prompt.
 """
 
@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""1 had percentile bootstraps only and did not say so."""
 
 Source = Literal["loaded", "trained", "computed", "reference", "given"]
 Execution = Literal["real", "emulated", "fake", "unknown"]
@@ -38,7 +40,7 @@ class Estimate(_Frozen):
         lo: lower end of the interval; None from fewer than two prompts.
         hi: upper end.
         n: videos (of a difference: pairs of videos) behind it.
-        prompts: distinct prompts behind it, the clusters of the bootstrap.
+        prompts: distinct prompts behind it, the clusters.
     """
 
     value: float | None
@@ -62,8 +64,11 @@ class DimensionEstimate(Estimate):
 class Profile(BaseModel):
     """Cost of one cell. Times in milliseconds, sizes in MB (10^6 bytes); unknown keys are kept.
 
-    The last four are counted, not measured (``evalharness.cost``): mean bits that linears store for a
-    weight, mean bits of their inputs, percent of all MACs with both operands of at most 8 bits, and
+    ``step_speedup`` is the time of the full-precision step over that of the cell, measured in turns; it is
+    empty for ``fake`` rows, whose time says nothing. ``phases`` and ``conditions`` are those of
+    ``evalharness.phases`` and ``evalharness.conditions``. The last four are counted, not measured
+    (``evalharness.cost``): mean bits that linears store for a weight, mean bits of their inputs, percent
+    of all MACs with both operands of at most 8 bits, and
     the size of all that is stored.
     """
 
@@ -74,6 +79,9 @@ class Profile(BaseModel):
     weights_mb: float | None = None
     checkpoint_mb: float | None = None
     device: str | None = None
+    step_speedup: float | None = None
+    phases: dict[str, dict[str, Any]] | None = None
+    conditions: dict[str, Any] | None = None
     weight_bits: float | None = None
     act_bits: float | None = None
     low_bit_macs_pct: float | None = None
@@ -162,8 +170,9 @@ class PooledResult(_Frozen):
 
 
 class BootstrapInfo(_Frozen):
-    """How the intervals were made."""
+    """How the intervals were made: ``kind`` of ``evalharness.stats``, and the draws of percentiles."""
 
+    kind: Literal["percentile", "skew-t"] = "percentile"
     resamples: int
     confidence: float
     seed: int
@@ -181,7 +190,7 @@ class Results(_Frozen):
         manifest: what was run, by what, on what (copied from ``manifest.json``).
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     protocol: str
     label: str
     dimensions: list[str]

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from evalharness.api import Total
 from evalharness.comparison import differences, dimension_estimate, joint_estimate, pool
 from evalharness.errors import UserError
+from evalharness.redaction import redact
 from evalharness.result_schema import (
-    SCHEMA_VERSION,
+    READABLE_VERSIONS,
     BootstrapInfo,
     CellResult,
     Difference,
@@ -29,7 +30,7 @@ from evalharness.result_schema import (
     Source,
 )
 from evalharness.stats import Key, Resampler
-from evalharness.store import atomic_write_text
+from evalharness.store import atomic_write_text, parse_json
 from evalharness.totals import total_estimates
 
 __all__ = [
@@ -115,14 +116,14 @@ def build_results(
             scores``.
         manifest: JSON values, stored as they are.
         prompts: prompt id -> text, for the report.
-        resampler: how to bootstrap; 2000 resamples at 95 % by default.
+        resampler: how to make intervals; ``skew-t`` at 95 % by default, within 0..1 with ``percent``.
         totals: the protocol's own, over these dimensions.
 
     Raises:
         ValueError: a total over a dimension that is not there, a cell of another protocol, two cells of
             one id, unknown dimensions, a repeated or non-finite score, or more scores than videos.
     """
-    resampler = resampler or Resampler()
+    resampler = resampler or Resampler(kind="skew-t", bounds=(0.0, 1.0) if percent else None)
     records = sorted(cells, key=_order)
     _check(records, protocol, dimensions)
     _check_totals(totals, dimensions)
@@ -134,10 +135,13 @@ def build_results(
         percent=percent,
         totals=[total.name for total in totals],
         bootstrap=BootstrapInfo(
-            resamples=resampler.resamples, confidence=resampler.confidence, seed=resampler.seed
+            kind=resampler.kind,
+            resamples=resampler.resamples,
+            confidence=resampler.confidence,
+            seed=resampler.seed,
         ),
         prompts=dict(prompts or {}),
-        manifest=dict(manifest),
+        manifest=redact(manifest),
         cells=results,
         differences=differences(results, resampler),
         pooled=pool(results, resampler, totals),
@@ -156,23 +160,33 @@ def read_results(path: Path) -> Results:
         UserError: the file is missing, not JSON, of another schema version, or malformed.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `evalharness run` writes it at its end") from None
     except ValueError as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS or isinstance(version, bool):
+        readable = ", ".join(str(each) for each in READABLE_VERSIONS)
         raise UserError(
-            f"{path}: schema version {version!r}, this evalharness reads {SCHEMA_VERSION}; "
+            f"{path}: schema version {version!r}, this evalharness reads {readable}; "
             "use the version of evalharness that wrote it, or run `evalharness run` again"
         )
     try:
-        return Results.model_validate(data)
+        return Results.model_validate(_upgraded(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems)") from None
+
+
+def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same results in the present schema; what an older one did not say keeps its old meaning."""
+    if data["schema_version"] == 1:
+        bootstrap = data.get("bootstrap")
+        said = {**bootstrap, "kind": "percentile"} if isinstance(bootstrap, Mapping) else bootstrap
+        return {**data, "schema_version": 2, **({"bootstrap": said} if "bootstrap" in data else {})}
+    return dict(data)
 
 
 def _dump(results: Results) -> str:
@@ -256,9 +270,9 @@ def _cell(
         profile=None if record.profile is None else Profile.model_validate(_finite(record.profile)),
         train_minutes=record.train_minutes,
         train_log=_thin(record.train_log),
-        method_config=dict(record.method_config),
+        method_config=redact(record.method_config),
         variant_of=record.variant_of,
-        options=dict(record.options),
+        options=redact(record.options),
         scores=scores,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from evalharness.console import Console
-from evalharness.executor import WorkerSpec, local_executor
+from evalharness.executor import WorkerSpec, build_executor
 from evalharness.plan import RunPlan
 from evalharness.planfile import record_cells
 from evalharness.registry import Registry
@@ -70,7 +70,7 @@ def run_plan(plan: RunPlan, registry: Registry, console: Console) -> Summary:
     with folder.lock():
         identity = plan.identity()
         record_cells(folder, identity, plan.cells)
-        executor = local_executor(worker_spec(plan), plan.workers)
+        executor = build_executor(plan.executor, worker_spec(plan), plan.workers)
         state = RunState(
             plan=plan,
             registry=registry,
@@ -105,5 +105,7 @@ def worker_spec(plan: RunPlan) -> WorkerSpec:
         skip_layers=plan.skip_layers,
         track=plan.track,
         execution=plan.execution,
+        attention=plan.attention,
         plugin_files=plan.plugin_files,
+        model_options=plan.model_options,
     )

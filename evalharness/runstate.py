@@ -13,6 +13,7 @@ from evalharness.errors import StorageError
 from evalharness.executor import Executor, Failure, Outcome, Task
 from evalharness.manifest import finish_manifest, start_manifest
 from evalharness.plan import RunPlan
+from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder, utc_now
 
@@ -73,7 +74,7 @@ class RunState:
 
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to ``events.jsonl``."""
-        self.folder.events.append([{"time": utc_now(), "event": name, **facts}])
+        self.folder.events.append([{"time": utc_now(), "event": name, **redact(facts)}])
 
     def record_failure(self, outcome: Outcome) -> None:
         """Keep a failed task's traceback in the events; a full or forbidden disk ends the run.

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalharness.api import EvalProtocol, LayerStatistics, LoadedModel, Metric, Model, Prompt
+from evalharness.attention import choose_
 from evalharness.cells import Cell, build_method
 from evalharness.executor import WorkerSpec
+from evalharness.modeloptions import build_model
 from evalharness.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Session:
 
     Attributes:
         emit: sends a progress event to the parent process.
+        batch_limit: videos a call that fit into the GPU's memory; None while the plan's batch does.
         calibration: key, whether with Hessians, and result of the last one; see ``StageContext.calibration``.
     """
 
@@ -35,6 +38,7 @@ class Session:
         self.registry = Registry(spec.plugin_files)
         self.emit: Callable[[Mapping[str, Any]], None] = lambda event: None
         self.calibration: tuple[str, bool, Mapping[str, LayerStatistics]] = ("", False, {})
+        self.batch_limit: int | None = None
         self._metrics: dict[str, Metric] = {}
         self._active = ""
         self._is_fixed = False
@@ -48,8 +52,7 @@ class Session:
 
     @cached_property
     def model(self) -> Model:
-        model: Model = self.registry.get("models", self.spec.model)()
-        return model
+        return build_model(self.registry, self.spec.model, self.spec.model_options)
 
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
@@ -61,7 +64,9 @@ class Session:
     def loaded(self) -> LoadedModel:
         """The pipeline in memory; its transformer is changed by ``activate`` alone."""
         self._fix_arithmetic()
-        return self.model.load(self.spec.device)
+        loaded = self.model.load(self.spec.device)
+        choose_(loaded.transformer, self.spec.attention)
+        return loaded
 
     @cached_property
     def pristine(self) -> nn.Module:
@@ -70,7 +75,7 @@ class Session:
 
     def fresh_transformer(self) -> nn.Module:
         """A copy of the full-precision transformer that may be changed."""
-        return copy.deepcopy(self.pristine)
+        return copy.deepcopy(self.pristine).to(self.spec.device)  # it may rest on the host
 
     def full_precision(self) -> LoadedModel:
         """The pipeline as it was loaded, whatever cell was active."""
@@ -95,7 +100,7 @@ class Session:
             if folder is not None:
                 method = build_method(self.registry, cell)
                 module = method.load(self.fresh_transformer(), folder).eval()
-                self.loaded.transformer = self.executable(method, module)
+                self.loaded.transformer = choose_(self.executable(method, module), self.spec.attention)
             self._active = key
         return self.loaded
 

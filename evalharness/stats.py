@@ -1,18 +1,26 @@
-"""Means with bootstrap intervals clustered by prompt, and paired differences. NumPy only.
+"""Means with intervals clustered by prompt, and paired differences.
 
-Videos of one prompt resemble each other, so the bootstrap draws whole prompts, never single videos
-(a cluster bootstrap; Field and Welsh 2007, "Bootstrapping clustered data"). The statistic is the
-mean over videos, so a prompt with more videos weighs more. Draws depend on the number of prompts
-and the seed alone: equal inputs give equal intervals, in any order, on any machine.
+Videos of one prompt resemble each other, so prompts are the units, never single videos. The statistic is the
+mean over videos, so a prompt with more videos weighs more. Two kinds of interval:
+
+``skew-t`` (the default of results): Student's t around the mean, with the standard error of whole prompts
+(each prompt's pull on the mean, to first order), corrected for skewness by a monotone cubic (P. Hall 1992,
+"On the removal of skewness by transformation", J. R. Statist. Soc. B 54). It draws nothing: one pass over the
+scores, and at 50 prompts it holds the truth about as often as it says (``benchmarks/coverage.py``).
+
+``percentile``: the percentile bootstrap over prompts (Field and Welsh 2007, "Bootstrapping clustered data"),
+which older results have. Draws depend on the number of prompts and the seed alone, so equal inputs give equal
+intervals, in any order, on any machine.
 
 Shape legend: R resamples, P prompts, D dimensions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +37,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Kind = Literal["percentile", "skew-t"]
 
 
 class Key(NamedTuple):
@@ -56,11 +65,19 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Resampler:
-    """Draws prompts with replacement; the same draws for the same number of prompts."""
+    """How intervals are made; of the bootstrap, the same draws for the same number of prompts.
+
+    Attributes:
+        resamples: of the bootstrap; the other kind draws nothing.
+        bounds: smallest and largest value that a mean of scores can have; ends beyond them are cut.
+            Differences have none.
+    """
 
     resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
+    kind: Kind = "percentile"
+    bounds: tuple[float, float] | None = None
     _drawn: dict[int, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +97,10 @@ class Resampler:
             self._drawn[prompts] = counted.reshape(self.resamples, prompts).astype(np.float64)
         return self._drawn[prompts]
 
+    def unbounded(self) -> Resampler:
+        """The same for differences and stretched totals, which may leave the bounds of a score."""
+        return self if self.bounds is None else replace(self, bounds=None)
+
     def ends(self, replicates: Floats) -> tuple[float, float] | tuple[None, None]:
         """Percentile interval of [R] replicates; undefined (nan) ones are left out."""
         defined = replicates[~np.isnan(replicates)]
@@ -97,7 +118,7 @@ def bootstrap_ci(scores: Keyed, resampler: Resampler) -> Interval:
 
 def paired_difference(a: Keyed, b: Keyed, resampler: Resampler) -> Interval:
     """Mean of ``a - b`` over the videos that both have."""
-    return bootstrap_ci(_differences(a, b), resampler)
+    return bootstrap_ci(_differences(a, b), resampler.unbounded())
 
 
 def joint_mean(dimensions: Sequence[Keyed], resampler: Resampler) -> Interval:
@@ -112,7 +133,7 @@ def joint_mean(dimensions: Sequence[Keyed], resampler: Resampler) -> Interval:
 
 def paired_joint_difference(a: Sequence[Keyed], b: Sequence[Keyed], resampler: Resampler) -> Interval:
     """``joint_mean`` of the video-by-video differences, dimension by dimension."""
-    return joint_mean([_differences(x, y) for x, y in zip(a, b, strict=True)], resampler)
+    return joint_mean([_differences(x, y) for x, y in zip(a, b, strict=True)], resampler.unbounded())
 
 
 def _differences(a: Keyed, b: Keyed) -> dict[Key, float]:
@@ -161,8 +182,39 @@ def _interval(table: _Table, resampler: Resampler) -> Interval:
     prompts_each = (table.counts > 0).sum(axis=0)
     if prompts_each.min() < 2:
         return Interval(value, None, None, table.videos, prompts)
+    if resampler.kind == "skew-t":
+        low, high = _skew_t(table, totals, prompts_each, resampler.confidence)
+        least, most = resampler.bounds or (-math.inf, math.inf)
+        # A score outside its declared bounds is shown as it is: the interval always holds the mean.
+        ends = max(value + low, min(least, value)), min(value + high, max(most, value))
+        return Interval(value, *ends, table.videos, prompts)
     drawn = resampler.counts(prompts)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (drawn @ table.sums) / (drawn @ table.counts)
     lo, hi = resampler.ends((means + table.shift).mean(axis=1))
     return Interval(value, lo, hi, table.videos, prompts)
+
+
+def _skew_t(table: _Table, totals: Floats, prompts_each: Floats, confidence: float) -> tuple[float, float]:
+    """Ends of the interval, relative to the mean."""
+    from scipy.special import stdtrit
+
+    # [P, D]: what each prompt pulls the mean by; a dimension's few prompts count for n/(n-1).
+    centred = (table.sums - table.counts * (table.sums.sum(axis=0) / totals)) / totals
+    parts = centred * np.sqrt(prompts_each / (prompts_each - 1)) / len(totals)
+    pulls = parts.sum(axis=1)
+    error = math.sqrt(float((pulls**2).sum()))
+    if error == 0.0:
+        return 0.0, 0.0
+    skewness = float((pulls**3).sum()) / error**3  # of the mean, so that of a prompt over sqrt(P)
+    shares = (parts**2).sum(axis=0)
+    freedom = float(shares @ (prompts_each - 1) / shares.sum())  # a dimension counts as it adds to the error
+    quantile = float(stdtrit(freedom, (1.0 + confidence) / 2.0))
+    return -error * _unskewed(quantile, skewness), -error * _unskewed(-quantile, skewness)
+
+
+def _unskewed(quantile: float, skewness: float) -> float:
+    """The quantile of the studentised mean: the inverse of ``t + g t^2 / 3 + g^2 t^3 / 27 + g / 6``."""
+    if abs(skewness) < 1e-9:
+        return quantile
+    return 3.0 / skewness * (math.cbrt(1.0 + skewness * (quantile - skewness / 6.0)) - 1.0)

@@ -42,7 +42,7 @@ def total_estimates(
     for total in totals:
         estimates = [dimensions.get(name) for name in total.terms]
         if all(estimate is not None and estimate.n == estimate.expected > 0 for estimate in estimates):
-            found[total.name] = joint_estimate(_stretched(total, scores), resampler)
+            found[total.name] = joint_estimate(_stretched(total, scores), resampler.unbounded())
         else:
             found[total.name] = None
     return found

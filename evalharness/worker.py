@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from evalharness.errors import is_storage_error, one_line
 from evalharness.executor import Failure, WorkerSpec
+from evalharness.redaction import redact_text
 from evalharness.session import Session
 
 __all__ = ["TaskRunner", "main"]
@@ -49,7 +50,7 @@ class TaskRunner:
             failure = Failure.USER if isinstance(error, ValueError) else Failure.ERROR
             if is_storage_error(error):
                 failure = Failure.STORAGE
-            text = str(error) if failure is Failure.USER else one_line(error)
+            text = redact_text(str(error)) if failure is Failure.USER else one_line(error)
             return {"failure": failure.value, "error": text, "traceback": traceback.format_exc()}
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     inbox: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
     spec = json.loads(inbox.get())["spec"]
-    runner = TaskRunner(WorkerSpec(**{**spec, "plugin_files": tuple(spec["plugin_files"])}))
+    runner = TaskRunner(WorkerSpec.from_json(spec))
     while True:
         message = json.loads(inbox.get())
         answer = runner.run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,12 +28,13 @@ def quantize_(model: nn.Module, config: QuantConfig | QVGenConfig, skip: Collect
         The same ``model``, every parameter trainable.
 
     Raises:
-        ValueError: a name in ``skip`` that is no linear, nothing left to quantize, or a model
-            that is quantized already.
+        ValueError: a name in ``skip`` that is no linear, a linear of a class of its own that ``skip``
+            does not name, nothing left to quantize, or a model that is quantized already.
     """
     quant = config.quant if isinstance(config, QVGenConfig) else config
     names = quantizable_names(model, skip)
     context = make_clip_context(model, quant)
+    places = module_names(model)
     for name in names:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
@@ -40,7 +42,7 @@ def quantize_(model: nn.Module, config: QuantConfig | QVGenConfig, skip: Collect
             layer = QuantLinear.from_linear(linear, quant, context)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
-        model.set_submodule(name, layer)
+        put_(model, places[linear], layer)
     if isinstance(config, QVGenConfig):
         attach_phis_([layer for _, layer in quant_layers(model)], config.rank, config.phi_init)
     return model.requires_grad_(True)
@@ -57,11 +59,13 @@ def convert_(model: nn.Module) -> nn.Module:
         The same ``model`` in eval mode, no parameter requiring gradients.
 
     Raises:
-        ValueError: nothing to convert, or a Phi that is still at work.
+        ValueError: nothing to convert, a Phi that is still at work, or a scale that is not positive and
+            finite; nothing has been changed then.
     """
     layers = dict(quant_layers(model))
     if not layers:
         raise ValueError("convert_ found no quantized layer: call quantize_ on the model first")
+    places = module_names(model)
     for name, layer in layers.items():
         if layer.phi is not None and bool((layer.phi.gamma != 0).any()):
             raise ValueError(
@@ -69,8 +73,36 @@ def convert_(model: nn.Module) -> nn.Module:
                 "finish the rank decay before convert_; a Phi that was kept (phi_end keep) is no part of "
                 "a low-bit model, phi_end drop removes it at the last step"
             )
-        model.set_submodule(name, FrozenQuantLinear.from_trained(layer))
+    refuse_bad_scales(layers)
+    for layer in layers.values():
+        put_(model, places[layer], FrozenQuantLinear.from_trained(layer))
     return finish_(model, next(iter(layers.values())).config)
+
+
+@torch.no_grad()
+def refuse_bad_scales(
+    layers: Mapping[str, QuantLinear], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> None:
+    """Refuse a scale that is not positive: a negative one turns the order of codes around.
+
+    Args:
+        layers: by name.
+        whole: gathers a tensor that is spread over processes.
+
+    Raises:
+        ValueError: with the layer and its least scale. One wait for the device.
+    """
+    worst = []
+    for layer in layers.values():
+        scales = torch.cat([whole(scale).flatten() for scale in layer.scales()])
+        worst.append(torch.where(scales.isfinite().all(), scales.min(), math.nan).float())
+    for name, value in zip(layers, torch.stack(worst).tolist() if worst else (), strict=True):
+        if not value > 0:
+            linear = layers[name].config.scale_param == "linear"
+            hint = "use scale_param log, which cannot cross zero, or lower" if linear else "lower"
+            raise ValueError(
+                f"layer {name}: its least scale is {value:g}, must be positive and finite; {hint} lr_scales"
+            )
 
 
 @torch.no_grad()
@@ -85,25 +117,61 @@ def finish_(model: nn.Module, config: QuantConfig) -> nn.Module:
 
 
 def quantizable_names(model: nn.Module, skip: Collection[str]) -> list[str]:
-    """Names of the linears to quantize, in the order of ``named_modules``.
+    """Names of the linears to quantize, in the order of ``named_modules``; each once, by its first name.
+
+    A subclass of ``nn.Linear`` is refused unless ``skip`` names it: its own forward would be lost, or
+    its owner reads the weight and never calls it (``nn.MultiheadAttention.out_proj``), so that it
+    would count as quantized and not be.
 
     Raises:
         ValueError: as ``quantize_``.
     """
-    kinds = (QuantLinear, FrozenQuantLinear)
-    quantized = next((n for n, m in model.named_modules() if isinstance(m, kinds)), None)
-    if quantized is not None:
-        raise ValueError(f"the model is quantized already (layer {quantized}); start from a fresh one")
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if "" in names:
-        raise ValueError("the model is itself an nn.Linear and cannot be replaced in place; wrap it")
+    linears = linears_of(model)
+    names = [name for places in linears.values() for name in places]
     for name in skip:
         if name not in names:
             raise ValueError(f"skip: {name!r} is no linear of the model{did_you_mean(name, names)}")
-    kept = [n for n in names if n not in set(skip)]
+    kept = {m: places[0] for m, places in linears.items() if not set(places) & set(skip)}
+    for linear, name in kept.items():
+        if type(linear) is not nn.Linear:
+            raise ValueError(
+                f"layer {name} is a {type(linear).__name__} and no plain nn.Linear: its class, or its owner "
+                "(nn.MultiheadAttention reads the weight itself), may do what a quantized layer does not; "
+                "skip it, or put an nn.Linear in its place"
+            )
     if not kept:
-        raise ValueError(f"nothing to quantize: the model has {len(names)} linears, {len(skip)} skipped")
-    return kept
+        raise ValueError(f"nothing to quantize: the model has {len(linears)} linears, {len(skip)} skipped")
+    return list(kept.values())
+
+
+def linears_of(model: nn.Module) -> dict[nn.Linear, list[str]]:
+    """The linears of an unquantized model, subclasses included, and all names of each.
+
+    Raises:
+        ValueError: a quantized layer, or a model that is itself a linear.
+    """
+    places = module_names(model)
+    kinds = (QuantLinear, FrozenQuantLinear)
+    quantized = next((names[0] for m, names in places.items() if isinstance(m, kinds)), None)
+    if quantized is not None:
+        raise ValueError(f"the model is quantized already (layer {quantized}); start from a fresh one")
+    if isinstance(model, nn.Linear):
+        raise ValueError("the model is itself an nn.Linear and cannot be replaced in place; wrap it")
+    return {m: names for m, names in places.items() if isinstance(m, nn.Linear)}
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module once, in the order of ``named_modules``, with all names it is registered under."""
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
+    return places
+
+
+def put_(model: nn.Module, names: Collection[str], layer: nn.Module) -> None:
+    """Put ``layer`` where ``names`` say: all places of one module, which so stays shared."""
+    for name in names:
+        model.set_submodule(name, layer)
 
 
 def make_clip_context(model: nn.Module, config: QuantConfig) -> ClipContext:
@@ -145,7 +213,9 @@ def unquantized_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Floating-point tensors of the state that belong to no quantized weight (biases included)."""
     own = {
         f"{n}.{t}"
-        for n, _ in frozen_layers(model)
+        for m, names in module_names(model).items()
+        if isinstance(m, FrozenQuantLinear)
+        for n in names
         for t in ("codes", "scale", "zero_point", "lower", "upper", "a_scale", "a_zero_point")
     }
     return (

@@ -3,7 +3,8 @@
 Weight codes are stored packed (``NAME.codes``, a uint8 byte stream, see ``qvgen.packed.bits``),
 their ``scale`` and ``zero_point`` and learnt clip ratios as float32 and all other tensors of the
 model as ``QuantConfig.store_dtype`` says. The JSON file is written last: a folder without it was
-never finished. Reading is strict: anything missing, surplus or of another shape is an error.
+never finished. Reading is strict: anything missing, surplus, of another shape or of another kind of
+numbers is an error, and so are NaN, infinity and scales that are not positive.
 
 ``load_official`` reads the other format there is, that of the authors' released checkpoints.
 """
@@ -22,8 +23,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
-from qvgen.api import frozen_layers, stored_dtype, unquantized_tensors
+from qvgen.api import frozen_layers, module_names, stored_dtype, unquantized_tensors
 from qvgen.config import QuantConfig, from_json, to_json
+from qvgen.contents import check_contents
 from qvgen.files import atomic_write_bytes
 from qvgen.layer_table import described_layers, make_frozen_
 from qvgen.linear import FrozenQuantLinear
@@ -113,7 +115,8 @@ def load_official(path: Path, config: OfficialConfig) -> nn.Module:
 
     Raises:
         ValueError: a pickle, not such a folder, a missing or surplus key or a wrong shape (named),
-            or Phi in the file without its ``gamma``.
+            tensors of another kind, NaN or infinity, a scale that is not positive, zero points of LSQ
+            that are no codes, or Phi in the file without its ``gamma``.
     """
     folder = released_folder(Path(path))
     released = ReleasedFile(folder / RELEASED_NAME)
@@ -153,12 +156,25 @@ def read_header(folder: Path) -> dict[str, Any]:
 def _stored_tensors(
     model: nn.Module, layers: Mapping[str, FrozenQuantLinear], config: QuantConfig
 ) -> dict[str, Tensor]:
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in _state(model).items()}
     for name, tensor in unquantized_tensors(model):
+        if name not in tensors:
+            continue
         tensors[name] = tensor.detach().cpu().to(stored_dtype(tensor, config))
     for name, layer in layers.items():
         tensors[f"{name}.codes"] = pack(tensors[f"{name}.codes"], layer.config.w_bits)
     return {name: tensors[name].contiguous() for name in sorted(tensors)}
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The state, of a finished layer under several names only what stands under the first."""
+    others = tuple(
+        f"{name}."
+        for module, names in module_names(model).items()
+        if isinstance(module, FrozenQuantLinear)
+        for name in names[1:]
+    )
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(others)}
 
 
 def _checked_config(header: Mapping[str, Any], folder: Path, expect: Mapping[str, Any]) -> QuantConfig:
@@ -194,7 +210,7 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     layers = dict(frozen_layers(model))
-    state = model.state_dict()
+    state = _state(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name, layer in layers.items():
         shapes[f"{name}.codes"] = (packed_bytes(layer.codes.numel(), layer.config.w_bits),)
@@ -205,9 +221,28 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{path}: {name} is {tuple(tensors[name].shape)}, the model needs {shape}")
+    _check_numbers(model, layers, tensors, path)
     for name, tensor in state.items():
         if not (name.endswith(".codes") and name.removesuffix(".codes") in layers):
             tensor.copy_(tensors[name])
     for name, layer in layers.items():
         layer.codes.copy_(unpack(tensors[f"{name}.codes"], layer.config.w_bits, tuple(layer.codes.shape)))
         layer.refresh_()
+
+
+def _check_numbers(
+    model: nn.Module, layers: Mapping[str, FrozenQuantLinear], tensors: Mapping[str, Tensor], path: Path
+) -> None:
+    """A checksum only says that the file is what was written; this, that it makes sense."""
+    own = {f"{name}.{part}": part for name, layer in layers.items() for part in layer.state_dict()}
+    parameters = dict(model.named_parameters())
+    for name, tensor in _state(model).items():
+        part = own.get(name)
+        check_contents(
+            f"{path}: {name}",
+            tensors[name],
+            tensor.dtype,
+            finite=part is not None or name in parameters,  # a mask of the model's own may be infinite
+            positive=part in ("scale", "a_scale"),
+            within=(0.0, 1.0) if part in ("lower", "upper") else None,
+        )

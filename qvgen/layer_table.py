@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from qvgen.api import frozen_layers, make_clip_context, quantizable_names
+from qvgen.api import frozen_layers, linears_of, make_clip_context, put_
 from qvgen.config import QuantConfig, from_json, from_mapping, to_json
 from qvgen.linear import FrozenQuantLinear
 from qvgen.transformed import INNER, Transform, TransformedQuantLinear
@@ -58,7 +58,8 @@ def make_frozen_(model: nn.Module, header: Mapping[str, Any], config: QuantConfi
     transforms = {name: _transform(name, value, path) for name, value in _table(header, "transforms", path)}
     configs = {name: _config(name, value, path) for name, value in _table(header, "layer_configs", path)}
     layers: Mapping[str, Any] = header["layers"]
-    linears = set(quantizable_names(model, ()))
+    # A layer of a class of its own may be there, unquantized: what is listed counts.
+    linears = {names[0]: names for m, names in linears_of(model).items() if type(m) is nn.Linear}
     for name, shape in layers.items():
         place = _place(name, transforms)
         if place not in linears:
@@ -88,7 +89,7 @@ def make_frozen_(model: nn.Module, header: Mapping[str, Any], config: QuantConfi
             dtype=linear.weight.dtype,
         )
         wrapped = TransformedQuantLinear(frozen, transforms[place]) if place in transforms else frozen
-        model.set_submodule(place, wrapped)
+        put_(model, linears[place], wrapped)
 
 
 def _place(name: str, transforms: Mapping[str, Transform]) -> str:

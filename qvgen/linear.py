@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -58,6 +58,12 @@ class QuantLinear(nn.Module):
         weight: Tensor = self.wquantizer(self.weight, phi, dtype)
         return weight
 
+    def scales(self) -> Iterator[Tensor]:
+        """All that must be positive: the weight's scales and, where they are static, the activations'."""
+        yield self.wquantizer.scale()
+        if isinstance(self.aquantizer, StaticActivationQuantizer):
+            yield self.aquantizer.scale()
+
     def forward(self, x: Tensor) -> Tensor:
         # Under autocast the product runs in its dtype: rounded to it at once, both sides save a pass.
         kind = x.device.type
@@ -71,7 +77,7 @@ class FrozenQuantLinear(nn.Module):
 
     ``weight`` caches ``s * (c - z)`` in the dtype the model computes in, so that a call costs one
     matrix product and the activation's fake quantization. Scale and zero point stay float32 when
-    the model is cast, hence the codes always mean the same numbers.
+    the model is cast, hence the codes always mean the same numbers. ``load_state_dict`` renews it.
 
     State: ``codes`` uint8 [out, in], ``scale`` and ``zero_point`` of ``quantizers.scale_shape``
     ([out, 1] per channel; 2^(b-1) is the zero point of symmetric codes), ``bias`` [out] or None,
@@ -107,6 +113,7 @@ class FrozenQuantLinear(nn.Module):
             self.register_buffer(name, torch.ones(config.buckets, device=device), persistent=static)
         self.register_buffer("weight", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_load_state_dict_post_hook(_refresh_loaded)  # type: ignore[no-untyped-call]
 
     @classmethod
     @torch.no_grad()
@@ -170,3 +177,8 @@ class FrozenQuantLinear(nn.Module):
         if self.weight.dtype != dtype:
             self.refresh_()
         return self
+
+
+def _refresh_loaded(layer: FrozenQuantLinear, _: object) -> None:
+    """The cached weight is no part of the state: after ``load_state_dict`` it would be the old one."""
+    layer.refresh_()

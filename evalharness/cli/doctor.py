@@ -15,17 +15,21 @@ def execute(arguments: list[str]) -> int:
     """Print the findings; exit code 0 if the default run works, else 1."""
     parser = Parser("doctor", "Check this machine. Exit code 0 when the default run works here.")
     parser.add_argument("--model", default="tinyworld", help="whose files to check")
+    parser.add_argument("--weights", default=None, metavar="DIR", help="pipeline folder of the model")
+    parser.add_argument("--protocol", default="", help="what to predict time and disk for (the model's)")
     parser.add_argument("--output", default=None, help="run folder to check (runs/<model>)")
     parser.add_plugins()
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options = parser.parse_args(arguments)
 
     from evalharness.doctor import Status, examine
+    from evalharness.modeloptions import ModelOptions
     from evalharness.registry import Registry
 
+    asked = ModelOptions(weights=options.weights, protocol=options.protocol)
     output = Path(options.output or f"runs/{options.model}")
     checks = []
-    for check in examine(Registry(options.plugin), options.model, output):
+    for check in examine(Registry(options.plugin), options.model, output, asked):
         checks.append(check)
         if not options.json:
             print(f"{check.status.upper():<5}{check.name:<24} {check.detail}")

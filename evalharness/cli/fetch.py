@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from evalharness.cli.parsing import Parser
 from evalharness.errors import UserError, unknown
@@ -17,6 +18,9 @@ _OF = {
     "python": "vbench",
     "only": "weights",
     "vbench_cache": "weights",
+    "out": "MODEL",
+    "revision": "MODEL",
+    "verify": "MODEL",
 }
 
 
@@ -24,22 +28,69 @@ def execute(arguments: list[str]) -> int:
     """Get the thing, or say that it is there; exit code 1 if a download failed."""
     parser = Parser(
         "fetch",
+        "MODEL: download a model's weights from its hub, checked and resumable. "
         "vbench: make the environment of the package vbench, with versions that work. "
         "weights: download the weights of VBench's metrics into VBench's own cache, and convert them.",
     )
-    parser.add_argument("what", metavar="WHAT", help=", ".join(_THINGS))
+    parser.add_argument("what", metavar="WHAT", help=f"{', '.join(_THINGS)}, or the name of a model")
+    parser.add_argument("--out", default=None, metavar="DIR", help="MODEL: where to (the user's cache)")
+    parser.add_argument("--revision", default=None, help="MODEL: commit, branch or tag (the pinned one)")
+    parser.add_argument(
+        "--verify", action="store_true", default=None, help="MODEL: check what is there, download nothing"
+    )
     parser.add_argument("--env", default=None, metavar="DIR", help="vbench: where to (in the user's cache)")
     parser.add_argument("--python", default=None, metavar="EXE", help="vbench: Python 3.11 (this one)")
     parser.add_argument("--only", default=None, metavar="A,B", help="weights: of these dimensions (all)")
     parser.add_argument("--vbench-cache", default=None, metavar="DIR", help="weights: where to (VBench's)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
+    parser.add_plugins()
     options = parser.parse_args(arguments)
-    if options.what not in _THINGS:
-        raise unknown("thing to fetch", options.what, _THINGS)
+    asked = options.what if options.what in _THINGS else "MODEL"
     for name, thing in _OF.items():
-        if getattr(options, name) is not None and thing != options.what:
+        if getattr(options, name) is not None and thing != asked:
             raise UserError(f"--{name.replace('_', '-')} is for: evalharness fetch {thing}")
-    return _environment(options) if options.what == "vbench" else _weights(options)
+    if asked == "MODEL":
+        return _model(options)
+    return _environment(options) if asked == "vbench" else _weights(options)
+
+
+def _model(options: argparse.Namespace) -> int:
+    from evalharness.machine.fetch import Hub, fetch, verify, wanted
+    from evalharness.models.video.folder import check_folder, models_cache
+    from evalharness.registry import Registry
+
+    registry = Registry(options.plugin)
+    names = [name for name in registry.names("models") if name == options.what]
+    spec: Any = getattr(registry.get("models", names[0]), "spec", None) if names else None
+    if not names:
+        raise unknown("thing to fetch", options.what, (*_THINGS, *registry.names("models")))
+    if spec is None or not spec.repo:
+        raise UserError(
+            f"fetch {options.what}: nothing to fetch; this model comes with the package or by --weights"
+        )
+    folder = Path(options.out) if options.out else models_cache() / spec.name
+    revision = options.revision or spec.revision
+    if options.verify:
+        wrong = verify(folder)
+        print(
+            f"{folder}: {'all files are right' if not wrong else 'missing or damaged: ' + ', '.join(wrong)}"
+        )
+        return 1 if wrong else 0
+    if options.dry_run:
+        listing = Hub().listing(spec.repo, revision or "main")
+        files = wanted(listing)
+        size = sum(file.size for file in files) / 1e9
+        print(
+            f"{spec.repo} at {listing.revision}: {len(files)} files, {size:.1f} GB, licence {listing.licence}"
+        )
+        return 0
+    if revision is None:
+        print(f"no revision of {spec.repo} is pinned: the newest is taken and recorded; --revision fixes it")
+    listing = fetch(Hub(), spec.repo, revision, folder, print)
+    check_folder(folder, spec)
+    size = sum(file.size for file in listing.files) / 1e9
+    print(f"{folder}: {spec.repo} at {listing.revision}, {size:.1f} GB, licence {listing.licence}")
+    return 0
 
 
 def _environment(options: argparse.Namespace) -> int:

@@ -17,12 +17,16 @@ _DETAILS = ("exact", "adapted")
 def execute(arguments: list[str]) -> int:
     """Print a table, or JSON with ``--json``."""
     parser = Parser("ls", "List what is installed. Plugins that fail to load are warned about.")
-    parser.add_argument("kind", nargs="?", default="all", help=f"{', '.join(KINDS)}, or all (default)")
+    parser.add_argument(
+        "kind", nargs="?", default="all", help=f"{', '.join(KINDS)}, all (default), or papers"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_plugins("also list this file's")
     options = parser.parse_args(arguments)
-    if options.kind not in (*KINDS, "all"):
-        raise unknown("kind", options.kind, (*KINDS, "all"))
+    if options.kind not in (*KINDS, "all", "papers"):
+        raise unknown("kind", options.kind, (*KINDS, "all", "papers"))
+    if options.kind == "papers":
+        return _papers(as_json=options.json)
     registry = Registry(options.plugin)
     kinds = KINDS if options.kind == "all" else (options.kind,)
     listed = {kind: _entries(registry, kind) for kind in kinds}
@@ -35,6 +39,25 @@ def execute(arguments: list[str]) -> int:
         print(_table(entries))
         if kind == "methods" and len(kinds) == 1:
             print(_details(entries), end="")
+    return 0
+
+
+def _papers(*, as_json: bool) -> int:
+    """Numbers that papers report; nothing here was measured by the harness."""
+    from dataclasses import asdict
+
+    from evalharness.papers import read_papers, table_of
+
+    numbers = read_papers()
+    if as_json:
+        print(json.dumps([asdict(number) for number in numbers], indent=2))
+        return 0
+    print(_table(table_of(numbers)))
+    second = sum(number.is_second_hand for number in numbers)
+    print(
+        f"\n{len(numbers)} numbers, {second} of them quoted second-hand; reported by papers, not measured "
+        "here. All columns: --json"
+    )
     return 0
 
 

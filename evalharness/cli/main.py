@@ -19,14 +19,16 @@ __all__ = ["VERBS", "main"]
 # Verb -> what it does. Each lives in ``evalharness.cli.<verb>`` and is imported only when used.
 VERBS = {
     "run": "quantize, generate, score and report; again to resume or to add methods",
-    "ls": "list methods, models, protocols, metrics or reporters",
+    "ls": "list methods, models, protocols, metrics, reporters or papers",
     "score": "score a run folder again where something changed, or any folder of videos",
     "export": "the videos and scores of a run in VBench's form",
     "report": "write the tables and the page of a run folder again",
+    "leaderboard": "merge: runs of several people as one leaderboard, each row with its run",
     "compare": "two runs or two cells: differences, intervals, p-values, winners and losers",
     "check": "hold a run against a reference and gates; the exit code says whether it passes",
     "plan": "how many prompts or seeds it takes to tell two methods apart",
-    "fetch": "make the environment of the package vbench",
+    "data": "encode clips and captions to train a video model on",
+    "fetch": "download a model's weights, or make the environment of the package vbench",
     "doctor": "what this machine can run, and how to install what is missing",
 }
 
@@ -69,7 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "".join(f"  {verb:<9}{text}\n" for verb, text in VERBS.items())
+    verbs = "".join(f"  {verb:<12}{text}\n" for verb, text in VERBS.items())
     return (
         "usage: evalharness VERB [options]\n\n"
         "Benchmark for quantized video diffusion models.\n\n"

@@ -34,6 +34,11 @@ class _Parser(ArgumentParser):
 def execute(arguments: list[str]) -> int:
     """Run; returns the exit code."""
     config, dry_run = parse_config(arguments)
+    if config.executor == "torchrun" and not dry_run:
+        from evalharness.executors import torchrun
+
+        if torchrun.rank() > 0:
+            return torchrun.serve()
     registry = Registry(config.plugin)
     plan = build_plan(config, registry)
     console = Console()
@@ -46,6 +51,8 @@ def execute(arguments: list[str]) -> int:
             f"no metric is installed for {', '.join(plan.unscored)}: made, but not scored; "
             "see: evalharness ls metrics"
         )
+    for note in plan.notes:
+        console.warn(note)
     if dry_run:
         from evalharness.dryrun import describe
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evalharness.compare.recipes import Change, changes, declared, hardware, run_recipe
@@ -11,8 +11,9 @@ from evalharness.effects import Effect, Paired, effect, holm
 from evalharness.errors import unknown
 from evalharness.gates.bounds import is_beyond, named, share_of
 from evalharness.gates.costs import judge_cost
-from evalharness.gates.spec import EACH_DIMENSION, MEAN, Gate, Gates
+from evalharness.gates.spec import EACH_DIMENSION, MEAN, TIMINGS, Gate, Gates
 from evalharness.gates.status import CheckReport, Status, Verdict
+from evalharness.gates.timings import Timing, judge_timings
 from evalharness.result_schema import CellResult
 from evalharness.stats import Key
 
@@ -38,8 +39,10 @@ class _Judged:
         return self.drop.p / 2 if self.drop.value < 0 else 1 - self.drop.p / 2
 
 
-def check(run: Side, reference: Side, gates: Gates) -> CheckReport:
-    """Judge every gate on every row of the reference.
+def check(
+    run: Side, reference: Side, gates: Gates, timings: Mapping[str, Timing] | None = None
+) -> CheckReport:
+    """Judge every gate on every row of the reference, and gates on ``timings`` on those given.
 
     Raises:
         UserError: a gate on a metric or a row that the reference does not have.
@@ -50,6 +53,8 @@ def check(run: Side, reference: Side, gates: Gates) -> CheckReport:
         verdicts = [Verdict(row="(run)", metric="recipe", status=Status.RECIPE_MISMATCH, reason=why)]
     else:
         verdicts = _judge_rows(run, reference, gates)
+        for gate in (gate for gate in gates.gates if gate.metric == TIMINGS):
+            verdicts += judge_timings(gate, timings, gates.significance)
     return CheckReport(
         run=run.given,
         reference=reference.given,
@@ -79,7 +84,9 @@ def _judge_rows(run: Side, reference: Side, gates: Gates) -> list[Verdict]:
     found: list[Verdict | _Judged] = []
     for row in wanted:
         ours = there.get((row.model, row.name))
-        for gate in (gate for gate in gates.gates if not gate.rows or row.name in gate.rows):
+        for gate in (gate for gate in gates.gates if gate.metric != TIMINGS):
+            if gate.rows and row.name not in gate.rows:
+                continue
             found += _judge(gate, row, ours, run, reference, gates)
     scale = 100.0 if reference.results.percent else 1.0
     judged = [d for d in found if isinstance(d, _Judged)]
@@ -114,7 +121,7 @@ def _check_names(rows: Sequence[Row], reference: Side, gates: Gates) -> None:
             raise unknown(
                 "metric of a gate", gate.metric, (MEAN, EACH_DIMENSION, *reference.results.dimensions)
             )
-        for name in gate.rows:
+        for name in gate.rows if gate.metric != TIMINGS else ():
             if name not in names:
                 raise unknown("row of a gate", name, names)
 

@@ -28,6 +28,7 @@ __all__ = [
     "EACH_DIMENSION",
     "MEAN",
     "TIMES",
+    "TIMINGS",
     "Gate",
     "Gates",
     "parse_gates",
@@ -36,6 +37,7 @@ __all__ = [
 
 MEAN = "mean"
 EACH_DIMENSION = "dimensions"
+TIMINGS = "timings"
 TIMES = ("step_ms", "step_cpu_ms")
 _MEMORY = ("peak_mem_mb", "step_mem_mb", "process_mem_mb")
 _SIZES = ("weights_mb", "checkpoint_mb", "executed_mb", "stored_mb", "weight_bits", "act_bits")
@@ -50,12 +52,13 @@ class Gate:
     """Bounds on one metric. Where both an absolute and a relative change are bounded, both must be passed.
 
     Attributes:
-        metric: ``mean``, a dimension, ``dimensions`` (each of them on its own), or one of ``COSTS``.
+        metric: ``mean``, a dimension, ``dimensions`` (each of them on its own), one of ``COSTS``, or
+            ``timings``: each entry of a file of times taken in turns in one job (``gates.timings``).
         over: of a cost: ``reference`` divides it by the full-precision row of the same run first.
         max_drop, max_rise: change from the reference, scores in the unit of the tables.
         max_drop_relative, max_rise_relative: the same as a share of the reference, 0.05 is 5 %.
         min, max: bound on the value itself, whatever the reference has.
-        rows: names without seed, e.g. ``lsq-w3a3``; empty for all.
+        rows: names without seed, e.g. ``lsq-w3a3``, or of timings; empty for all.
     """
 
     metric: str
@@ -70,7 +73,7 @@ class Gate:
 
     @property
     def is_cost(self) -> bool:
-        return self.metric in COSTS
+        return self.metric in (*COSTS, TIMINGS)
 
     def __post_init__(self) -> None:
         own, others = (_COST_BOUNDS, _QUALITY_BOUNDS) if self.is_cost else (_QUALITY_BOUNDS, _COST_BOUNDS)
@@ -87,8 +90,12 @@ class Gate:
             raise UserError(
                 f"gate on {self.metric}: over: {self.over!r}; expected reference, or leave it out"
             )
-        if self.over and not self.is_cost:
-            raise UserError(f"gate on {self.metric}: over divides a cost; a quality is compared as it is")
+        if self.metric == TIMINGS and set(given) != {"max_rise_relative"}:
+            raise UserError("gate on timings: give max_rise_relative alone; the reference stands in the file")
+        if self.over and (not self.is_cost or self.metric == TIMINGS):
+            raise UserError(
+                f"gate on {self.metric}: over divides a cost by that of full precision; leave it out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

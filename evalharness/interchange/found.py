@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from typing import Any
 from evalharness.api import Sample
 from evalharness.errors import UserError
 from evalharness.interchange.names import split_stem
+from evalharness.store import parse_json
 
 __all__ = ["SUFFIXES", "Found", "by_manifest", "by_name"]
 
@@ -96,11 +96,19 @@ def by_manifest(folder: Path, manifest: Path, samples: Sequence[Sample]) -> Foun
         else:
             ids = by_text.get((str(row["prompt"]), index), [])
         path = folder / name
-        if not path.is_file():
+        if not _is_there(path):
             found.absent.append(name)
         else:
             _take(found, name, path, ids)
     return _finish(found, samples)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it is a file; a name that no file system takes is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _videos(folder: Path) -> list[Path]:
@@ -135,7 +143,7 @@ def _rows(manifest: Path) -> list[Mapping[str, Any]]:
     if manifest.suffix.lower() == ".csv":
         return list(csv.DictReader(io.StringIO(text)))
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise UserError(f"{manifest}: neither .csv nor JSON ({error})") from error
     rows = value.get("videos") if isinstance(value, dict) else value

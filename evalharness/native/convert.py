@@ -20,7 +20,7 @@ from evalharness.hashing import file_sha256
 from evalharness.native.catalogue import CATALOGUE, Entry
 from evalharness.native.renaming import RENAMINGS, State
 from evalharness.native.weights import store, weights_folder
-from evalharness.torchfiles.tensors import read, read_module, read_state
+from evalharness.torchfiles.tensors import read_module, read_state
 
 __all__ = ["convert", "find", "main"]
 
@@ -80,26 +80,13 @@ def _one(name: str, cache: Path) -> tuple[str, bool]:
 
 
 def _read(path: Path, entry: Entry) -> State:
-    import torch
-
     if entry.kind == "bytes":
+        import torch
+
         return {"bytes": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
     if entry.kind == "torchscript":
-        return {
-            key: tensor.float() for key, tensor in read_module(path).items() if tensor.is_floating_point()
-        }
-    return _inner(path, entry.inside) if entry.inside else read_state(path)
-
-
-def _inner(path: Path, key: str) -> State:
-    """The tensors that the file keeps under ``key``; others may lie beside it."""
-    import torch
-
-    whole = read(path)
-    state = whole.get(key) if isinstance(whole, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path}: no mapping of names to tensors under {key!r}")
-    return state
+        return {k: tensor.float() for k, tensor in read_module(path).items() if tensor.is_floating_point()}
+    return read_state(path, entry.inside)
 
 
 if __name__ == "__main__":

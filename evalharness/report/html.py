@@ -45,12 +45,16 @@ def _context(results: Results, run_folder: Path) -> dict[str, Any]:
     from markupsafe import Markup
 
     from evalharness.ranking import ranking
+    from evalharness.report.browser import browser_data, inert_json
     from evalharness.report.html_tables import cell_table, pooled_table
     from evalharness.report.plots import plots
-    from evalharness.report.wording import legend, ranking_sentences, warnings
+    from evalharness.report.published import published, published_table
+    from evalharness.report.recipes import pretty, row_recipes
+    from evalharness.report.wording import coverage_line, legend, ranking_sentences, warnings
 
     several = len(results.seeds) > 1
-    script = _asset("report.js")
+    script = _asset("report.js") + _asset("browser.js")
+    papers = published(results)
     return {
         "results": results,
         "style": Markup(_asset("report.css")),  # noqa: S704 - our own file
@@ -62,8 +66,11 @@ def _context(results: Results, run_folder: Path) -> dict[str, Any]:
         "tables": [pooled_table(results)] * several + [cell_table(results, is_folded=several)],
         "plots": [plot._replace(svg=Markup(plot.svg)) for plot in plots(results)],  # noqa: S704 - drawn by us
         "legend": legend(results),
-        "recipe": _json({cell.id: cell.method_config for cell in results.cells}),
-        "manifest": _json(dict(results.manifest)),
+        "coverage": coverage_line(results),
+        "published": None if papers is None else published_table(papers, results),
+        "recipes": row_recipes(results),
+        "manifest": pretty(dict(results.manifest)),
+        "browser": Markup(inert_json(browser_data(results, run_folder))),  # noqa: S704 - see inert_json
         **_video_context(results, run_folder),
     }
 
@@ -105,12 +112,6 @@ def _sha256_base64(text: str) -> str:
     import hashlib
 
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-
-
-def _json(value: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
 
 
 def _code(text: str) -> Any:

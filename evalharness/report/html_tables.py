@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from evalharness.report.recipes import anchors
 from evalharness.report.rows import (
     AGAINST_REFERENCE,
     COST_COLUMNS,
@@ -36,11 +37,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """What is shown, a second smaller line, and the sort key (empty sorts last)."""
+    """What is shown, a second smaller line, the sort key (empty sorts last), a place to jump to."""
 
     text: str
     small: str = ""
     sort: str = ""
+    anchor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,15 @@ def cell_table(results: Results, *, is_folded: bool) -> Table:
     facts = [Column("source", True), Column("execution", True), Column("coverage")]
     facts += [*_total_columns(results), Column("mean"), Column(AGAINST_REFERENCE)]
     numbers = [Column(name) for name in (*results.dimensions, *COST_COLUMNS, "train_minutes")]
-    differences = minus_reference(results)
+    differences, places = minus_reference(results), anchors(results)
     rows = tuple(
-        Row(_cells(cell, differences.get(cell.id), results), cell.is_reference)
+        Row(_cells(cell, differences.get(cell.id), results, places[cell.id]), cell.is_reference)
         for cell in sorted_cells(results)
     )
-    note = "One row for each method, bit width and seed. A click on a column's name sorts by it."
+    note = (
+        "One row for each method, bit width and seed. A click on a column's name sorts by it; "
+        "a click on a method shows its recipe."
+    )
     title = "Every cell" if is_folded else "Leaderboard"
     return Table(title, note, (*texts, *facts, *numbers), rows, is_folded)
 
@@ -83,14 +88,20 @@ def pooled_table(results: Results) -> Table:
     columns = [Column("method", True), Column("bits"), *_total_columns(results), Column("mean")]
     columns += [Column(AGAINST_REFERENCE)]
     columns += [Column("mean of each seed", True), *(Column(name) for name in results.dimensions)]
-    rows = tuple(Row(_pooled_cells(row, results), row.is_reference) for row in sorted_pooled(results))
+    places = anchors(results)
+    rows = tuple(
+        Row(_pooled_cells(row, results, places[row.cells[0]]), row.is_reference)
+        for row in sorted_pooled(results)
+    )
     note = f"{len(results.seeds)} seeds taken together; prompts stay the clusters of the intervals."
     return Table("Leaderboard, all seeds together", note, tuple(columns), rows)
 
 
-def _cells(cell: CellResult, difference: Estimate | None, results: Results) -> tuple[TableCell, ...]:
+def _cells(
+    cell: CellResult, difference: Estimate | None, results: Results, anchor: str
+) -> tuple[TableCell, ...]:
     return (
-        _text(cell.method),
+        TableCell(cell.method, sort=cell.method, anchor=anchor),
         _bits(cell),
         TableCell(str(cell.seed), sort=str(cell.seed)),
         _text(cell.source),
@@ -105,9 +116,9 @@ def _cells(cell: CellResult, difference: Estimate | None, results: Results) -> t
     )
 
 
-def _pooled_cells(row: PooledResult, results: Results) -> tuple[TableCell, ...]:
+def _pooled_cells(row: PooledResult, results: Results, anchor: str) -> tuple[TableCell, ...]:
     return (
-        _text(row.method),
+        TableCell(row.method, sort=row.method, anchor=anchor),
         _bits(row),
         *_totals(row, results),
         _estimate(row.mean, results),

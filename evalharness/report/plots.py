@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,12 @@ def plots(results: Results) -> list[Plot]:
     import matplotlib as mpl
 
     with mpl.rc_context(RC):
-        drawn = (_mean_by_bits(results), _dimension_dots(results), _training_curves(results))
+        drawn = (
+            _mean_by_bits(results),
+            _tradeoff(results),
+            _dimension_dots(results),
+            _training_curves(results),
+        )
         return [plot for plot in drawn if plot is not None]
 
 
@@ -77,6 +83,13 @@ def _mean_by_bits(results: Results) -> Plot | None:
     alt = "; ".join(f"{row.method} {_bits(row)}: {estimate_text(row.mean, results)}" for row in rows)
     caption = "Mean by bit width, all seeds together, with 95 % intervals. The band is full precision."
     return Plot(to_svg(figure, "mean"), caption, f"{alt}.")
+
+
+def _tradeoff(results: Results) -> Plot | None:
+    from evalharness.report.tradeoff import draw
+
+    drawn = draw(results, _looks(results), _unit(results))
+    return None if drawn is None else Plot(to_svg(drawn[0], "tradeoff"), *drawn[1:])
 
 
 def _reference_band(axes: Axes, row: PooledResult, results: Results) -> None:
@@ -127,7 +140,7 @@ def _training_curves(results: Results) -> Plot | None:
     cells = [cell for cell in sorted_cells(results) if _curve(cell, "loss")]
     if not cells:
         return None
-    names = {"loss": "loss", "grad": "gradient norm"}
+    names = {"loss": "loss", "grad": "gradient norm", "rank": "rank"}
     names = {key: name for key, name in names.items() if any(_curve(cell, key) for cell in cells)}
     panels = list(dict.fromkeys(_bits(cell) for cell in cells))
     figure = empty_figure(1.8 + 2.3 * len(panels), 0.8 + 1.9 * len(names))
@@ -139,27 +152,29 @@ def _training_curves(results: Results) -> Plot | None:
                 if _bits(cell) == panel and (curve := _curve(cell, key)):
                     color = looks[cell.method].color
                     axes.plot(*zip(*curve, strict=True), color=color, lw=0.9, alpha=0.85, label=cell.method)
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("")
+            if key != "rank":
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("")
             axes.grid(lw=0.3, alpha=0.5)
         row_of_axes[0].set_ylabel(name)
     for top, bottom, panel in zip(grid[0], grid[-1], panels, strict=True):
         top.set_title(panel, fontsize=9.0)
         bottom.set_xlabel("step")
     legend(figure, list(grid[0]))
-    caption = "Training of the quantized weights: loss and gradient norm by step, one line a cell."
+    caption = f"Training of the quantized weights: {', '.join(names.values())} by step, one line a cell."
     return Plot(to_svg(figure, "training"), caption, f"Cells: {', '.join(cell.id for cell in cells)}.")
 
 
 def _curve(cell: CellResult, prefix: str) -> list[tuple[float, float]]:
     """(step, value) of the logged quantity whose name starts so, the shortest if several do.
 
-    Values that are not positive are left out: the axis is logarithmic.
+    Losses and norms that are not positive are left out: their axis is logarithmic.
     """
     names = {name for record in cell.train_log for name in record if name.startswith(prefix)}
     if not names:
         return []
     name = min(names, key=lambda each: (len(each), each))
     values = [(record.get("step", place), record.get(name)) for place, record in enumerate(cell.train_log)]
-    return [(float(x), float(y)) for x, y in values if isinstance(y, int | float) and y > 0]
+    least = 0.0 if prefix == "rank" else math.ulp(0.0)
+    return [(float(x), float(y)) for x, y in values if isinstance(y, int | float) and y >= least]

@@ -1,4 +1,4 @@
-"""``scores.csv``, ``leaderboard.csv`` and ``leaderboard.md``."""
+"""``scores.csv``, ``leaderboard.csv``, ``leaderboard.md`` and ``leaderboard.tex``: the same rows each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from evalharness.report.rows import Value
     from evalharness.result_schema import CellResult, PooledResult, Results
 
-__all__ = ["CsvReporter", "MarkdownReporter"]
+__all__ = ["CsvReporter", "LatexReporter", "MarkdownReporter"]
 
 
 class CsvReporter:
@@ -48,6 +48,22 @@ class MarkdownReporter:
         return [path]
 
 
+class LatexReporter:
+    """The leaderboard as a LaTeX table, for ``input``."""
+
+    name = "latex"
+    summary = "leaderboard.tex: a booktabs table, all seeds together"
+
+    def write(self, results: Results, run_folder: Path) -> list[Path]:
+        """Write ``leaderboard.tex``."""
+        from evalharness.report.latex import latex
+        from evalharness.store import atomic_write_text
+
+        path = run_folder / "leaderboard.tex"
+        atomic_write_text(path, latex(results))
+        return [path]
+
+
 def _csv(rows: Sequence[dict[str, Value]], columns: Sequence[str], *, decimals: int) -> str:
     import pandas as pd
 
@@ -58,6 +74,7 @@ def _csv(rows: Sequence[dict[str, Value]], columns: Sequence[str], *, decimals: 
 def markdown(results: Results) -> str:
     """The text of ``leaderboard.md``."""
     from evalharness.ranking import ranking
+    from evalharness.report.published import published, published_markdown, published_table
     from evalharness.report.rows import sorted_cells
     from evalharness.report.wording import legend, ranking_sentences, warnings
 
@@ -71,6 +88,10 @@ def markdown(results: Results) -> str:
     cells = sorted_cells(results)
     parts += ["## Cells", _cell_table(cells, results)]
     parts += ["## Dimensions", _dimension_table(cells, results)]
+    found = published(results)
+    if found is not None and found.is_comparable:
+        parts += ["## Published numbers", published_table(found, results).note]
+        parts += [_table(*published_markdown(found, results))]
     parts += ["## How to read this", _bullets(legend(results))]
     return "\n\n".join(parts) + "\n"
 

@@ -46,6 +46,19 @@ def warnings(results: Results) -> list[str]:
     return lines + _unequal_budgets(results)
 
 
+def coverage_line(results: Results) -> str:
+    """How much of what was planned is there, in one sentence; empty without cells."""
+    if not results.cells:
+        return ""
+    complete = sum(cell.is_complete for cell in results.cells)
+    least = min(results.cells, key=lambda cell: cell.coverage)
+    failed = sum(cell.n_failed for cell in results.cells)
+    text = f"Coverage: {complete} of {len(results.cells)} cells have every score"
+    if complete < len(results.cells):
+        text += f"; least: {least.id}, {coverage_text(least.coverage)}"
+    return f"{text}{f'; {failed} videos failed' if failed else ''}."
+
+
 def _unequal_budgets(results: Results) -> list[str]:
     """One line for each bit width at which the training recipes saw different numbers of samples."""
     groups: dict[tuple[str, int, int], dict[str, int]] = {}
@@ -136,10 +149,14 @@ def _options(options: Mapping[str, Any]) -> str:
 def legend(results: Results) -> list[str]:
     """How to read the tables; names only what occurs in them."""
     info, unit = results.bootstrap, "percent" if results.percent else "raw scores"
+    made = (
+        f"interval from Student's t over whole {info.cluster}s, corrected for skewness (Hall 1992)"
+        if info.kind == "skew-t"
+        else f"percentile bootstrap, {info.resamples} resamples of whole {info.cluster}s"
+    )
     lines = [
-        f"Values are in {unit}, as `value [lo, hi]`: {info.confidence * 100:g} % percentile bootstrap, "
-        f"{info.resamples} resamples of whole {info.cluster}s. The interval covers the choice of "
-        f"{info.cluster}s; how far seeds differ stands beside it.",
+        f"Values are in {unit}, as `value [lo, hi]`: {info.confidence * 100:g} % {made}. The interval covers "
+        f"the choice of {info.cluster}s; how far seeds differ stands beside it.",
         "mean: unweighted mean of the dimensions, at full coverage only. Methods are compared by paired "
         "differences: same prompt, same sample, same seed. `ahead` means that the interval lies above "
         "zero and that p < 0.05 with seeds drawn at random too, corrected "

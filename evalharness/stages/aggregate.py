@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evalharness.api import EvalProtocol, Prompt, Reporter, Sample
 from evalharness.cells import Cell
 from evalharness.checkpoints import displayed_folder
+from evalharness.compat import protocol_notes
 from evalharness.console import Console
 from evalharness.errors import StorageError, UserError, is_storage_error, one_line
 from evalharness.hashing import digest, file_sha256, tree_sha256
@@ -63,7 +64,7 @@ def run(state: RunState) -> StageCount:
             dimensions=list(protocol.metrics),
             percent=protocol.percent,
             totals=totals_of(protocol),
-            label=getattr(protocol, "label", f"{state.plan.protocol} scores"),
+            label=_label(state, protocol),
             manifest=state.finish_work(),
             prompts={prompt.id: prompt.text for prompt in state.plan.protocol_prompts},
         )
@@ -227,6 +228,20 @@ class _RecordBuilder:
                 f"renew them with: evalharness score {self._state.folder.root}"
             )
         return found
+
+
+def _label(state: RunState, protocol: EvalProtocol) -> str:
+    """What the scores are, and what else a reader must know; settings as the folder records them."""
+    label = getattr(protocol, "label", f"{state.plan.protocol} scores")
+    identity = state.identity
+    notes = protocol_notes(
+        protocol,
+        str(identity["model"]),
+        int(identity.get("settings.frames", 0)),
+        int(identity.get("settings.fps", 0)),
+        fixed_noise=identity.get("settings.fixed_noise") is not None,
+    )
+    return ". ".join([label, *notes])
 
 
 def _why_stale(state: RunState, cell: Cell) -> str | None:

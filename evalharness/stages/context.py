@@ -61,7 +61,8 @@ class StageContext:
     def teacher(self) -> nn.Module:
         """A frozen full-precision copy, made once."""
         if self._teacher is None:
-            self._teacher = copy.deepcopy(self._session.pristine).eval().requires_grad_(False)
+            copied = copy.deepcopy(self._session.pristine).to(self.device)
+            self._teacher = copied.eval().requires_grad_(False)
         return self._teacher
 
     def batches(self, batch_size: int) -> Iterator[TrainBatch]:

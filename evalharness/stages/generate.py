@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalharness.api import GenerationSettings, Sample
+from evalharness.api import GenerationSettings, LoadedModel, Sample
 from evalharness.cells import Cell
 from evalharness.executor import Outcome, Task
 from evalharness.hashing import file_sha256
@@ -38,12 +38,17 @@ def run(state: RunState) -> StageCount:
     if not tasks:
         return StageCount(kept=kept)
     done = failed = 0
+    reduced: int | None = None
     errors: Counter[str] = Counter()
     for outcome in state.run_tasks("generate", "video", tasks, width=state.plan.model_workers):
         records = _records(outcome)
         state.folder.cell(outcome.task.payload["cell_id"]).samples.append(records)
         if outcome.failure is None:
             done += len(records)
+            smaller = records[0].get("batch")
+            if smaller is not None and smaller != reduced:
+                reduced = smaller
+                state.console.warn(f"{outcome.task.key}: out of GPU memory; going on with {smaller} a call")
         else:
             failed += len(records)
             errors[outcome.error] += len(records)
@@ -56,26 +61,52 @@ def run(state: RunState) -> StageCount:
 
 
 def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """In a worker: make and write one batch of videos, padded to its full size."""
+    """In a worker: make and write one batch of videos, padded to its full size.
+
+    Out of GPU memory, the batch is halved, for this worker's later ones too; each record then has ``batch``,
+    since the arithmetic of some GPUs depends on it.
+    """
     cell = Cell.from_json(payload["cell"])
     folder = None if payload["checkpoint"] is None else Path(payload["checkpoint"])
     loaded = session.activate(cell, folder, payload["key"])
     samples = payload["samples"]
-    padded = samples + [samples[-1]] * (payload["batch_size"] - len(samples))
     start = time.monotonic()
-    frames = loaded.generate(
-        [sample["text"] for sample in padded],
-        [sample["seed"] for sample in padded],
-    )
-    _check_frames(frames, len(padded), session.model.settings)
+    frames, size = _frames(session, loaded, samples, payload["batch_size"])
+    reduced = {} if size == payload["batch_size"] else {"batch": size}
     milliseconds = (time.monotonic() - start) * 1000 / len(samples)
     made = []
     for sample, video in zip(samples, frames, strict=False):
         path = Path(sample["path"])
         data = encode_video(video, session.model.settings.fps)
         atomic_write_bytes(path, data)
-        made.append({"sha256": file_sha256(path), "bytes": len(data), "ms": round(milliseconds, 1)})
+        facts = {"sha256": file_sha256(path), "bytes": len(data), "ms": round(milliseconds, 1)}
+        made.append({**facts, **reduced})
     return {"videos": made}
+
+
+def _frames(
+    session: Session, loaded: LoadedModel, samples: Sequence[Mapping[str, Any]], batch_size: int
+) -> tuple[list[np.ndarray], int]:
+    """The videos of all samples, and how many a call it took them from."""
+    import torch
+
+    size = min(batch_size, session.batch_limit or batch_size)
+    frames: list[np.ndarray] = []
+    while len(frames) < len(samples):
+        part = list(samples[len(frames) : len(frames) + size])
+        padded = part + [part[-1]] * (size - len(part))
+        try:
+            made = loaded.generate([each["text"] for each in padded], [each["seed"] for each in padded])
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = session.batch_limit = size // 2
+            frames.clear()  # so that one task is of one batch size
+            torch.cuda.empty_cache()  # nothing to do without a GPU
+            continue
+        _check_frames(made, len(padded), session.model.settings)
+        frames += list(made[: len(part)])
+    return frames, size
 
 
 def _due(state: RunState, cell: Cell, samples: list[Sample]) -> list[Sample]:

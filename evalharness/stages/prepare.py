@@ -29,7 +29,9 @@ from evalharness.cost import executed_as
 from evalharness.device import synchronize
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
+from evalharness.executors.group import is_first, together
 from evalharness.hashing import digest, jsonable, tree_sha256
+from evalharness.modeloptions import build_model
 from evalharness.records import read_prepare
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, utc_now
@@ -59,6 +61,7 @@ def run(state: RunState) -> StageCount:
             _discard(state.folder.cell(cell.id))
             due.append((cell, source, wanted))
     kept = len(state.prepared)
+    _check_trainings(state, [cell for cell, source, _ in due if source is None])
     _write_references(state, [(cell, wanted) for cell, _, wanted in due if cell.is_reference])
     _run_tasks(state, [(cell, source, wanted) for cell, source, wanted in due if not cell.is_reference])
     done = len(state.prepared) - kept
@@ -73,18 +76,20 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         return {"seconds": None, "execution": executed_as(loaded.transformer)}
     train_log, target = Path(payload["train_log"]), Path(payload["target"])
     state_folder = Path(payload["state_folder"]) if payload.get("state_folder") else None
-    if state_folder is None or not state_folder.is_dir():
+    first = is_first(payload)
+    if first and (state_folder is None or not state_folder.is_dir()):
         train_log.unlink(missing_ok=True)
     method = build_method(session.registry, cell)
     calibration = Path(payload["calibration_folder"]) if payload.get("calibration_folder") else None
     context = StageContext(session, cell.seed, train_log, state_folder, calibration)
     _seed_libraries(cell.seed)
     start = time.monotonic()
-    with contextlib.closing(context):
+    with contextlib.closing(context), together(payload, session.spec.device):
         module = method.apply(session.fresh_transformer(), context)
         synchronize(session.spec.device)
     seconds = time.monotonic() - start
-    method.save(module, target)
+    if first:
+        method.save(module, target)
     return {"seconds": seconds, "execution": executed_as(session.executable(method, module))}
 
 
@@ -120,6 +125,8 @@ def inputs_hash(
         }
         if published_sha256 is None and method.needs == Needs.TRAINING:
             inputs["training_clips"] = training_clips(registry, cell.model, identity["device"])
+            if "training_data" in identity:
+                inputs["training_data"] = identity["training_data"]
         if published_sha256 is None and method.needs != Needs.TRAINING:  # any other may ask for it
             inputs["calibration"] = CALIBRATION_VERSION
     return digest(inputs)
@@ -194,6 +201,23 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
                 shutil.rmtree(task.payload["target"], ignore_errors=True)
 
 
+def _check_trainings(state: RunState, cells: Sequence[Cell]) -> None:
+    """Refuse at once what would run out of memory hours later, where the model can tell."""
+    check = getattr(
+        build_model(state.registry, state.plan.model, state.plan.model_options), "check_training", None
+    )
+    if check is None or state.plan.device != "cuda":
+        return
+    gpus = state.plan.workers if state.plan.executor == "torchrun" else 1
+    for cell in cells:
+        if cell.is_reference:
+            continue
+        method = build_method(state.registry, cell)
+        if method.needs == Needs.TRAINING:
+            config = _own_config(method)
+            check(config.get("recipe", config), int(config.get("rank", 0)), gpus)
+
+
 def _task(state: RunState, cell: Cell, source: Path | None, wanted: str) -> Task:
     files = state.folder.cell(cell.id)
     files.root.mkdir(parents=True, exist_ok=True)
@@ -205,9 +229,17 @@ def _task(state: RunState, cell: Cell, source: Path | None, wanted: str) -> Task
         "target": None if source else tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=files.root),
         "train_log": str(files.train_log),
         "state_folder": None if source else str(files.training(wanted)),
+        "joint": _is_joint(state, cell, source),
         "calibration_folder": str(state.folder.calibration(_model_key(state, cell))),
     }
     return Task(kind="prepare", key=cell.id, payload=payload)
+
+
+def _is_joint(state: RunState, cell: Cell, source: Path | None) -> bool:
+    """Whether all ranks of a torchrun do it together: a training."""
+    if state.plan.executor != "torchrun" or source is not None:
+        return False
+    return build_method(state.registry, cell).needs == Needs.TRAINING
 
 
 def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outcome: Outcome) -> None:

@@ -1,8 +1,11 @@
-"""Stage 4: what a cell costs: time of a denoising step, memory, bytes of weights.
+"""Stage 4: what a cell costs: times of a denoising step and of a video's phases, memory, bytes of weights.
 
 The step is one call of the transformer on ``LoadedModel.step_inputs()``. On cpu it runs on one
-thread, alone, and is timed by the wall clock; on cuda between two events of the stream. Latency of a
-``fake``-quantized cell is that of its float emulation and says nothing about low-bit kernels.
+thread, alone, and is timed by the wall clock; on cuda between two events of the stream. It is timed in
+turns with the full-precision transformer of the same worker; ``step_speedup`` is the ratio of the
+two. A ``fake``-quantized cell has none: its latency is that of its float emulation and says nothing
+about low-bit kernels. ``phases`` are those of one video (``evalharness.phases``), ``conditions`` what
+else decides a time.
 
 ``weights_mb`` is what the weights take as stored, ``executed_mb`` what all tensors of the transformer
 take while it runs, ``step_mem_mb`` what a step takes on top of what was held before it, and
@@ -17,29 +20,32 @@ Beside what is measured stands what is counted: ``evalharness.cost``.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evalharness.attention import chosen
 from evalharness.cells import Cell
+from evalharness.conditions import clocks, conditions, tokens_of
 from evalharness.cost import cost_record
 from evalharness.executor import Task
 from evalharness.hashing import digest
 from evalharness.memory import call_memory
+from evalharness.phases import measure_phases
 from evalharness.records import read_prepare
 from evalharness.runfolder import CellFolder
 from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
 from evalharness.store import atomic_write_json, read_json
+from evalharness.timing import Times, alternate, spread
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["profile_hash", "run", "work"]
 
-VERSION = 4
-WARM_UP_STEPS = {"cpu": 2, "cuda": 10}  # a GPU loads its kernels one by one when first used
+VERSION = 5
+PHASE_SEED = 0
 MAX_STEPS = 15
 MAX_SECONDS = 1.5
 _MEGABYTE = 1e6
@@ -82,18 +88,28 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
 
     cell = Cell.from_json(payload["cell"])
     folder = None if payload["checkpoint"] is None else Path(payload["checkpoint"])
+    execution = payload.get("execution", "real" if folder is None else "fake")
     loaded = session.activate(cell, folder, payload["key"])
-    inputs = loaded.step_inputs()
-    device = session.spec.device
+    inputs, device = loaded.step_inputs(), session.spec.device
+    settings = getattr(session.model, "settings", None)
+    surroundings = conditions(device, chosen(loaded.transformer), getattr(settings, "steps", None))
+
+    def step() -> object:
+        return loaded.transformer(**inputs)
+
+    calls: dict[str, Callable[[], object]] = {"cell": step}
+    if loaded.transformer is not session.pristine:
+        calls["reference"] = lambda: session.pristine(**inputs)
     with torch.inference_mode():
-        times, processor = _seconds(lambda: loaded.transformer(**inputs), device)
-        memory = call_memory(lambda: loaded.transformer(**inputs), device)
-        counted = cost_record(loaded.transformer, lambda: loaded.transformer(**inputs))
+        times = alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
+        surroundings["clocks"] = clocks(device)
+        memory = call_memory(step, device)
+        counted = cost_record(loaded.transformer, step)
+        surroundings["tokens"] = tokens_of(loaded.transformer, step)
     executed = _tensor_bytes(loaded.transformer)
+    prompt = next(iter(session.prompts.values()))
     return {
-        "step_ms": round(statistics.median(times) * 1000, 3),
-        "step_cpu_ms": round(statistics.median(processor) * 1000, 3) if device == "cpu" else None,
-        "steps_timed": len(times),
+        **_step_times(times, device, execution),
         "peak_mem_mb": None if memory.taken is None else _megabytes(executed + memory.taken),
         "step_mem_mb": _megabytes(memory.taken),
         "process_mem_mb": _megabytes(memory.total),
@@ -101,56 +117,40 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         "executed_mb": _megabytes(executed),
         "checkpoint_mb": None if folder is None else _megabytes(_folder_bytes(folder)),
         "device": _device_name(device),
+        "execution": execution,
         **counted,
+        "phases": measure_phases(loaded, prompt.text, PHASE_SEED, device),
+        "conditions": surroundings,
+    }
+
+
+def _step_times(times: Mapping[str, Times], device: str, execution: str) -> dict[str, Any]:
+    """Of the cell's step, and of full precision in the same turns; no ratio for a simulation."""
+    cell, reference = times["cell"], times.get("reference")
+    record = {
+        **spread(cell.seconds, "step_"),
+        "step_cpu_ms": round(statistics.median(cell.processor) * 1000, 3) if device == "cpu" else None,
+        "steps_timed": len(cell.seconds),
+        **spread([] if reference is None else reference.seconds, "reference_step_"),
+    }
+    told = reference is not None and execution != "fake"
+    return {
+        **record,
+        "step_speedup": round(record["reference_step_ms"] / record["step_ms"], 4) if told else None,
     }
 
 
 def _task(state: RunState, cell: Cell, wanted: str | None) -> Task:
     prepared = state.prepared[cell.id]
+    record = read_prepare(state.folder.cell(cell.id)) or {}
     payload = {
         "cell": cell.to_json(),
         "checkpoint": None if prepared.checkpoint is None else str(prepared.checkpoint),
         "key": prepared.key,
         "hash": wanted,
+        "execution": record.get("execution", "fake"),
     }
     return Task(kind="profile", key=cell.id, payload=payload)
-
-
-def _seconds(step: Callable[[], object], device: str) -> tuple[list[float], list[float]]:
-    """Of each timed step, after the warm-up: by the device's own clock, and of processor time.
-
-    On cpu the processor time leaves out the waiting for a core that other processes use.
-    """
-    for _ in range(WARM_UP_STEPS[device]):
-        step()
-    once = _once_on_cuda if device == "cuda" else _once_on_cpu
-    times: list[float] = []
-    processor: list[float] = []
-    while len(times) < MAX_STEPS and sum(times) < MAX_SECONDS:
-        before = time.process_time()
-        times.append(once(step))
-        processor.append(time.process_time() - before)
-    return times, processor
-
-
-def _once_on_cpu(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def _once_on_cuda(step: Callable[[], object]) -> float:
-    """Between two events of the stream, which is empty before the first and waited for after the second."""
-    import torch
-
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    step()
-    end.record()
-    torch.cuda.synchronize()
-    milliseconds: float = start.elapsed_time(end)
-    return milliseconds / 1000
 
 
 def _megabytes(size: int | None) -> float | None:

@@ -43,13 +43,18 @@ class MetricHashes:
         self._registry = registry
         self._versions = [package_version(name) for name in _PACKAGES]
         self._metrics: dict[str, str] = {}
+        self._known: dict[tuple[str, str], tuple[Prompt, str]] = {}
 
     def of(self, metric: str, prompt: Prompt) -> str:
         if metric not in self._metrics:
             info = self._registry.get("metrics", metric)().info
             code = self._registry.code_hash("metrics", metric)
             self._metrics[metric] = digest(["score", VERSION, metric, jsonable(info), code, self._versions])
-        return digest([self._metrics[metric], prompt.text, prompt.labels])
+        known = self._known.get((metric, prompt.id))
+        if known is None or known[0] is not prompt:  # all samples of a prompt ask for the same
+            found = digest([self._metrics[metric], prompt.text, prompt.labels])
+            known = self._known[metric, prompt.id] = (prompt, found)
+        return known[1]
 
 
 def latest_scores(files: CellFolder) -> dict[tuple[str, str], dict[str, Any]]:

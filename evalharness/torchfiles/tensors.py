@@ -44,8 +44,12 @@ def read(path: Path) -> object:
         return _Maker(contents).value(contents.described)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, inside: str = "") -> dict[str, Tensor]:
     """The tensors of a mapping of names to tensors.
+
+    Args:
+        path: of the file.
+        inside: key of that mapping, where the file may wrap it in another; what stands beside it is not made.
 
     Raises:
         ValueError: as ``read``; or the file holds anything beside.
@@ -54,6 +58,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     with _file(path) as contents:
         found = contents.described
+        if inside and isinstance(found, dict):
+            found = found.get(inside, found)
         if not isinstance(found, dict):
             raise UserError(f"not a mapping of names to tensors but a {type(found).__name__}")
         state = _Maker(contents).value(found)

@@ -25,7 +25,15 @@ from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig, from_mapping, to_json
 from qvgen.layer_table import make_frozen_
 from qvgen.packed.backends import Backend
-from qvgen.packed.convert import as_backend, described, empty_packed_, pack_, packed_layers, prepare_
+from qvgen.packed.convert import (
+    as_backend,
+    described,
+    empty_packed_,
+    join_reads_,
+    pack_,
+    packed_layers,
+    prepare_,
+)
 from qvgen.packed.linear import EXACT, PackedLinear
 from qvgen.transformed import TransformedQuantLinear
 
@@ -209,7 +217,7 @@ class QVGenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         config = self.quantization_config
         if self.pre_quantized:
-            return prepare_(model).requires_grad_(False).eval()
+            return join_reads_(prepare_(model)).requires_grad_(False).eval()
         pack_(convert_(quantize_(model, config.quant, config.modules_to_not_convert)), config.backend)
         config.describe_(model)
         return model

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from qvgen.contents import check_contents
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,16 +101,24 @@ class ReleasedFile:
         names = [k.removesuffix(".wquantizer.scale") for k in self.shapes if k.endswith(".wquantizer.scale")]
         return {name: _rank(self.shapes.get(f"{name}.wquantizer.L", ())) for name in names}
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        """All tensors by key, ``w`` with its adapter added, in the dtypes of the file."""
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Key and tensor one after another, ``w`` with its adapter added, in the dtypes of the file.
+
+        Raises:
+            ValueError: an adapter or its weight that does not hold finite floating-point numbers.
+        """
+        adapted = {f"{name}.w": name for name in self._adapters}
         with safe_open(self.path, framework="pt") as file:
-            found: dict[str, Tensor] = {key: file.get_tensor(key) for key in self.shapes}
-            for name in self._adapters:
-                down = file.get_tensor(f"{name}.loraA.weight")
-                up = file.get_tensor(f"{name}.loraB.weight")
-                # alpha equals the rank: no factor. Both steps round to the file's dtype, as theirs do.
-                found[f"{name}.w"] = up @ down + found[f"{name}.w"]
-        return found
+            for key in self.shapes:
+                tensor: Tensor = file.get_tensor(key)
+                if key in adapted:
+                    halves = [f"{adapted[key]}.{half}.weight" for half in ("loraB", "loraA")]
+                    up, down = (file.get_tensor(half) for half in halves)
+                    for name, part in zip([key, *halves], (tensor, up, down), strict=True):
+                        check_contents(f"{self.path}: {name}", part, torch.float32)
+                    # alpha equals the rank: no factor. Both steps round to the file's dtype, as theirs do.
+                    tensor = up @ down + tensor
+                yield key, tensor
 
 
 def _is_adapter(key: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qvgen.contents import check_contents
 from qvgen.fake_quant import weight_codes
 from qvgen.linear import FrozenQuantLinear
 from qvgen.official.config import OfficialConfig
@@ -19,7 +20,8 @@ def make_official_(model: nn.Module, released: ReleasedFile, config: OfficialCon
     Its parameters take the dtypes the authors run them in; for mode ``exact`` they stay float32.
 
     Raises:
-        ValueError: a missing or surplus key, a wrong shape, or Phi without gamma; with the key.
+        ValueError: with the key: a missing or surplus one, a wrong shape or dtype, NaN or infinity, a
+            scale that is not positive, a zero point of LSQ that is no code, or Phi without gamma.
     """
     if config.mode == "official":
         cast_as_released_(model)
@@ -37,7 +39,7 @@ def make_official_(model: nn.Module, released: ReleasedFile, config: OfficialCon
         model.set_submodule(name, OfficialQuantLinear(linear, config, timestep, rank))
     _check_keys(model, released)
     _set_gamma(model, released, config)
-    _fill(model, released)
+    _fill(model, released, config)
     return model
 
 
@@ -87,10 +89,21 @@ def _set_gamma(model: nn.Module, released: ReleasedFile, config: OfficialConfig)
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, released: ReleasedFile) -> None:
-    tensors = released.tensors()
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(tensors[name])
+def _fill(model: nn.Module, released: ReleasedFile, config: OfficialConfig) -> None:
+    state = model.state_dict()
+    codes = (0.0, float(2**config.w_bits - 1))
+    for key, tensor in released.tensors():
+        # LSQ adds its zero point to whole codes: a fraction would not be on their grid. LSQ+ takes any.
+        whole = config.weights == "lsq" and key.endswith(".wquantizer.zero_point")
+        check_contents(
+            f"{released.path}: {key}",
+            tensor,
+            state[key].dtype,
+            positive=key.endswith(".wquantizer.scale"),
+            within=codes if whole else None,
+            whole=whole,
+        )
+        state[key].copy_(tensor)
 
 
 @torch.no_grad()
@@ -101,16 +114,10 @@ def make_exact_(model: nn.Module, config: OfficialConfig) -> nn.Module:
     clip is applied once, as one ratio ``clip_ratio * sigmoid(mean logit)``: the entries of a
     layer stand for residues of the timestep, not for noise levels, so none of them can be given
     to a timestep bucket, and all are estimates of the same ratio. Ranges include zero.
-
-    Raises:
-        ValueError: a scale that is not a positive number, with its key.
     """
     context = ClipContext(1)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, OfficialQuantLinear):
-            scale = layer.wquantizer.scale
-            if not bool((scale.isfinite() & (scale > 0)).all()):
-                raise ValueError(f"{name}.wquantizer.scale: holds a number that is not positive and finite")
             model.set_submodule(name, _exact_layer(layer, config, context))
     return model
 

@@ -31,10 +31,17 @@ class Quantized(NamedTuple):
     sums: Tensor
 
 
-def quantize_activations(x: Tensor, spec: ActivationSpec) -> Quantized:
+def quantize_activations(
+    x: Tensor, spec: ActivationSpec, ends: tuple[Tensor, Tensor] | None = None
+) -> Quantized:
     """Integers of x [B, ..., K], with M the product of all dimensions but the last.
 
     What is stored is ``code - z`` where that is whole and fits int8, else ``code - 2^(bits-1)``.
+
+    Args:
+        x: the input.
+        spec: how it is quantized.
+        ends: ``range_ends`` of ``x`` with this granularity, where they are known already.
 
     Raises:
         ValueError: groups that do not fill a row.
@@ -44,7 +51,7 @@ def quantize_activations(x: Tensor, spec: ActivationSpec) -> Quantized:
     if spec.static:
         scale, zero = (_by_row(number, x, count, len(rows)) for number in (spec.first, spec.second))
     else:
-        scale, zero = _dynamic(x, rows, spec, count)
+        scale, zero = _dynamic(x, rows, spec, count, range_ends(x, spec) if ends is None else ends)
     codes, sums, rest = _codes(rows, scale.expand(len(rows), 1), zero.expand(len(rows), 1), spec)
     return Quantized(
         codes.view(-1, x.shape[-1]),
@@ -54,13 +61,19 @@ def quantize_activations(x: Tensor, spec: ActivationSpec) -> Quantized:
     )
 
 
-def _dynamic(x: Tensor, rows: Tensor, spec: ActivationSpec, count: int) -> tuple[Tensor, Tensor]:
-    q_max = 2**spec.bits - 1
+def range_ends(x: Tensor, spec: ActivationSpec) -> tuple[Tensor, Tensor]:
+    """Least and largest element of whatever shares a range, zero included; of no interest if static."""
+    count = group_count("a_group_size", spec.group_size, x.shape[-1]) if spec.granularity == "group" else 1
+    return token_range(x.flatten(1) if spec.granularity == "tensor" else x.reshape(-1, x.shape[-1] // count))
+
+
+def _dynamic(
+    x: Tensor, rows: Tensor, spec: ActivationSpec, count: int, ends: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    q_max, (low, high) = 2**spec.bits - 1, ends
     if spec.granularity == "tensor":
-        low, high = token_range(x.flatten(1))
         shares = (number.reshape(-1, 1) for number in (spec.first, spec.second))
     else:
-        low, high = token_range(rows)
         shares = (_by_row(number, x, count, len(rows)) for number in (spec.first, spec.second))
     lower, upper = shares
     scale, zero = token_scale(low * lower, high * upper, q_max, symmetric=spec.symmetric)

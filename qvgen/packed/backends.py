@@ -14,9 +14,12 @@ from qvgen.packed.layout import ActivationSpec, Int8Linear, PackedWeight
 from qvgen.packed.products import int8_product_is_exact
 
 _KERNELS = "qvgen.packed.triton_int8"
-_FP8_BITS = 4
+_FP8_CODE = 16  # the largest size to which float8_e4m3 has every whole number
+_FP8_CHUNK = 128  # products that slow accumulation sums before it goes over to float32
+_FP8_SUM = 2**14  # sums up to here keep every bit in the accumulator of Hopper's float8 units
+_FLOAT32_SUM = 2**24
 _FP8_MULTIPLE = 16
-_FP8_CAPABILITY = (8, 9)
+_FP8_CAPABILITY = 9  # the one that this was measured on
 
 
 class Backend(StrEnum):
@@ -86,16 +89,32 @@ def obstacle(
 
 
 def _fp8_obstacle(weight: PackedWeight, spec: ActivationSpec, device: torch.device) -> str | None:
-    """Codes to 15 times centred codes to -8: sums of 128 stay below 2^14, which fp8 accumulators keep."""
-    if weight.bits > _FP8_BITS or spec.bits > _FP8_BITS:
-        return f"is exact up to {_FP8_BITS} bits; the layer has {weight.bits} and {spec.bits}"
+    a, w = code_sizes(weight, spec)
+    if max(a, w) > _FP8_CODE or _FP8_CHUNK * a * w > _FP8_SUM:
+        return (
+            f"is exact where codes are no larger than {_FP8_CODE} and {_FP8_CHUNK} products no larger than "
+            f"{_FP8_SUM}; at {weight.bits} and {spec.bits} bits codes go to {w} and {a}"
+        )
+    if weight.shape[1] * a * w > _FLOAT32_SUM:
+        return f"is exact up to sums of 2^24; {weight.shape[1]} products of {a} and {w} are more"
     if weight.scale.shape[1] != 1 or spec.granularity == "group":
         return "executes no groups"
     if any(size % _FP8_MULTIPLE for size in weight.shape):
         return f"needs sizes that are multiples of {_FP8_MULTIPLE}; the layer is {list(weight.shape)}"
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
-        return "needs an NVIDIA GPU of capability 8.9 or later"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != _FP8_CAPABILITY:
+        return "needs an NVIDIA GPU of compute capability 9 (Hopper), whose sums were measured"
     return None
+
+
+def code_sizes(weight: PackedWeight, spec: ActivationSpec) -> tuple[int, int]:
+    """Largest sizes of activation and weight codes as they are multiplied.
+
+    Activations are held less their zero point where that is whole, which can be either end of the
+    range; else, as weights are, less the middle of it.
+    """
+    levels, half = 2**spec.bits, 2 ** (spec.bits - 1)
+    is_centred = spec.static or spec.symmetric or spec.bits == 8
+    return half if is_centred else levels - 1, 2 ** (weight.bits - 1)
 
 
 @functools.cache

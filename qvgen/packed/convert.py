@@ -18,12 +18,13 @@ from qvgen.transformed import TransformedQuantLinear
 
 
 @torch.no_grad()
-def pack_(model: nn.Module, backend: Backend | str = Backend.AUTO) -> nn.Module:
+def pack_(model: nn.Module, backend: Backend | str = Backend.AUTO, *, fuse: bool = True) -> nn.Module:
     """Replace every finished layer of ``model`` by its packed form, in place, one at a time.
 
     Args:
         model: what ``convert_``, a method or ``load_quantized`` gave.
         backend: how the layers are executed.
+        fuse: whether blocks of diffusers' models that are known take norms and GELU into the reads.
 
     Returns:
         The same ``model``. Integer codes are the same bit for bit.
@@ -47,7 +48,25 @@ def pack_(model: nn.Module, backend: Backend | str = Backend.AUTO) -> nn.Module:
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
         model.set_submodule(name, replacement)
-    return model
+    return join_reads_(model, fuse=fuse)
+
+
+def join_reads_(model: nn.Module, *, fuse: bool = True) -> nn.Module:
+    """Let packed linears of one input share its read, where the model is one of diffusers'; in place.
+
+    Outputs stay the same bit for bit. With ``fuse`` norms, modulation and GELU go into these reads, and
+    kernels then leave out roundings in between; see ``qvgen.integrations.attention`` and ``.blocks``.
+
+    Returns:
+        The same ``model``.
+    """
+    processors = (type(getattr(module, "processor", None)).__module__ for module in model.modules())
+    if not any(name.startswith("diffusers.") for name in processors):
+        return model
+    from qvgen.integrations import attention, blocks  # diffusers is loaded already
+
+    attention.share_reads_(model)
+    return blocks.fuse_(model) if fuse else model
 
 
 def packed_layers(model: nn.Module) -> Iterator[tuple[str, PackedLinear]]:

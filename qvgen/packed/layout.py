@@ -8,8 +8,9 @@ takes ``ceil(K / 32) * 4 * b`` bytes: 3 bits cost 3 bits. Rows follow each other
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from qvgen.packed.bits import pack, unpack
 
 if TYPE_CHECKING:
     from qvgen.config import QuantConfig
+    from qvgen.packed.sources import Source
+    from qvgen.packed.triton_linear import Tokens
 
 LANE = 32
 _CHUNK = 1 << 22  # codes unpacked at a time: what is in flight stays small beside the matrix
@@ -137,7 +140,7 @@ class ActivationSpec:
 
 
 class Int8Linear(Protocol):
-    """What a kernel module offers: ``qvgen.packed.triton_int8`` has two functions of these names."""
+    """What a kernel module offers: ``qvgen.packed.triton_int8`` has functions of these names."""
 
     def fits(self, weight: PackedWeight, activation: ActivationSpec, device: torch.device) -> bool:
         """Whether it executes this kind of layer there, exactly."""
@@ -153,6 +156,38 @@ class Int8Linear(Protocol):
         ``x`` once. ``bias`` is [N] of any float dtype.
         """
         ...
+
+    def read_tokens(
+        self, source: Source, specs: Sequence[ActivationSpec], own: Sequence[bool]
+    ) -> list[Tokens]:
+        """Integers of one source for several layers; it is read once for each number of bits.
+
+        Args:
+            source: what the layers read.
+            specs: of each layer.
+            own: of each layer, whether the two numbers of its spec are its own; those of all others
+                are the same, and so are their integers.
+        """
+        ...
+
+    def multiply_tokens(
+        self, tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """``int8_linear`` of an input that is quantized already: [M, N] of ``dtype``."""
+        ...
+
+
+class Kernels(NamedTuple):
+    """The functions of an ``Int8Linear``; unlike the module, layers that hold them can be copied."""
+
+    int8_linear: Callable[[Tensor, PackedWeight, ActivationSpec, Tensor | None], Tensor]
+    read_tokens: Callable[[Source, Sequence[ActivationSpec], Sequence[bool]], list[Tokens]]
+    multiply_tokens: Callable[[Tokens, PackedWeight, Tensor | None, torch.dtype], Tensor]
+
+    @classmethod
+    def of(cls, module: Int8Linear) -> Kernels:
+        """Those of ``module``."""
+        return cls(module.int8_linear, module.read_tokens, module.multiply_tokens)
 
 
 def centre(codes: Tensor, bits: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
 from qvgen.linear import FrozenQuantLinear
-from qvgen.packed.activations import quantize_activations
+from qvgen.packed.activations import Quantized, quantize_activations
 from qvgen.packed.backends import Backend, kernels, resolve
-from qvgen.packed.layout import ActivationSpec, PackedWeight, pack_rows, row_bytes
+from qvgen.packed.layout import ActivationSpec, Kernels, PackedWeight, pack_rows, row_bytes
 from qvgen.packed.products import Operand, float64_product, fp8_product, int8_product, linear
+from qvgen.packed.sources import Read
+from qvgen.packed.triton_linear import Tokens
 from qvgen.quantizers import ClipContext, scale_shape
 
-Int8Function = Callable[[Tensor, PackedWeight, ActivationSpec, Tensor | None], Tensor]
 EXACT = ("scale", "zero_point", "lower", "upper", "a_scale", "a_zero_point")
 
 
@@ -53,7 +54,7 @@ class PackedLinear(nn.Module):
         self.config, self.context = config, context
         self.backend = self.executed = backend
         self._offset = True
-        self._int8_linear: Int8Function | None = None  # at hand, so that torch.compile sees no import
+        self.kernels: Kernels | None = None  # at hand, so that torch.compile sees no import
         size = (shape[0], row_bytes(shape[1], config.w_bits))
         self.register_buffer("codes", torch.zeros(size, dtype=torch.uint8, device=device))
         groups = (shape[0], scale_shape(shape, config)[1])
@@ -106,8 +107,7 @@ class PackedLinear(nn.Module):
         self._offset = bool((self.zero_point != 2 ** (self.config.w_bits - 1)).any())
         spec = ActivationSpec.of(self.config, self.lower[:1], self.upper[:1])
         self.executed = resolve(self.backend, weight, spec, self.codes.device)
-        triton = self.executed is Backend.TRITON_INT8
-        self._int8_linear = kernels().int8_linear if triton else None
+        self.kernels = Kernels.of(kernels()) if self.executed is Backend.TRITON_INT8 else None
         if self.executed is Backend.CPU:
             self.expanded = weight.centred()
         elif self.executed is Backend.SCALED_MM:
@@ -126,13 +126,30 @@ class PackedLinear(nn.Module):
         picked = [r if len(r) == 1 else self.context.pick(r, x) for r in pair]
         return ActivationSpec.of(self.config, picked[0], picked[1])
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def has_own_numbers(self) -> bool:
+        """Whether what quantizes the input is this layer's own, and not the same for all of its kind."""
+        return self.config.learn_clip or self.config.a_range == "static"
+
+    def forward(self, x: Tensor | Read) -> Tensor:
+        """[..., N] from x [..., K]; or from a ``Read`` of it that was made for this layer."""
+        if isinstance(x, Read):
+            return self._multiply_read(x)
         spec = self.activation_spec(x)
         if self.executed is Backend.TRITON_INT8:
-            assert self._int8_linear is not None, "prepare_ was not called"
-            return self._int8_linear(x, self.packed_weight(), spec, self.bias)
-        quantized = quantize_activations(x, spec)
-        wide = self.executed is Backend.REFERENCE or x.dtype == torch.float64
+            assert self.kernels is not None, "prepare_ was not called"
+            return self.kernels.int8_linear(x, self.packed_weight(), spec, self.bias)
+        return self._multiply(quantize_activations(x, spec), x.shape, x.dtype)
+
+    def _multiply_read(self, read: Read) -> Tensor:
+        if isinstance(read.quantized, Tokens):
+            assert self.kernels is not None, "prepare_ was not called"
+            y = self.kernels.multiply_tokens(read.quantized, self.packed_weight(), self.bias, read.dtype)
+            return y.view(*read.shape[:-1], self.out_features)
+        return self._multiply(read.quantized, read.shape, read.dtype)
+
+    def _multiply(self, quantized: Quantized, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        wide = self.executed is Backend.REFERENCE or dtype == torch.float64
         if self.executed is Backend.REFERENCE:
             product, codes = float64_product, self.packed_weight().centred()
         else:
@@ -142,7 +159,7 @@ class PackedLinear(nn.Module):
         zero = self.zero_point.double() if wide else self.zero_point
         operand = Operand(codes, self.scale, zero - 2 ** (self.config.w_bits - 1) if self._offset else None)
         y = linear(quantized, operand, self.bias, product, torch.float64 if wide else torch.float32)
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return y.to(dtype).view(*shape[:-1], self.out_features)
 
     def stored_bits(self) -> int:
         """Bits of the packed weight as stored, padding included, and of what quantizes inputs; no bias."""

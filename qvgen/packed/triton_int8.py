@@ -9,9 +9,10 @@ from torch import Tensor
 
 from qvgen.config import MAX_BITS, MIN_BITS
 from qvgen.fused.switch import DTYPES, MAX_COLUMNS
-from qvgen.packed import triton_linear
+from qvgen.packed import triton_linear, triton_reading
 from qvgen.packed.layout import ActivationSpec, PackedWeight
-from qvgen.packed.triton_linear import Int8Weight
+from qvgen.packed.sources import Source, first_tensor
+from qvgen.packed.triton_linear import Int8Weight, Tokens
 
 
 def fits(weight: PackedWeight, activation: ActivationSpec, device: torch.device) -> bool:
@@ -66,6 +67,25 @@ def int8_linears(
     if not x.numel():
         return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight, _, _ in layers]
     return triton_linear.int8_linears(x, [_joined(*layer) for layer in layers])
+
+
+def read_tokens(source: Source, specs: Sequence[ActivationSpec], own: Sequence[bool]) -> list[Tokens]:
+    """Integers of one source for layers that ``fits``; see ``layout.Int8Linear.read_tokens``.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    _check_dtype(first_tensor(source))
+    return triton_reading.read_tokens(source, specs, own)
+
+
+def multiply_tokens(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[M, N] of ``dtype`` from quantized tokens."""
+    w = Int8Weight(
+        weight.codes, weight.bits, weight.shape, weight.scale, weight.zero_point, None, bias,
+        weight.scale, weight.scale, 0, False,
+    )  # fmt: skip
+    return triton_reading.multiply_tokens(tokens, w, dtype)
 
 
 def _joined(

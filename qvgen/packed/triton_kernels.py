@@ -53,27 +53,28 @@ def _whole(x, scale, inverse, low, high, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def quantize_tokens(
-    x_ptr, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
-    rows, columns, row_stride, code_stride, rows_per_clip,
+def gelu(x):
+    """GELU by its tanh formula: x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u))."""
+    return x / (1.0 + tl.exp(-x * (1.5957691216057308 + 0.07135481627159756 * x * x)))
+
+
+@triton.jit
+def _store_codes(
+    x, tail, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
+    unit, units, units_per_clip, row, rows, columns, code_stride,
     Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
     RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr,
     HEAD: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Quantize row ``program_id(0)`` with each of ``GROUPS`` pairs of clips.
+    """Codes of one row, float32 ``x`` and ``tail``, as row ``row`` of ``rows``, for each pair of clips.
 
-    The row is held as ``HEAD`` and ``TAIL`` elements, two powers of two that waste fewer lanes than
-    one. ``sum_ptr`` gets the sum of q - z. Columns from ``columns`` to ``code_stride`` become 0.
+    Each pair belongs to ``units_per_clip`` of the ``units`` (rows or samples) that this row is ``unit`` of.
     """
-    row = tl.program_id(0).to(tl.int64)
-    source = x_ptr + row * row_stride
     column = tl.arange(0, HEAD)
     # Padding with zeros changes no range, since ranges include zero, and its codes q - z are 0.
-    x = tl.load(source + column, mask=column < columns, other=0.0).to(tl.float32)
     low, high = _ends(x, INTERPRETED)
     if TAIL > 0:
         tail_column = HEAD + tl.arange(0, TAIL)
-        tail = tl.load(source + tail_column, mask=tail_column < columns, other=0.0).to(tl.float32)
         tail_low, tail_high = _ends(tail, INTERPRETED)
         low = _smaller(low, tail_low)
         high = _larger(high, tail_high)
@@ -83,7 +84,7 @@ def quantize_tokens(
     high = tl.where(span == span, tl.maximum(high, 0.0), 0.0)
     for group in tl.static_range(GROUPS):
         out = group * rows.to(tl.int64) + row
-        clip = (group * rows + tl.program_id(0)) // rows_per_clip  # 32 bits: a 64-bit division is long
+        clip = (group * units + unit) // units_per_clip  # 32 bits: a 64-bit division is long
         clipped_low = low * tl.load(lower_ptr + clip)
         clipped_high = high * tl.load(upper_ptr + clip)
         scale, zero = row_scale(
@@ -107,6 +108,106 @@ def quantize_tokens(
         tl.store(sum_ptr + out, total)
         if OFFSET:
             tl.store(zero_ptr + out, offset)
+
+
+@triton.jit
+def quantize_tokens(
+    x_ptr, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
+    rows, columns, row_stride, code_stride, rows_per_clip,
+    Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
+    RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr,
+    GELU: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Quantize row ``program_id(0)``, or the GELU of it, with each of ``GROUPS`` pairs of clips.
+
+    The row is held as ``HEAD`` and ``TAIL`` elements, two powers of two that waste fewer lanes than
+    one. ``sum_ptr`` gets the sum of q - z. Columns from ``columns`` to ``code_stride`` become 0.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    source = x_ptr + row * row_stride
+    column = tl.arange(0, HEAD)
+    x = tl.load(source + column, mask=column < columns, other=0.0).to(tl.float32)
+    tail = x
+    if TAIL > 0:
+        tail_column = HEAD + tl.arange(0, TAIL)
+        tail = tl.load(source + tail_column, mask=tail_column < columns, other=0.0).to(tl.float32)
+    if GELU:
+        x = gelu(x)
+        if TAIL > 0:
+            tail = gelu(tail)
+    _store_codes(
+        x, tail, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
+        tl.program_id(0), rows, rows_per_clip, row, rows, columns, code_stride,
+        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, HEAD, TAIL,
+    )  # fmt: skip
+
+
+@triton.jit
+def _modulated(
+    x, column, columns, sample, weight_ptr, bias_ptr, scale_ptr, shift_ptr, modulation_stride,
+    AFFINE: tl.constexpr, MODULATED: tl.constexpr,
+):  # fmt: skip
+    """Weight and bias of the norm, then ``x (1 + scale) + shift`` of the sample; 0 behind the row."""
+    valid = column < columns
+    if AFFINE:
+        x = x * tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
+        x += tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    if MODULATED:
+        at = sample * modulation_stride + column
+        x = x * (1.0 + tl.load(scale_ptr + at, mask=valid, other=0.0).to(tl.float32))
+        x += tl.load(shift_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    return tl.where(valid, x, 0.0)
+
+
+@triton.jit
+def norm_quantize_tokens(
+    x_ptr, weight_ptr, bias_ptr, m_scale_ptr, m_shift_ptr,
+    lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
+    tokens, columns, sample_stride, row_stride, modulation_stride, eps,
+    samples, samples_per_clip, out_tokens, out_first, code_stride,
+    AFFINE: tl.constexpr, MODULATED: tl.constexpr,
+    Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
+    RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr,
+    HEAD: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """LayerNorm, modulation and quantization of one of ``tokens`` rows of each sample, all in float32.
+
+    They become the rows from ``out_first`` of the ``out_tokens`` rows that a sample has in the result,
+    so that parts of a sequence come to stand behind each other without a copy.
+    """
+    sample = tl.program_id(0) // tokens
+    token = tl.program_id(0) % tokens
+    source = x_ptr + sample.to(tl.int64) * sample_stride + token.to(tl.int64) * row_stride
+    column = tl.arange(0, HEAD)
+    x = tl.load(source + column, mask=column < columns, other=0.0).to(tl.float32)
+    tail = x
+    mean = tl.sum(x, 0)
+    if TAIL > 0:
+        tail_column = HEAD + tl.arange(0, TAIL)
+        tail = tl.load(source + tail_column, mask=tail_column < columns, other=0.0).to(tl.float32)
+        mean += tl.sum(tail, 0)
+    mean = mean / columns
+    x = tl.where(column < columns, x - mean, 0.0)
+    variance = tl.sum(x * x, 0)
+    if TAIL > 0:
+        tail = tl.where(tail_column < columns, tail - mean, 0.0)
+        variance += tl.sum(tail * tail, 0)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(variance / columns + eps))
+    x = _modulated(
+        x * inverse, column, columns, sample, weight_ptr, bias_ptr, m_scale_ptr, m_shift_ptr,
+        modulation_stride, AFFINE, MODULATED,
+    )  # fmt: skip
+    if TAIL > 0:
+        tail = _modulated(
+            tail * inverse, tail_column, columns, sample, weight_ptr, bias_ptr, m_scale_ptr, m_shift_ptr,
+            modulation_stride, AFFINE, MODULATED,
+        )  # fmt: skip
+    row = sample.to(tl.int64) * out_tokens + out_first + token
+    _store_codes(
+        x, tail, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
+        sample, samples, samples_per_clip, row, samples * out_tokens, columns, code_stride,
+        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, HEAD, TAIL,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -213,9 +314,8 @@ def _finish(
         value = tl.fma(value, w_scale[None, :], bias[None, :])
     else:
         value = value * w_scale[None, :]
-    if GELU:  # x * (1 + tanh(u)) / 2 = x / (1 + exp(-2 u))
-        inner = value * (1.5957691216057308 + 0.07135481627159756 * value * value)
-        value = value / (1.0 + tl.exp(-inner))
+    if GELU:
+        value = gelu(value)
     if TMA_STORE:
         y.store([row, column], value.to(OUT))
     else:

@@ -154,36 +154,61 @@ def quantize_tokens(
 
     Args as there; ``x`` is [..., K] with M rows. ``warps`` instead of the table's, for tuning.
     """
-    return _quantize(x, lower, upper, 1, q_max, symmetric, warps)[0]
+    return split_tokens(*quantize_groups(x, lower, upper, 1, q_max, symmetric, warps=warps))[0]
 
 
-def _quantize(
-    x: Tensor, lower: Tensor, upper: Tensor, groups: int, q_max: int, symmetric: bool,
+Codes = tuple[Tensor, Tensor, Tensor]  # int8 [G, M, W]; float32 [G, M]; int32 [1 or 2, G, M]: sums, zeros
+
+
+def empty_codes(groups: int, rows: int, columns: int, q_max: int, symmetric: bool, like: Tensor) -> Codes:
+    """What quantized tokens are written to: codes of M ``rows`` in G ``groups``, scales, sums and zeros."""
+    offset = q_max > 127 and not symmetric
+    return (
+        torch.empty((groups, rows, padded_columns(columns)), dtype=torch.int8, device=like.device),
+        torch.empty((groups, rows), dtype=torch.float32, device=like.device),
+        torch.empty((2 if offset else 1, groups, rows), dtype=torch.int32, device=like.device),
+    )
+
+
+def code_constants(
+    columns: int, groups: int, q_max: int, symmetric: bool, on_cuda: bool, warps: int | None = None
+) -> dict[str, Any]:
+    """Constants of every kernel that quantizes rows."""
+    head, tail = row_parts(padded_columns(columns))
+    return {
+        "Q_MAX": float(q_max), "LEVELS": float(positive_levels(q_max, symmetric)), "FLOOR": SCALE_FLOOR,
+        "SYMMETRIC": symmetric, "RECIPROCAL": on_cuda, "INTERPRETED": INTERPRETED,
+        "OFFSET": q_max > 127 and not symmetric, "GROUPS": groups, "HEAD": head, "TAIL": tail,
+        "num_warps": row_warps(columns) if warps is None else warps, "enable_fp_fusion": False,
+    }  # fmt: skip
+
+
+def split_tokens(codes: Tensor, scale: Tensor, sums: Tensor) -> list[Tokens]:
+    """One ``Tokens`` for each group."""
+    zero = sums[1] if len(sums) > 1 else None
+    zeros = [None] * len(codes) if zero is None else list(zero)
+    return [Tokens(*each) for each in zip(codes, scale, zeros, sums[0], strict=True)]
+
+
+def quantize_groups(
+    x: Tensor, lower: Tensor, upper: Tensor, groups: int, q_max: int, symmetric: bool, gelu: bool = False,
     warps: int | None = None,
-) -> list[Tokens]:  # fmt: skip
-    """One ``Tokens`` for each of ``groups`` equal parts of the clips, from one read of ``x``."""
+) -> Codes:  # fmt: skip
+    """For each of ``groups`` equal parts of the clips the codes of ``x``, or of its GELU, from one read."""
     from qvgen.packed import triton_kernels
 
     columns = x.shape[-1]
     rows = x.reshape(-1, columns)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    count, width = len(rows), padded_columns(columns)
-    offset = q_max > 127 and not symmetric
-    codes = torch.empty((groups, count, width), dtype=torch.int8, device=x.device)
-    scale = torch.empty((groups, count), dtype=torch.float32, device=x.device)
-    zero_and_sum = torch.empty((2 if offset else 1, groups, count), dtype=torch.int32, device=x.device)
-    sums, zero = zero_and_sum[0], zero_and_sum[-1]
-    head, tail = row_parts(width)
+    count = len(rows)
+    codes, scale, sums = made = empty_codes(groups, count, columns, q_max, symmetric, x)
     with torch.cuda.device_of(x):
         triton_kernels.quantize_tokens[(count,)](
-            rows, lower, upper, codes, scale, zero, sums,
-            count, columns, rows.stride(0), width, count * groups // lower.numel(),
-            Q_MAX=float(q_max), LEVELS=float(positive_levels(q_max, symmetric)), FLOOR=SCALE_FLOOR,
-            SYMMETRIC=symmetric, RECIPROCAL=x.is_cuda, INTERPRETED=INTERPRETED, OFFSET=offset,
-            GROUPS=groups, HEAD=head, TAIL=tail,
-            num_warps=row_warps(columns) if warps is None else warps, enable_fp_fusion=False,
+            rows, lower, upper, codes, scale, sums[-1], sums[0],
+            count, columns, rows.stride(0), codes.shape[-1], count * groups // lower.numel(), GELU=gelu,
+            **code_constants(columns, groups, q_max, symmetric, x.is_cuda, warps),
         )  # fmt: skip
-    return [Tokens(codes[g], scale[g], zero[g] if offset else None, sums[g]) for g in range(groups)]
+    return made
 
 
 def expand_codes(codes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
@@ -292,7 +317,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
-def _stacked(clips: Sequence[Tensor]) -> Tensor:
+def stacked(clips: Sequence[Tensor]) -> Tensor:
     """All ``clips`` behind each other; no copy where they are so already."""
     first = clips[0]
     size = first.numel()
@@ -310,10 +335,10 @@ def _launch(x: Tensor, weights: Sequence[Int8Weight], out_dtype: torch.dtype) ->
     first = weights[0]
     alike = all(_same(w.lower, first.lower) and _same(w.upper, first.upper) for w in weights)
     if alike:
-        tokens = _quantize(x, first.lower, first.upper, 1, first.q_max, first.symmetric) * len(weights)
+        tokens = [quantize_tokens(x, first.lower, first.upper, first.q_max, first.symmetric)] * len(weights)
     else:
-        lower, upper = _stacked([w.lower for w in weights]), _stacked([w.upper for w in weights])
-        tokens = _quantize(x, lower, upper, len(weights), first.q_max, first.symmetric)
+        lower, upper = stacked([w.lower for w in weights]), stacked([w.upper for w in weights])
+        tokens = split_tokens(*quantize_groups(x, lower, upper, len(weights), first.q_max, first.symmetric))
     outs = []
     for weight, quantized in zip(weights, tokens, strict=True):
         expanded = expand_codes(weight.codes, weight.bits, weight.shape)

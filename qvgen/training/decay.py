@@ -11,7 +11,7 @@ from qvgen import api
 from qvgen.auxiliary import Phi, refactor_all_, reorder_
 from qvgen.schedule import RankSchedule, StageState
 from qvgen.training.optim import reset_state
-from qvgen.training.parallel import assign_phis_, whole_phis
+from qvgen.training.parallel import assign_, assign_phis_, whole, whole_phis
 
 
 class RankDecay:
@@ -24,7 +24,10 @@ class RankDecay:
     per entry, and those of a sum of columns need the products between columns, which Adam never
     stored. A first moment divided by a foreign second one is neither the old step nor the new, and
     A is ill-conditioned just where columns have nearly vanished. So both start afresh, as for any
-    new parameter, and columns that are gone have no momentum and stay exactly zero.
+    new parameter.
+
+    At each stage's end, the last and those without re-factorisation included, the columns that are gone
+    and their moments are zeroed. They have no gradient, so they have no momentum and stay exactly zero.
 
     Args:
         model: the student, with Phi.
@@ -53,6 +56,8 @@ class RankDecay:
                 reset_state(optimizer, [p for phi in self.phis for p in phi.parameters()])
             self._arrange(phis, state)
             assign_phis_(self.phis, phis)
+        if step > 0 and state.rank < self.schedule.at(step - 1).rank:
+            self._bury(state.rank, optimizer)
         self._set_gamma(step)
         return state
 
@@ -64,6 +69,18 @@ class RankDecay:
         for phi in self.phis:
             for tensor in (phi.L, phi.R, phi.gamma):
                 tensor.zero_()
+
+    def _bury(self, alive: int, optimizer: torch.optim.Optimizer) -> None:
+        """Zero the columns from ``alive`` on and their moments, in place, as a recorded step needs it."""
+        for phi in self.phis:
+            dead = max(0, phi.rank - alive)
+            for parameter, dim in ((phi.L, 1), (phi.R, 0)):
+                state = optimizer.state.get(parameter, {})
+                for tensor in (parameter, *(state[k] for k in ("exp_avg", "exp_avg_sq") if k in state)):
+                    value = whole(tensor)
+                    value.narrow(dim, phi.rank - dead, dead).zero_()
+                    if value is not tensor:
+                        assign_(tensor, value)
 
     def _arrange(self, phis: Sequence[Phi], state: StageState) -> None:
         """The columns that go first to the back; they come by descending singular value."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvgen.api import phis
+from qvgen.api import phis, quant_layers, refuse_bad_scales
 from qvgen.schedule import StageState
 from qvgen.training.context import TrainContext
 from qvgen.training.measures import clip_ratios, layer_gradient_norms, layer_spectra, spectrum
-from qvgen.training.parallel import rank
+from qvgen.training.parallel import rank, whole
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.step import Losses
 
@@ -73,7 +73,7 @@ class TrainLog:
         """Count one step; writes a line if one is due.
 
         Raises:
-            ValueError: the loss or the gradient norm is not finite.
+            ValueError: the loss or the gradient norm is not finite, or a scale not positive.
         """
         self.sums += torch.stack(losses)
         self._count += 1
@@ -85,6 +85,7 @@ class TrainLog:
                 f"training diverged: loss {mean_loss} and gradient norm {mean_norm} in the steps up to "
                 f"{step + 1}; lower lr_scales or lr_weights, or train with precision fp32"
             )
+        refuse_bad_scales(dict(quant_layers(self._student)), whole)
         rates = {f"lr_{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
         decay = {} if stage is None else {"rank": stage.rank, "gamma": stage.u}
         record = {"step": step + 1, "loss": mean_loss, "grad_norm": mean_norm, **rates, **decay}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
+from qvgen.api import quant_layers
 from qvgen.schedule import RankSchedule
-from qvgen.training.context import TrainContext
+from qvgen.training.context import TrainContext, extras
 from qvgen.training.decay import RankDecay
 from qvgen.training.log import TrainLog, TrainResult
 from qvgen.training.optim import build_optimizer, set_learning_rate
@@ -32,13 +34,17 @@ def train_(
         schedule: rank decay of Phi; needed exactly where the student has Phi.
 
     Raises:
-        ValueError: the loss became NaN or infinite; the message says what to change. Or a saved
-            state is damaged or foreign, or ``ctx`` or the model lacks what the recipe asks for.
+        ValueError: at once: a student of less than 32 bits, a schedule that does not fit the
+            student's Phi or the recipe's steps, a saved state that is damaged or foreign, or a ``ctx``
+            or model that lacks what the recipe asks for. Later: the loss became NaN or infinite; the
+            message says what to change.
     """
+    check_student(student, recipe, schedule)
     student.train()
     if recipe.gradient_checkpointing:
         set_gradient_checkpointing(student, True)
-    identity = training_identity(student, recipe, schedule, ctx.seed)
+    resumable = extras(ctx).state_folder is not None  # else nobody asks, and hashing a large model takes time
+    identity = training_identity(student, recipe, schedule, ctx.seed) if resumable else {}
     trained = shard(student, recipe)
     optimizer = build_optimizer(trained, recipe)
     decay = RankDecay(trained, schedule, ctx.seed) if schedule is not None else None
@@ -72,6 +78,48 @@ def train_(
         set_gradient_checkpointing(student, False)
     student.eval()
     return log.result()
+
+
+def check_student(student: nn.Module, recipe: TrainRecipe, schedule: RankSchedule | None) -> None:
+    """Refuse what could not end well, before it costs a training.
+
+    Raises:
+        ValueError: as ``train_``.
+    """
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {str(parameter.dtype).removeprefix('torch.')}: rounding would swallow its steps; "
+                "train in float32: model.float() before quantize_; recipe.precision bf16 computes in "
+                "bfloat16 over float32 weights"
+            )
+    ranks = {
+        name: (layer.phi.rank, min(layer.weight.shape))
+        for name, layer in quant_layers(student)
+        if layer.phi is not None
+    }
+    if schedule is None:
+        if ranks:
+            raise ValueError(
+                f"layer {next(iter(ranks))} has a Phi, but train_ was given no schedule, so it would never "
+                "decay; pass schedule=RankSchedule.of(config, recipe.steps)"
+            )
+        return
+    if not ranks:
+        raise ValueError(
+            "a schedule is given, but no layer has a Phi; leave it out, or quantize_ by a QVGenConfig"
+        )
+    if schedule.steps != recipe.steps:
+        raise ValueError(
+            f"the schedule is over {schedule.steps} steps, the recipe has {recipe.steps}; give both the same "
+            "(decay_until ends the decay before the training)"
+        )
+    for name, (rank, most) in ranks.items():
+        if rank != min(schedule.rank, most):
+            raise ValueError(
+                f"layer {name}: Phi has {rank} columns, the schedule is for {min(schedule.rank, most)}; "
+                "make it by RankSchedule.of from the config that quantize_ was given"
+            )
 
 
 def set_gradient_checkpointing(model: nn.Module, on: bool) -> None:

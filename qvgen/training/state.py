@@ -11,21 +11,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qvgen.api import quant_layers
 from qvgen.config import to_json
+from qvgen.contents import check_contents
 from qvgen.files import atomic_path, remove_leftovers
 from qvgen.schedule import RankSchedule
 from qvgen.training.context import TrainContext, extras
@@ -33,10 +29,11 @@ from qvgen.training.log import TrainLog
 from qvgen.training.optim import parameter_groups
 from qvgen.training.parallel import agreed, assign_, rank, whole, world_size
 from qvgen.training.recipe import TrainRecipe
+from qvgen.training.state_file import hash_tensor, read_state, unreadable, write_state
 
 STATE_NAME = "train_state.safetensors"
-FORMAT_VERSION = 1
 _SHARE_OF_TIME = 0.05  # of a training that timed saving may take: a large model's state is large
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _NO_PART_OF_IDENTITY = ("save_every", "save_every_s")
 
 
@@ -78,21 +75,53 @@ class TrainState:
             if self.path is not None and self._rewind is not None and rank() == 0:
                 self._rewind(0)
             return 0
-        header, tensors = _read(self.path)
+        header, tensors, intact = read_state(self.path)
         self._refuse_foreign(header["identity"])
+        self._check_tensors(header, tensors)
+        if not intact:
+            raise unreadable(self.path, "altered since it was written: its checksum differs")
         with torch.no_grad():
             for name, tensor in _model_tensors(self._student).items():
-                assign_(tensor, self._stored(f"model/{name}", tensors, tensor.shape))
+                assign_(tensor, tensors[f"model/{name}"])
             for parameter in self._trained():
                 if f"step/{self._names[id(parameter)]}" in tensors:  # else it had no gradient so far
                     self._optimizer.state[parameter] = self._moments(parameter, tensors)
-            self._log.sums.copy_(self._stored("log/sums", tensors, self._log.sums.shape))
+            self._log.sums.copy_(tensors["log/sums"])
         self._log.restore(header["log"])
         self._random = {kind: tensors[f"random/{kind}"] for kind in header["random"]}
         if self._rewind is not None and rank() == 0:
             self._rewind(header["log"]["lines"])
         step: int = header["step"]
         return step
+
+    def _check_tensors(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Exactly the tensors that this training has, and a step that lies within it."""
+        if not 0 < header["step"] < self._recipe.steps:
+            raise unreadable(self.path, f"step {header['step']} of {self._recipe.steps}")
+        wanted = {f"model/{name}": tensor for name, tensor in _model_tensors(self._student).items()}
+        for parameter in self._trained():
+            name = self._names[id(parameter)]
+            if any(f"{key}/{name}" in tensors for key in (*_MOMENTS, "step")):
+                wanted |= {f"{key}/{name}": parameter for key in _MOMENTS}
+                wanted[f"step/{name}"] = torch.zeros(())
+        wanted["log/sums"] = self._log.sums
+        now = _random_state(self._ctx.device)
+        for kind in {"cpu", *header["random"]}:  # one of another kind of device is carried, not used
+            wanted[f"random/{kind}"] = now.get(kind, tensors.get(f"random/{kind}", now["cpu"]))
+        for name in sorted({*wanted, *tensors}):
+            self._check_tensor(name, wanted.get(name), tensors.get(name))
+
+    def _check_tensor(self, name: str, wanted: Tensor | None, found: Tensor | None) -> None:
+        if found is None:
+            raise unreadable(self.path, f"{name} is missing")
+        if wanted is None:
+            raise unreadable(self.path, f"{name} is surplus")
+        if found.shape != wanted.shape:
+            raise unreadable(self.path, f"{name} is {tuple(found.shape)}, not {tuple(wanted.shape)}")
+        try:
+            check_contents(name, found, wanted.dtype, finite=False)
+        except ValueError as error:
+            raise unreadable(self.path, str(error)) from None
 
     def batches(self, step: int) -> Iterator[Any]:
         """The context's batches from the optimiser step ``step`` on; then sets torch's random state."""
@@ -121,7 +150,11 @@ class TrainState:
             self._saving_took = self._saved_at - begun
 
     def save(self, step: int) -> None:
-        """Write the state after ``step`` steps in place of an older one, whole or not at all."""
+        """Write the state after ``step`` steps in place of an older one, whole or not at all.
+
+        Raises:
+            ValueError: the training diverged.
+        """
         assert self.path is not None
         random = _random_state(self._ctx.device)
         tensors = {f"model/{name}": tensor for name, tensor in _model_tensors(self._student).items()}
@@ -131,7 +164,6 @@ class TrainState:
         tensors |= {f"random/{kind}": value for kind, value in random.items()}
         tensors["log/sums"] = self._log.sums
         header = {
-            "version": FORMAT_VERSION,
             "identity": self._identity,
             "step": step,
             "log": self._log.state(),
@@ -139,29 +171,31 @@ class TrainState:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         plain = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+        self._refuse_diverged(plain, step)
         if rank() > 0:
             return
         with atomic_path(self.path) as temporary:
-            _write(plain, temporary, {"train_state": json.dumps(header)})
+            write_state(header, plain, temporary)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _moments(self, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = self._names[id(parameter)]
-        moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        moments = {key: torch.zeros_like(parameter) for key in _MOMENTS}
         for key, moment in moments.items():
-            assign_(moment, self._stored(f"{key}/{name}", tensors, parameter.shape))
+            assign_(moment, tensors[f"{key}/{name}"])
         return {"step": tensors[f"step/{name}"].to(parameter.device, copy=True), **moments}
 
-    def _stored(self, name: str, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        tensor = tensors.get(name)
-        if tensor is None or tensor.shape != shape:
-            found = "is missing" if tensor is None else f"is {tuple(tensor.shape)}, not {tuple(shape)}"
-            raise ValueError(
-                f"{self.path} is no readable training state ({name} {found}); delete it to start anew"
-            )
-        return tensor
+    def _refuse_diverged(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """A state that only leads to the same end must not take the place of an older one."""
+        names = ["log/sums", *(f"model/{name}" for name, _ in self._student.named_parameters())]
+        for name in names:
+            if not bool(tensors[name].isfinite().all()):
+                raise ValueError(
+                    f"training diverged: {name.removeprefix('model/')} holds NaN or infinity after {step} "
+                    "steps; lower lr_scales or lr_weights, or train with precision fp32"
+                )
 
     def _refuse_foreign(self, found: Mapping[str, Any]) -> None:
         for key in sorted({*self._identity, *found}):
@@ -170,31 +204,6 @@ class TrainState:
                     f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
                     f"{self._identity.get(key)!r}; delete the file to start anew"
                 )
-
-
-def _write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """``save_file``, whose error hides the system's: a full disk shall be known as one."""
-    try:
-        save_file(dict(tensors), path, dict(metadata))
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["train_state"])
-        tensors = load_file(path)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} is no readable training state ({error}); delete it to start anew"
-        ) from error
-    if header.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path} is of another version of this program; delete it to start anew")
-    return header, tensors
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -231,11 +240,12 @@ def training_identity(
 
 
 def _model_hash(student: nn.Module) -> str:
-    """Names, shapes and the first values of the weights: another model's differ surely."""
+    """Names and shapes of all parameters; all values of the weights, so that no other model passes."""
     digest = hashlib.sha256()
     weights = {id(p) for p in parameter_groups(student).get("weights", [])}
     for name, parameter in student.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)};".encode())
         if id(parameter) in weights:
-            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+            hash_tensor(digest, name, parameter)
+        else:
+            digest.update(f"{name} {tuple(parameter.shape)};".encode())
     return digest.hexdigest()[:16]

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -21,10 +22,15 @@ from evalharness.errors import UserError
 from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.tinyworld.claims import arms as driver
+from evalharness.tinyworld.claims.diverged import is_divergence
 from evalharness.tinyworld.claims.grid import Grid, read_grid
 from evalharness.tinyworld.claims.shared import ArmContext, Shared
 from evalharness.tinyworld.components import build_transformer
+from qvgen.auxiliary import Phi, refactor_all_
 from qvgen.method import KDQAT
+from qvgen.training.log import TrainLog
+from qvgen.training.recipe import TrainRecipe
+from qvgen.training.step import Losses
 
 GRID = {
     "compare": ["qvgen", "kd-qat"],
@@ -99,6 +105,43 @@ def test_a_diverged_arm_is_recorded_and_the_next_one_trained(stub: Stub, tmp_pat
     assert (fine["arm"], fine["w_bits"], fine["seed"]) == ("kd-qat", 4, 3)
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_mistake_within_an_arm_ends_the_process_and_is_no_result(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    def apply(self: KDQAT, module: Any, ctx: Any) -> Any:
+        raise ValueError("no layer is called blocks.7; give one that the model has")
+
+    monkeypatch.setattr(KDQAT, "apply", apply)
+    with pytest.raises(UserError, match=r"^(kd-qat|qvgen)-w4a4-s3: ValueError: no layer is called blocks\.7"):
+        train(stub, tmp_path, lanes=lanes)
+    assert not list(tmp_path.glob("arms/*/record.json"))
+
+
+def test_what_a_method_calls_divergence() -> None:
+    class Diverged(ValueError):
+        pass
+
+    phi = Phi(torch.full((3, 2), math.nan), torch.ones(2, 3))
+    with pytest.raises(ValueError) as raised:
+        refactor_all_([phi], 1)
+    assert is_divergence(raised.value), "as qvgen words it"
+    train_log = TrainLog(None, TrainRecipe(steps=1), torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError) as raised:
+        train_log.add(0, Losses(torch.tensor(math.nan), torch.tensor(1.0)), None, None)  # type: ignore[arg-type]
+    assert is_divergence(raised.value), "and there"
+    assert is_divergence(Diverged("loss nan"))
+    assert not is_divergence(ValueError("batch_size 3: training diverged is not what this says"))
+    assert not is_divergence(RuntimeError("training diverged"))
+
+
+def test_a_model_without_a_finite_loss_has_diverged(stub: Stub, tmp_path: Path) -> None:
+    stub.losses = lambda module: {"distill": math.nan, "task": 1.0}  # type: ignore[method-assign]
+    assert train(stub, tmp_path) == 0
+    found = record(tmp_path, "kd-qat-w4a4-s3")
+    assert found["final"] is None and found["error"] == "training diverged: held-out distill nan"
+
+
 def test_finished_arms_are_left_alone(stub: Stub, tmp_path: Path) -> None:
     train(stub, tmp_path)
     path = tmp_path / "arms" / "kd-qat-w4a4-s3" / "record.json"
@@ -133,6 +176,22 @@ def test_a_record_of_other_options_is_refused(stub: Stub, tmp_path: Path) -> Non
         train(stub, tmp_path)
 
 
+def test_arms_of_another_precision_or_device_are_not_gone_on_with(stub: Stub, tmp_path: Path) -> None:
+    train(stub, tmp_path, lanes=2)
+    found = record(tmp_path, "kd-qat-w4a4-s3")
+    assert (found["float32_products"], found["device"], found["lanes"]) == ("highest", "cpu", 2)
+    train(stub, tmp_path, lanes=1)  # how many at a time is no part of what was asked
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(UserError, match=r"another device or precision \(--device, --tf32\)"):
+            train(stub, tmp_path)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    stub.session.spec.device = "cuda"
+    with pytest.raises(UserError, match="another device or precision"):
+        train(stub, tmp_path)
+
+
 def test_the_list_names_arms_and_cost_and_trains_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +207,19 @@ def test_the_list_names_arms_and_cost_and_trains_nothing(
         driver.main([*arguments[:4], "--save", "qvgen-w9a9"])
     with pytest.raises(UserError, match="unknown block 'cor'; did you mean 'core'"):
         driver.main([*arguments[:4], "--blocks", "cor"])
+
+
+@pytest.mark.parametrize(("flag", "value", "message"), [
+    ("--seeds", "a", "--seeds 'a': expected whole numbers from 0"),
+    ("--lanes", "0", "--lanes 0: expected a whole number from 1"),
+    ("--lanes", "-1", "--lanes -1: expected a whole number from 1"),
+])  # fmt: skip
+def test_mistakes_on_the_command_line_are_named(tmp_path: Path, flag: str, value: str, message: str) -> None:
+    read(tmp_path)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        driver.main(["--grid", str(tmp_path / "grid.yaml"), "--out", str(out), flag, value])
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("diverges", ["qvgen", "none of them"])

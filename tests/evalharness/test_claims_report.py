@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,11 +20,14 @@ from scipy import stats
 
 from evalharness.errors import UserError
 from evalharness.tinyworld.claims import report
+from evalharness.tinyworld.claims.document import as_markdown
 from evalharness.tinyworld.claims.estimates import Estimate, mean_estimate, paired, relative, verdict_below
 from evalharness.tinyworld.claims.findings import findings
 from evalharness.tinyworld.claims.grid import Grid, read_grid
 from evalharness.tinyworld.claims.heat_map import _place, heat_maps
 from evalharness.tinyworld.claims.runs import Run, Setting, from_published, read_runs
+from qvgen.auxiliary import Phi
+from qvgen.training.measures import spectrum
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "tinyworld" / "training"
 T2 = 4.302652729911275  # 97.5 % point of Student's t with two degrees of freedom, from a table
@@ -199,12 +203,52 @@ def test_the_spectrum_counts_what_is_fourteen_times_below(found: dict[str, Any])
     assert row["growth"]["value"] == 0.25 and row["verdict"] == "reproduced"
 
 
-def test_a_spectrum_that_collapses_in_no_seed_is_decided(tmp_path: Path) -> None:
-    make(tmp_path, LOSSES)
-    for path in (tmp_path / "arms").glob("*/train.jsonl"):
-        path.write_text(re.sub(r'("phi_sigma/[^"]*": )"[^"]*"', r'\1"3 2.5 2 1"', path.read_text()))
-    [row] = findings(read_runs(tmp_path), read_grid(grid_file(tmp_path)))["spectrum"]
-    assert row["last"]["value"] == 0 and row["growth"]["n"] > 1 and row["verdict"] == "not reproduced"
+def spectra(folder: Path, first: str, last: str) -> dict[str, Any]:
+    """The row about the spectrum, of trainings whose layers all have these singular values."""
+    make(folder, LOSSES)
+    for path in (folder / "arms").glob("drop-*/train.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for place, row in enumerate(lines):
+            values = {key: first if place < 3 else last for key in row if key.startswith("phi_sigma/")}
+            lines[place] = {**row, **values}
+        path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    [row] = findings(read_runs(folder), read_grid(grid_file(folder)))["spectrum"]
+    return dict(row)
+
+
+def test_a_measure_that_is_nothing_at_both_ends_decides_nothing(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "3 2.5 2 1.5", "3 2.5 2 1.2")
+    assert row["growth"] == {"value": 0.0, "lo": 0.0, "hi": 0.0, "n": 3}
+    assert row["verdict"] == "undecided: none at either step"
+
+
+def test_small_values_that_vanish_in_every_seed_are_decided(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "28 2 1 1", "3 2.5 2 1")
+    assert (row["first"]["value"], row["last"]["value"]) == (0.75, 0.0)
+    assert row["verdict"] == "not reproduced"
+
+
+def test_the_last_singular_value_over_the_first_says_how_steep(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "4 3 2 2", "4 3 2 1")
+    assert (row["ratio_first"]["value"], row["ratio_last"]["value"]) == (0.5, 0.25)
+    assert row["ratio_difference"] == {"value": -0.25, "lo": -0.25, "hi": -0.25, "n": 3}
+    assert (row["first_steps"], row["last_steps"]) == ([10], [60])
+    page = as_markdown({**found_nothing(), "spectrum": [row]}, [], {})
+    assert (
+        "| W3A3 | 10 to 60 | 0.500 [0.500, 0.500] | 0.250 [0.250, 0.250] | -0.2500 [-0.2500, -0.2500] | 3 |"
+        in page
+    )
+
+
+def found_nothing() -> dict[str, Any]:
+    parts: dict[str, Any] = dict.fromkeys(("training", "finals", "hypotheses", "removal"), ())
+    return {**parts, "compare": ["a", "b"], "kept": "drop", "confidence": 0.95, "removal_margin": 0.01}
+
+
+def test_a_value_just_fourteen_times_smaller_counts_here_and_in_the_training_log(tmp_path: Path) -> None:
+    row = spectra(tmp_path, "14 7 1 0.5", "14 7 1 0.5")
+    phi = Phi(torch.diag(torch.tensor([14.0, 7.0, 1.0, 0.5])), torch.eye(4))
+    assert row["first"]["value"] == spectrum([phi])["phi_negligible"] == 0.5
 
 
 def test_normalised_spectrum_is_a_mean_over_layers(tmp_path: Path) -> None:
@@ -218,9 +262,25 @@ def test_diverged_trainings_are_counted_and_left_out_of_pairs(tmp_path: Path) ->
     make(tmp_path, {**LOSSES, "qvgen": {1: 0.9, 2: None, 3: 3.52}})
     found = findings(read_runs(tmp_path), read_grid(grid_file(tmp_path)))
     row = only(found["finals"], arm="qvgen")
-    assert row["diverged"] == 1 and row["over_baseline"]["n"] == 2
+    assert row["diverged"] == [2] and row["over_baseline"]["n"] == 2
     assert row["over_baseline"]["value"] == pytest.approx(-0.11)
     assert only(found["training"], measure="training loss", steps="all steps")["difference"]["n"] == 2
+
+
+def test_one_diverged_seed_costs_its_own_pair_only(tmp_path: Path) -> None:
+    make(tmp_path, {**LOSSES, "qvgen": {1: 0.9, 2: None, 3: 3.52}, "drop": {1: None, 2: 2.0, 3: 2.0}})
+    path = tmp_path / "arms" / "qvgen-w3a3-s2" / "train.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])  # it never got to its end
+    arguments = ["--grid", str(grid_file(tmp_path)), "--records", str(tmp_path), "--out", str(tmp_path / "o")]
+    assert report.main(arguments) == 0
+    found = json.loads((tmp_path / "o" / "claims.json").read_text())
+    row = only(found["removal"], arm="qvgen")
+    assert (row["cost"]["n"], row["diverged"]) == (1, [1, 2]), "a pair needs both: seed 3 is left"
+    assert only(found["removal"], arm="drop")["cost"]["n"] == 2
+    page = (tmp_path / "o" / "claims.md").read_text()
+    assert "| W3A3 | qvgen | by decay | +0.40 | 1; diverged: seed 1, 2 | undecided |" in page
+    assert "- 9 trainings, 2 of them diverged: drop W3A3 seed 1; qvgen W3A3 seed 2\n" in page
+    assert only(found["hypotheses"], lower="qvgen")["diverged"] == [2]
 
 
 def test_trainings_of_another_loss_have_no_cost_of_removal(tmp_path: Path) -> None:
@@ -318,6 +378,52 @@ def test_no_records_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "arms" / "qvgen-w3a3-s1" / "record.json").write_text('{"axes": {}}')
     with pytest.raises(UserError, match="has no 'arm'; delete its folder"):
         read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["main", "map"])
+def test_the_shipped_findings_are_those_of_the_shipped_records(tmp_path: Path, name: str) -> None:
+    """Records of today's making or of an older one, without what was recorded later."""
+    root = PUBLISHED.parents[2]
+    with tarfile.open(root / "results" / "claims" / name / "records.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    grid = read_grid(root / "configs" / f"claims-{name}.yaml")
+    again, shipped = (
+        json.loads(text, parse_float=lambda digits: round(float(digits), 9))
+        for text in (
+            json.dumps(findings(report.wanted(tmp_path, grid), grid)),
+            (root / "results" / "claims" / name / "claims.json").read_text(),
+        )
+    )
+    assert again == shipped
+
+
+@pytest.mark.parametrize(("file", "old", "new"), [
+    ("record.json", '"distill": 1.0', '"distill": NaN'),
+    ("train.jsonl", '"val_loss": 3.0', '"val_loss": NaN'),
+])  # fmt: skip
+def test_a_number_that_is_none_is_named(tmp_path: Path, file: str, old: str, new: str) -> None:
+    make(tmp_path, {"kd-qat": {1: 1.0}})
+    path = tmp_path / "arms" / "kd-qat-w3a3-s1" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(
+        UserError, match=rf"{file}: (distill|val_loss) is nan, of a training without an error"
+    ):
+        read_runs(tmp_path)
+
+
+def test_no_published_logs_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    arguments = ["--grid", str(grid_file(tmp_path)), "--out", str(tmp_path / "o"), "--published"]
+    with pytest.raises(UserError, match=r"--published .*nowhere: no qvgen- or kd-qat-w3a3\.train\.jsonl"):
+        report.main([*arguments, str(tmp_path / "nowhere")])
+    (tmp_path / "qvgen-w3a3.train.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"qvgen-w3a3\.train\.jsonl: no whole line"):
+        report.main([*arguments, str(tmp_path)])
+    (tmp_path / "qvgen-w3a3.train.jsonl").rename(tmp_path / "qvgen-best.train.jsonl")
+    (tmp_path / "qvgen-best.train.jsonl").write_text('{"step": 1, "val_loss": 1.0}\n')
+    with pytest.raises(UserError, match="bits 'best'"):
+        report.main([*arguments, str(tmp_path)])
+    assert not (tmp_path / "o").exists()
 
 
 def test_published_logs_are_read_with_their_last_validation() -> None:

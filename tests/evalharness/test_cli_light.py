@@ -116,7 +116,8 @@ def test_ls_of_everything_has_all_five_kinds(toy_site: Path) -> None:
     [
         (
             ["rum"],
-            "unknown verb 'rum'; did you mean 'run'? Allowed: check, compare, doctor, export, fetch, ls, ",
+            "unknown verb 'rum'; did you mean 'run'? Allowed: check, compare, data, doctor, export, fetch, "
+            "leaderboard, ls, ",
         ),
         (["ls", "metricks"], "unknown kind 'metricks'; did you mean 'metrics'?"),
         (["ls", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),

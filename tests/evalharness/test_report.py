@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from evalharness.report.selection import Choice, choose_prompts, shown_cells
 from evalharness.report.tables import CsvReporter, MarkdownReporter, markdown
 from evalharness.report.wording import legend, warnings
 from evalharness.results import CellRecord, Results, ScoreRow, build_results, write_results
+from evalharness.stats import Resampler
 
 GOLDEN = Path(__file__).parent / "golden"
 DIMENSIONS = ["subject_consistency", "color"]
@@ -89,6 +91,7 @@ def build(cells: list[CellRecord], **changes: Any) -> Results:
         "label": LABEL,
         "manifest": {"git": {"commit": "0123abc", "dirty": False}, "note": SCRIPT},
         "prompts": {"0000": "a red ball", "0001": f"{SCRIPT} & a blue box"},
+        "resampler": Resampler(),  # percentiles of two prompts can be worked out by hand
     }
     return build_results(cells, **(arguments | changes))
 
@@ -117,7 +120,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "wbr", "br"):
+        if tag not in ("meta", "wbr", "br", "input"):
             self.open.append(tag)
             self.text.setdefault(tag, []).append("")
 
@@ -319,9 +322,12 @@ def test_text_from_outside_is_inert(run_folder: Path) -> None:
     cells = [replace(record("lsq", 3), method=f'"><img src=x onerror=alert(1)>{SCRIPT}')]
     for text in (render(results, run_folder), render(build(cells), run_folder)):
         page = Page(text)
-        assert "pwned" in text and len(page.all("script")) == 1 and not page.all("img")
+        assert "pwned" in text and not page.all("img")
+        data, code = page.all("script")
+        assert data == {"type": "application/json", "id": "browse-data"} and code == {}
+        assert "<" not in page.text["script"][0] and json.loads(page.text["script"][0])["prompts"]
         assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-        digest = hashlib.sha256(page.text["script"][0].encode()).digest()
+        digest = hashlib.sha256(page.text["script"][1].encode()).digest()
         policy = next(str(a["content"]) for a in page.all("meta") if "http-equiv" in a)
         assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
         assert policy.startswith("default-src 'none'")
@@ -330,20 +336,22 @@ def test_text_from_outside_is_inert(run_folder: Path) -> None:
 def test_page_shows_ranking_tables_recipe_and_manifest(run_folder: Path) -> None:
     page = Page(render(full(seeds=(0, 1)), run_folder))
     assert page.text["h1"] == ["Leaderboard: toy"]
-    assert len(page.all("table")) == 2
+    assert len(page.all("table")) == 3, "all seeds, every cell, published numbers"
     headers = [head for head in page.text["th"] if head in ("method", "mean", "mean of each seed")]
-    assert headers == ["method", "mean", "mean of each seed", "method", "mean"]
+    assert headers == ["method", "mean", "mean of each seed", "method", "mean", "method", "mean"]
     assert any(item.startswith("At W3A3: qvgen 70.5") for item in page.text["li"])
-    recipe, manifest = page.text["pre"]
-    assert '"granularity": "per_token"' in recipe and '"commit": "0123abc"' in manifest
+    *recipes, manifest = page.text["pre"]
+    assert len(recipes) == 10 and all('"granularity": "per_token"' in recipe for recipe in recipes)
+    assert '"commit": "0123abc"' in manifest
     one_seed = Page(render(full(), run_folder))
-    assert len(one_seed.all("table")) == 1 and len(one_seed.text["tr"]) == 6
+    assert len(one_seed.all("table")) == 2
 
 
 def test_page_sorts_by_numbers_not_by_what_is_printed(run_folder: Path) -> None:
     page = Page(render(full(), run_folder))
     cells = [attributes for tag, attributes in page.tags if tag in ("th", "td") and "data-sort" in attributes]
-    columns = len(page.all("button")) - 2
+    second = [place for place, (tag, _) in enumerate(page.tags) if tag == "table"][1]
+    columns = sum(tag == "th" and a.get("scope") == "col" for tag, a in page.tags[:second])
     mean = [cells[row * columns + 6]["data-sort"] for row in range(5)]
     assert [float(str(value)) for value in mean] == pytest.approx([0.915, 0.775, 0.715, 0.69, 0.225])
 
@@ -391,7 +399,7 @@ def test_videos_come_from_the_first_seed_of_each_method() -> None:
 
 def test_plots_are_well_formed_repeatable_and_themed() -> None:
     drawn = plots(full())
-    assert [plot.caption.split()[0] for plot in drawn] == ["Mean", "Every", "Training"]
+    assert [plot.caption.split()[0] for plot in drawn] == ["Mean", "Quality", "Every", "Training"]
     assert [plot.svg for plot in plots(full())] == [plot.svg for plot in drawn]
     identifiers: list[str] = []
     for plot in drawn:
@@ -409,15 +417,15 @@ def test_plots_leave_out_what_has_no_data() -> None:
     lone = replace(record("lsq", 3), scores={}, train_log=())
     assert plots(build([lone])) == []
     untrained = build([record("bf16", 16), record("rtn", 3)])
-    assert [plot.caption.split()[0] for plot in plots(untrained)] == ["Mean", "Every"]
+    assert [plot.caption.split()[0] for plot in plots(untrained)] == ["Mean", "Quality", "Every"]
     dollars = replace(record("rtn", 3), method="$x^")
-    assert len(plots(build([dollars]))) == 2
+    assert len(plots(build([dollars]))) == 3
 
 
 def test_a_missing_or_infinite_loss_is_a_gap_not_a_crash() -> None:
     log = [{"step": 0, "loss": float("inf")}, {"step": 1}, {"step": 2, "loss": 0.0}, {"step": 3, "loss": 0.5}]
     results = build([replace(record("lsq", 3), train_log=log)])
-    assert [plot.caption.split()[0] for plot in plots(results)] == ["Mean", "Every", "Training"]
+    assert [plot.caption.split()[0] for plot in plots(results)] == ["Mean", "Quality", "Every", "Training"]
 
 
 def test_every_report_is_written_without_torch(run_folder: Path) -> None:

@@ -22,6 +22,7 @@ from evalharness.results import (
     read_results,
     write_results,
 )
+from evalharness.stats import Resampler
 
 DIMENSIONS = ["color", "scene"]
 
@@ -70,6 +71,7 @@ def build(*cells: CellRecord, **changes: Any) -> Results:
         "label": "toy scores",
         "manifest": {"git": {"commit": "abc"}},
         "prompts": {"0000": "a red ball", "0001": "a blue box"},
+        "resampler": Resampler(),  # percentiles of two prompts can be worked out by hand
     }
     return build_results(cells, **(arguments | changes))
 
@@ -208,7 +210,7 @@ def test_the_way_to_disk_and_back_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write_results(results, path)
     assert read_results(path) == results
-    assert json.loads(path.read_text())["schema_version"] == 1
+    assert json.loads(path.read_text())["schema_version"] == 2
     profile = read_results(path).cell("lsq-w4a4-s0").profile
     assert profile is not None and profile.step_ms == 1.5 and profile.model_extra == {"new": 7}
 
@@ -269,8 +271,9 @@ def test_two_cells_of_one_id_are_refused() -> None:
     [
         (None, "no such file"),
         ("{", "not a JSON file"),
-        ("[]", "schema version None, this evalharness reads 1"),
-        ('{"schema_version": 2}', "schema version 2, this evalharness reads 1"),
+        ("[]", "schema version None, this evalharness reads 1, 2"),
+        ('{"schema_version": 3}', "schema version 3, this evalharness reads 1, 2"),
+        ('{"schema_version": true}', "schema version True, this evalharness reads 1, 2"),
         ('{"schema_version": 1, "protocol": 3}', "protocol: Input should be a valid string"),
     ],
 )

@@ -208,3 +208,14 @@ def test_a_state_is_flat(tmp_path: Path, value: object) -> None:
     torch.save(value, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="not a mapping of names to tensors"):
         read_state(tmp_path / "a.pth")
+
+
+def test_a_state_within_a_mapping_is_found_and_its_neighbours_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "wrapped.pt"
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"model": {"weight": weight}, "epoch": 3, "optimizer": [torch.ones(2)]}, path)
+    assert torch.equal(read_state(path, "model")["weight"], weight)
+    with pytest.raises(ValueError, match="not a mapping of names to tensors"):
+        read_state(path)
+    torch.save({"weight": weight}, path)
+    assert list(read_state(path, "model")) == ["weight"], "published with and without the wrapping"

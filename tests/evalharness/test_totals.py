@@ -116,7 +116,14 @@ def record(seed: int, **scores: list[float]) -> CellRecord:
 
 def results(*records: CellRecord, totals: tuple[Total, ...] = (HALF, ONLY_B)):
     return build_results(
-        records, protocol="toy", dimensions=["a", "b"], percent=True, label="toy", manifest={}, totals=totals
+        records,
+        protocol="toy",
+        dimensions=["a", "b"],
+        percent=True,
+        label="toy",
+        manifest={},
+        totals=totals,
+        resampler=Resampler(),
     )
 
 

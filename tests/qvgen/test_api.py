@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from qvgen.api import convert_, frozen_layers, quant_layers, quantize_
+from qvgen.checkpoint import load_quantized, save_quantized
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.linear import FrozenQuantLinear, QuantLinear
 
@@ -95,6 +97,100 @@ def test_casting_keeps_scales_exact(make_model: Callable[[], nn.Module], batch: 
     for name, layer in frozen_layers(model):
         assert torch.equal(layer.weight, state[name])
     torch.testing.assert_close(model(**batch.inputs), output, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_loaded_state_is_what_computes(
+    assign: bool, make_model: Callable[[], nn.Module], batch: Any
+) -> None:
+    source = make_model()
+    with torch.no_grad():
+        source.get_parameter("first.weight").mul_(-2)
+    source = convert_(quantize_(source, W3A3))
+    model = convert_(quantize_(make_model(), W3A3))
+    for twin in (copy.deepcopy(model), model):
+        assert not torch.equal(twin(**batch.inputs), source(**batch.inputs))
+        twin.load_state_dict(source.state_dict(), assign=assign)
+        for (_, loaded), (_, layer) in zip(frozen_layers(twin), frozen_layers(source), strict=True):
+            assert torch.equal(loaded.weight, (layer.codes - layer.zero_point) * layer.scale)
+        assert torch.equal(twin(**batch.inputs), source(**batch.inputs))
+
+
+class Special(nn.Linear):
+    """With a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.out(self.attention(x, x, x)[0])
+        return y
+
+
+def test_linears_of_a_class_of_their_own_are_refused(make_model: Callable[[], nn.Module]) -> None:
+    model = make_model()
+    model.second = Special(48, 8)
+    with pytest.raises(ValueError, match=r"layer second is a Special and no plain nn.Linear: .*; skip it"):
+        quantize_(model, W3A3)
+    assert not list(quant_layers(model)), "nothing was replaced"
+    quantize_(model, W3A3, skip=["second"])
+    assert [n for n, _ in quant_layers(model)] == ["first"] and type(model.second) is Special
+    with pytest.raises(ValueError, match=r"layer attention.out_proj is a NonDynamicallyQuantizableLinear"):
+        quantize_(Attending(), W3A3)
+
+
+def test_a_skipped_special_linear_does_not_hinder_loading(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Attending().eval()
+    saved = convert_(quantize_(copy.deepcopy(model), W3A3, skip=["attention.out_proj"]))
+    save_quantized(saved, tmp_path, {})
+    x = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        assert torch.equal(load_quantized(model, tmp_path, {})(x), saved(x))
+
+
+class Twice(nn.Module):
+    """One linear under two names, and one block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.block = nn.ModuleList([nn.Linear(16, 16)])
+        self.again = self.first
+        self.block_again = self.block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.first, self.block[0], self.again, self.block_again[0]):
+            x = layer(x).tanh()
+        return x
+
+
+def test_a_shared_layer_is_quantized_under_all_its_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    original, x = Twice().eval(), torch.randn(2, 3, 16)
+    model = quantize_(copy.deepcopy(original), W3A3)
+    for finished in (model, convert_(copy.deepcopy(model))):
+        assert finished.first is finished.again and not isinstance(finished.again, nn.Linear)
+        assert finished.block[0] is finished.block_again[0]  # type: ignore[index]
+        torch.testing.assert_close(finished(x), model(x), rtol=1e-5, atol=1e-6)
+    scale = model.get_submodule("first").wquantizer.scale()  # type: ignore[operator,union-attr]
+    convert_(model)
+    assert torch.equal(model.get_buffer("again.scale"), scale), "not rounded as an unquantized tensor"
+    save_quantized(model, tmp_path, {})
+    loaded = load_quantized(copy.deepcopy(original), tmp_path, {})
+    assert loaded.first is loaded.again
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+    assert [n for n, _ in quant_layers(quantize_(copy.deepcopy(original), W3A3, skip=["again"]))] == [
+        "block.0"
+    ]
 
 
 def test_refusals(make_model: Callable[[], nn.Module]) -> None:

@@ -130,6 +130,44 @@ def test_wrong_tensors_are_named(saved: Path, make_model: Callable[[], nn.Module
     assert "first.codes is (287,), the model needs (288,)" in refusal(saved, make_model())
 
 
+@pytest.mark.parametrize(
+    ("name", "bad", "reason"),
+    [
+        ("first.scale", float("nan"), "holds a number that is not positive and finite"),
+        ("first.scale", -0.5, "holds a number that is not positive and finite"),
+        ("first.scale", torch.int32, "holds int32; the model needs floating-point numbers"),
+        ("second.zero_point", float("inf"), "holds NaN or infinity"),
+        ("first.upper", float("nan"), "holds NaN or infinity"),
+        ("first.lower", 1.5, "holds a number outside of 0 to 1"),
+        ("first.codes", torch.int16, "holds int16; the model needs uint8"),
+        ("first.bias", float("nan"), "holds NaN or infinity"),
+        ("norm.weight", torch.int64, "holds int64; the model needs floating-point numbers"),
+        ("table", float("-inf"), "holds NaN or infinity"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_named(
+    name: str, bad: Any, reason: str, saved: Path, make_model: Callable[[], nn.Module]
+) -> None:
+    tensors = load_file(saved / WEIGHTS_NAME)
+    if isinstance(bad, torch.dtype):
+        tensors[name] = tensors[name].to(bad)
+    else:
+        tensors[name].view(-1)[0] = bad
+    rehash(saved, tensors)
+    text = refusal(saved, make_model())
+    assert name in text and reason in text and str(saved / WEIGHTS_NAME) in text
+
+
+def test_a_mask_of_the_model_may_be_infinite(make_model: Callable[[], nn.Module], tmp_path: Path) -> None:
+    def masked() -> nn.Module:
+        model = make_model()
+        model.register_buffer("mask", torch.full((3,), float("-inf")))
+        return model
+
+    save_quantized(converted(masked()), tmp_path, META)
+    assert load_quantized(masked(), tmp_path, META).get_buffer("mask").eq(float("-inf")).all()
+
+
 def test_unconverted_model_is_not_saved(make_model: Callable[[], nn.Module], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="call convert_ first"):
         save_quantized(make_model(), tmp_path, META)

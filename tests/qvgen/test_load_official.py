@@ -122,8 +122,17 @@ def by_hand(tensors: dict[str, Tensor], zero_inside: bool = True) -> nn.Module:
     return model
 
 
+def whole_zero_points(folder: Path) -> None:
+    """As LSQ has them; those of the fixture are LSQ+'s, real-valued."""
+    file = load_file(folder / WEIGHTS)
+    rounded = {n: t.round() if n.endswith(".zero_point") else t for n, t in file.items()}
+    write(folder, rounded, tiny())
+
+
 @pytest.mark.parametrize("weights", ["lsq+", "lsq"])
 def test_official_mode_is_the_released_model(weights: Any, released: Path) -> None:
+    if weights == "lsq":
+        whole_zero_points(released)
     model = load_official(released, OfficialConfig(weights=weights))
     layers = {n for n, m in model.named_modules() if isinstance(m, OfficialQuantLinear)}
     assert layers == {n for n, m in tiny().named_modules() if isinstance(m, nn.Linear)} - {PLAIN}
@@ -251,6 +260,58 @@ def test_missing_surplus_and_misshaped_keys_are_named(key: str, released: Path) 
     assert f"has the surplus key {key}x (0 missing, 1 surplus" in message(released)
     write(released, {**tensors, key: torch.zeros(3, 7, 2)}, tiny())
     assert f"{key} is (3, 7, 2), the model needs" in message(released)
+
+
+@pytest.mark.parametrize("mode", ["official", "exact"])
+@pytest.mark.parametrize(
+    ("part", "bad", "reason"),
+    [
+        ("w", float("nan"), "holds NaN or infinity"),
+        ("b", float("inf"), "holds NaN or infinity"),
+        ("wquantizer.zero_point", float("nan"), "holds NaN or infinity"),
+        ("aquantizer.upper", float("nan"), "holds NaN or infinity"),
+        ("wquantizer.scale", float("nan"), "holds a number that is not positive and finite"),
+        ("wquantizer.scale", -0.01, "holds a number that is not positive and finite"),
+        ("wquantizer.scale", 0.0, "holds a number that is not positive and finite"),
+        ("w", torch.int8, "holds int8; the model needs floating-point numbers"),
+        ("b", torch.bool, "holds bool; the model needs floating-point numbers"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_named(
+    part: str, bad: Any, reason: str, mode: str, released: Path
+) -> None:
+    tensors = load_file(released / WEIGHTS)
+    key = f"{LAYER}.{part}"
+    if isinstance(bad, torch.dtype):
+        tensors[key] = tensors[key].to(bad)
+    else:
+        tensors[key].view(-1)[0] = bad
+    write(released, tensors, tiny())
+    text = message(released, mode=mode)
+    assert key in text and reason in text and str(released / WEIGHTS) in text
+
+
+@pytest.mark.parametrize("mode", ["official", "exact"])
+def test_zero_points_of_lsq_are_codes(mode: Any, released: Path) -> None:
+    assert "wquantizer.zero_point: holds a fraction" in message(released, weights="lsq", mode=mode)
+    whole_zero_points(released)
+    load_official(released, OfficialConfig(weights="lsq", mode=mode))
+    tensors = load_file(released / WEIGHTS)
+    tensors[f"{LAYER}.wquantizer.zero_point"][0] = 16
+    write(released, tensors, tiny())
+    text = message(released, weights="lsq", mode=mode)
+    assert f"{LAYER}.wquantizer.zero_point: holds a number outside of 0 to 15" in text
+    load_official(released, OfficialConfig(weights="lsq+", mode=mode))  # LSQ+ does not clamp it
+
+
+def test_adapters_are_floating_point(tmp_path: Path) -> None:
+    tensors = released_tensors(tiny(), adapters=True)
+    key = f"{LAYER}.loraB.weight"
+    write(tmp_path, {**tensors, key: tensors[key].to(torch.int8)}, tiny())
+    assert f"{key} holds int8" in message(tmp_path)
+    tensors[key][0, 0] = float("nan")
+    write(tmp_path, tensors, tiny())
+    assert f"{key}: holds NaN or infinity" in message(tmp_path)
 
 
 def test_odd_layers_are_named(released: Path) -> None:

@@ -122,6 +122,29 @@ def test_dead_columns_stay_exactly_zero_and_have_no_momentum(make_model: Make) -
             assert state["exp_avg"].ne(0).any() and state["step"] == 5
 
 
+@pytest.mark.parametrize("refactor", [True, False])
+def test_what_is_gone_stays_gone_to_the_last_step(refactor: bool, make_model: Make) -> None:
+    """Momentum of the last stage, or of any without re-factorisation, would move columns without gamma."""
+    model = quantize_(make_model(), config())
+    schedule = RankSchedule(rank=8, steps=40, decay_until=0.8, refactor=refactor)  # stages of 8 steps
+    decay, optimizer = RankDecay(model, schedule), build_optimizer(model, RECIPE)
+    places = [(phi.L.data_ptr(), phi.R.data_ptr()) for phi in phis(model)]
+    for step in range(40):
+        alive = decay.before_step(step, optimizer).rank
+        model(torch.randn(2, 5, 16)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for phi in phis(model):
+            for parameter, dim in ((phi.L, 1), (phi.R, 0)):
+                moments = (optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq"))
+                for tensor in (parameter, *moments):
+                    living, dead = tensor.detach().split([alive, phi.rank - alive], dim)
+                    assert dead.eq(0).all(), step
+                    assert alive == 0 or living.ne(0).any()
+    assert alive == 0
+    assert [(phi.L.data_ptr(), phi.R.data_ptr()) for phi in phis(model)] == places, "in place"
+
+
 def test_dropping_at_the_end_reports_the_loss_with_and_without(
     make_model: Make, make_context: Callable[..., Any]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -110,7 +111,8 @@ def test_time_alone_saves_too(
         ({"lr_weights": 3e-3}, r"recipe.lr_weights was 0.002, is 0.003"),
         ({"steps": 40}, r"recipe.steps was 37, is 40"),
         ({"seed": 4}, r"seed was 3, is 4"),
-        ({"weights": 1.0}, r"model was '\w+', is '\w+'"),
+        ({"weights": (0, 0)}, r"model was '\w+', is '\w+'"),
+        ({"weights": (-1, -1)}, r"model was '\w+', is '\w+'"),
     ],
 )
 def test_the_state_of_another_training_is_refused(
@@ -120,10 +122,10 @@ def test_the_state_of_another_training_is_refused(
         train(Fragile(tmp_path, kill_at=30), tmp_path)
     ctx, changes = Context(tmp_path), dict(change)
     ctx.seed = changes.pop("seed", ctx.seed)
-    if changes.pop("weights", None):
+    if where := changes.pop("weights", None):
         other = killed_training.model()
         with torch.no_grad():
-            other[0].weight[0, 0] += 1e-3  # type: ignore[index]
+            other[0].weight[where] += 1e-3  # type: ignore[index]
         monkeypatch.setattr(killed_training, "model", lambda: other)
     with pytest.raises(ValueError, match=r"another training: " + message + r"; delete the file"):
         train(ctx, tmp_path, **changes)
@@ -151,9 +153,9 @@ def test_a_damaged_state_is_an_error_with_its_name(damage: str, tmp_path: Path) 
 def test_a_kill_while_saving_leaves_the_older_state(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import qvgen.training.state as state
+    import qvgen.training.state_file as state
 
-    real, calls = state.save_file, []
+    real, calls = save_file, []
 
     def torn(tensors: Any, path: Path, metadata: Any) -> None:
         calls.append(path)
@@ -174,7 +176,7 @@ def test_a_kill_while_saving_leaves_the_older_state(
 
 def test_a_full_disk_while_saving_is_known_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """safetensors words the system's error; callers that treat a full disk apart need its number."""
-    import qvgen.training.state as state
+    import qvgen.training.state_file as state
 
     def full(*_: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -206,14 +208,116 @@ def test_a_parameter_without_gradient_is_resumed_too(tmp_path: Path, monkeypatch
     assert lines(broken) == lines(whole)
 
 
-def test_a_state_that_lacks_a_tensor_is_an_error_with_its_name(tmp_path: Path) -> None:
+@pytest.fixture
+def broken_off(tmp_path: Path) -> Path:
+    """The folder of a training with a state, of step 10."""
     with pytest.raises(Interrupted):
-        train(Fragile(tmp_path, kill_at=30), tmp_path)
-    file = state_file(tmp_path)
+        train(Fragile(tmp_path, kill_at=25), tmp_path)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Write the state anew, checksum and all, as a buggy or hostile program would.
+
+    ``change`` is called with the header and the tensors and returns the header to write.
+    """
+    file = state_file(folder)
     with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
+        header = json.loads(opened.metadata()["train_state"])
     tensors = load_file(file)
-    name = next(name for name in tensors if name.startswith("exp_avg_sq/"))
-    save_file({key: value for key, value in tensors.items() if key != name}, file, metadata)
-    with pytest.raises(ValueError, match=rf"no readable training state \({name} is missing\); delete it"):
-        train(Context(tmp_path), tmp_path)
+    text = json.dumps(change(header, tensors))
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    save_file(tensors, file, {"train_state": text, "sha256": digest.hexdigest()})
+
+
+def test_rewriting_alone_does_no_harm(broken_off: Path, undisturbed: Path) -> None:
+    rewrite(broken_off, lambda header, tensors: header)
+    train(Context(broken_off), broken_off)
+    assert lines(broken_off) == lines(undisturbed)
+
+
+TENSORS = [
+    "exp_avg_sq/0.weight", "step/0.weight", "model/0.phi.gamma", "log/sums", "random/cpu", "model/3.bias",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("how", ["is missing", r"is \(7, 1\), not", "holds bool"])
+def test_a_tensor_of_the_state_that_is_not_right_is_named(how: str, name: str, broken_off: Path) -> None:
+    def change(header: Any, tensors: Any) -> Any:
+        if how == "is missing":
+            del tensors[name]
+        elif how == "holds bool":
+            tensors[name] = tensors[name].bool()
+        else:
+            tensors[name] = torch.zeros(7, 1, dtype=tensors[name].dtype)
+        return header
+
+    rewrite(broken_off, change)
+    with pytest.raises(ValueError, match=rf"no readable training state \({name} {how}.*\); delete it"):
+        train(Context(broken_off), broken_off)
+
+
+def test_a_surplus_tensor_is_named(broken_off: Path) -> None:
+    rewrite(broken_off, lambda header, tensors: tensors.update(extra=torch.zeros(2)) or header)
+    with pytest.raises(ValueError, match=r"no readable training state \(extra is surplus\); delete it"):
+        train(Context(broken_off), broken_off)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda header: [header], "its header is no mapping"),
+        (lambda header: {**header, "step": -3}, "its step is -3, below zero"),
+        (lambda header: {**header, "step": 37}, "step 37 of 37"),
+        (lambda header: {**header, "step": 0}, "step 0 of 37"),
+        (lambda header: {**header, "step": "5"}, "its step is '5'"),
+        (lambda header: {**header, "log": None}, "its log is None"),
+        (lambda header: {**header, "log": {**header["log"], "lines": -1}}, "its lines is -1, below zero"),
+        (lambda header: {**header, "log": {**header["log"], "losses": 3}}, "its losses is 3"),
+        (lambda header: {**header, "random": ["cpu", "mps"]}, "random/mps is missing"),
+        (lambda header: {**header, "random": [["cpu"]]}, "its random states have no names"),
+        (lambda header: {k: v for k, v in header.items() if k != "step"}, "its step is None"),
+        (lambda header: {k: v for k, v in header.items() if k != "identity"}, "its identity is None"),
+    ],
+)
+def test_a_header_that_is_not_right_is_an_error(change: Any, reason: str, broken_off: Path) -> None:
+    rewrite(broken_off, lambda header, tensors: change(header))
+    with pytest.raises(ValueError) as caught:
+        train(Context(broken_off), broken_off)
+    assert "train_state.safetensors is no readable training state" in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_one_flipped_bit_of_a_weight_is_noticed(broken_off: Path) -> None:
+    file = state_file(broken_off)
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="altered since it was written: its checksum differs"):
+        train(Context(broken_off), broken_off)
+
+
+def test_a_diverged_training_leaves_the_older_state(broken_off: Path) -> None:
+    """Steps are logged every 4 and saved every 5: the weights are NaN at a save, not at a log line."""
+
+    class Poisoned(Context):
+        drawn = 0
+
+        def predict(self, transformer: torch.nn.Module, batch: Any) -> torch.Tensor:
+            if transformer.training:
+                self.drawn += 1
+            if self.drawn == 9:  # the first pass of step 15
+                with torch.no_grad():
+                    transformer.get_parameter("3.bias").fill_(float("nan"))
+            return super().predict(transformer, batch)
+
+    before = state_file(broken_off).read_bytes()
+    with pytest.raises(
+        ValueError, match=r"training diverged: .* holds NaN or infinity after 15 steps; lower lr"
+    ):
+        train(Poisoned(broken_off), broken_off)
+    assert state_file(broken_off).read_bytes() == before and saved_step(broken_off) == 10

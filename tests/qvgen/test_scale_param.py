@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qvgen.api import convert_, quant_layers, quantize_
 from qvgen.config import QuantConfig
 from qvgen.quantizers import WeightQuantizer
+from qvgen.training.loop import train_
+from qvgen.training.recipe import TrainRecipe
 
 
 def weights() -> Tensor:
@@ -51,3 +55,26 @@ def test_adam_does_not_see_the_lsq_factor(param: Any) -> None:
     _, after = one_step(param, 1e-4)
     _, unscaled = one_step(param, 1e-4, factor=1.0)
     torch.testing.assert_close(after, unscaled, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [-0.19, 0.0, math.nan, math.inf])
+def test_a_scale_that_crossed_zero_is_not_converted(
+    scale: float, make_model: Callable[[], nn.Module]
+) -> None:
+    model = quantize_(make_model(), QuantConfig(w_bits=3, a_bits=4, scale_param="linear"))
+    with torch.no_grad():
+        model.get_parameter("second.wquantizer.linear_scale")[3] = scale
+    with pytest.raises(ValueError, match=r"layer second: its least scale is .* use scale_param log, which"):
+        convert_(model)
+    assert len(list(quant_layers(model))) == 2, "nothing has been changed"
+
+
+def test_a_scale_that_crosses_zero_ends_the_training_at_the_next_line(
+    make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
+) -> None:
+    ctx = make_context(make_model())
+    recipe = TrainRecipe(steps=20, batch_size=4, lr_scales=0.5, log_every=1)
+    model = quantize_(make_model(), QuantConfig(w_bits=3, a_bits=4, scale_param="linear"))
+    with pytest.raises(ValueError, match=r"its least scale is -[\d.]+, must be positive and finite"):
+        train_(model, recipe, ctx)
+    assert len(ctx.records) < 10

@@ -144,3 +144,53 @@ def test_divergence_is_an_error(
         model.get_parameter("norm.bias").fill_(float("nan"))
     with pytest.raises(ValueError, match=r"training diverged: loss nan .* steps up to 20; lower lr_scales"):
         train_(model, RECIPE, ctx)
+
+
+@pytest.mark.parametrize(
+    ("rank", "schedule", "message"),
+    [
+        (8, None, "layer first has a Phi, but train_ was given no schedule"),
+        (0, RankSchedule(rank=8, steps=12), "a schedule is given, but no layer has a Phi"),
+        (8, RankSchedule(rank=8, steps=24), "the schedule is over 24 steps, the recipe has 12"),
+        (8, RankSchedule(rank=8, steps=8), "the schedule is over 8 steps, the recipe has 12"),
+        (8, RankSchedule(rank=4, steps=12), "layer first: Phi has 8 columns, the schedule is for 4"),
+        (4, RankSchedule(rank=8, steps=12), "layer first: Phi has 4 columns, the schedule is for 8"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused_at_once(
+    rank: int,
+    schedule: RankSchedule | None,
+    message: str,
+    make_model: Callable[[], nn.Module],
+    make_context: Callable[..., Any],
+) -> None:
+    ctx = make_context(make_model())
+    model = quantize_(make_model(), QVGenConfig(quant=CONFIG.quant, rank=rank) if rank else CONFIG.quant)
+    with pytest.raises(ValueError, match=message):
+        train_(model, dataclasses.replace(RECIPE, steps=12, log_every=1), ctx, schedule=schedule)
+    assert ctx.records == [] and ctx.teacher_asked == 0
+
+
+def test_a_small_layer_has_what_columns_it_can(
+    make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
+) -> None:
+    """Rank 12 is more than the second layer's 8 outputs: no mismatch."""
+    model = quantize_(make_model(), dataclasses.replace(CONFIG, rank=12))
+    recipe = dataclasses.replace(RECIPE, steps=12)
+    train_(model, recipe, make_context(make_model()), schedule=RankSchedule(rank=12, steps=12))
+    assert all(phi().eq(0).all() for phi in phis(model))
+
+
+@pytest.mark.parametrize("part", ["log_scale", "first.bias"])
+def test_a_student_of_low_precision_is_refused_by_name(
+    part: str, make_model: Callable[[], nn.Module], make_context: Callable[..., Any]
+) -> None:
+    """Log-scales around -4 in bfloat16 are 0.016 apart: steps of 5e-4 would move none of them."""
+    model = quantize_(make_model(), CONFIG.quant)
+    for name, parameter in model.named_parameters():
+        if part in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    ctx = make_context(make_model())
+    with pytest.raises(ValueError, match=rf"{part} is bfloat16: .* train in float32: model.float\(\) before"):
+        train_(model, RECIPE, ctx)
+    assert ctx.records == []

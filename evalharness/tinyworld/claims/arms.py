@@ -7,7 +7,8 @@ arm that is neither finished nor held by another. Started again, it goes on wher
 that was cut off begins anew. ``--lanes 3`` trains three arms at a time; ``--seeds`` leaves other seeds, and
 rendering their clips, to another process. An arm's folder ``arms/<label>-<bits>-s<seed>`` holds
 ``train.jsonl`` and, once it is finished, ``record.json``. An arm that diverged is finished too: its record
-holds the error, the last line counts it, and the exit code is 1.
+holds the error, the last line counts it, and the exit code is 1. Any other error of a method ends the
+process and leaves no record.
 
 With ``--save qvgen-w3a3,kd-qat-w3a3`` these arms' weights stand in ``checkpoints/s<seed>/<label>-<bits>``
 (4.4 MB each), and a config beside them: ``evalharness run --config checkpoints/run.yaml --seeds 0 --load
@@ -35,7 +36,7 @@ import yaml
 
 from evalharness.cells import build_method
 from evalharness.checkpoints import CARD_NAME, checkpoint_card
-from evalharness.config import comma_list
+from evalharness.config import comma_list, parse_seeds
 from evalharness.device import resolve_device, synchronize
 from evalharness.errors import UserError, one_line, unknown
 from evalharness.hashing import digest, jsonable, tree_sha256
@@ -44,13 +45,14 @@ from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import TEMP_PREFIX, atomic_write_json, atomic_write_text, read_json, replace_folder
+from evalharness.tinyworld.claims.diverged import is_divergence, not_finite
 from evalharness.tinyworld.claims.grid import Arm, Grid, read_grid
 from evalharness.tinyworld.claims.lanes import run_lanes
 from evalharness.tinyworld.claims.runs import LOG_NAME, RECORD_NAME
 from evalharness.tinyworld.claims.shared import ArmContext, Shared
 from evalharness.versions import package_version
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: precision and device are part of an arm's identity
 _SECONDS_AN_ARM = 2.0  # beside its steps; for the estimate
 _PACKAGE = Path(__file__).parents[2]
 
@@ -62,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     registry = Registry()
-    grid = read_grid(args.grid).chosen(args.blocks, [int(seed) for seed in args.seeds])
+    if args.lanes < 1:
+        raise UserError(f"--lanes {args.lanes}: expected a whole number from 1")
+    seeds = parse_seeds(args.seeds) if args.seeds else []
+    grid = read_grid(args.grid).chosen(args.blocks, seeds)
     steps = grid.check(registry)
     seconds = steps * args.step_ms / 1000 + len(grid.arms) * _SECONDS_AN_ARM
     log.info("%d arms, %d steps, about %.1f minutes of one device", len(grid.arms), steps, seconds / 60)
@@ -173,7 +178,7 @@ def train_arms(
     """Train what nobody has finished or holds; returns how many arms are not finished.
 
     Raises:
-        UserError: an arm's folder is of other options, data or model.
+        UserError: an arm's folder is of other options, data, model, device or precision.
     """
     started = time.monotonic()
     shared.teacher, shared.held_out  # noqa: B018  # made now: no arm's seconds hold them, no two lanes make them
@@ -188,7 +193,7 @@ def train_arms(
                 continue
             with _held(folder) as mine:
                 if mine and not _is_finished(folder, arm, shared):
-                    _train(arm, shared, out, save=_is_named(arm, save))
+                    _train(arm, shared, out, save=_is_named(arm, save), lanes=lanes)
 
     run_lanes(lanes, shared.session.spec.device, work)
     return sum(not _is_finished(_folder(out, arm), arm, shared) for arm in grid.arms)
@@ -215,7 +220,9 @@ def _held(folder: Path) -> Iterator[bool]:
 
 
 def _identity(arm: Arm, shared: Shared) -> dict[str, Any]:
-    """What an arm's numbers depend on, code and device apart; those stand in the record as facts."""
+    """What an arm's numbers depend on, code and hardware apart; those stand in the record as facts."""
+    import torch
+
     method = build_method(shared.session.registry, arm.cell)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -231,6 +238,8 @@ def _identity(arm: Arm, shared: Shared) -> dict[str, Any]:
         "training_clips": shared.grid.training_clips,
         "validation": {"clips": shared.grid.validation_clips, "batch": shared.grid.validation_batch},
         "model_fingerprint": shared.fingerprint,
+        "device": shared.session.spec.device,
+        "float32_products": torch.get_float32_matmul_precision(),
     }
 
 
@@ -240,14 +249,19 @@ def _is_finished(folder: Path, arm: Arm, shared: Shared) -> bool:
         return False
     if record.get("identity_sha256") != digest(_identity(arm, shared)):
         raise UserError(
-            f"{folder}: its record is of other options, data or weights than the grid asks for; choose "
-            "another --out, or delete the folder to train it again"
+            f"{folder}: its record is of other options, data or weights than the grid asks for, or of "
+            "another device or precision (--device, --tf32); choose another --out, or delete the folder to "
+            "train it again"
         )
     return True
 
 
-def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
-    """One arm from the start to its record."""
+def _train(arm: Arm, shared: Shared, out: Path, *, save: bool, lanes: int) -> None:
+    """One arm from the start to its record.
+
+    Raises:
+        UserError: the method refused something that only a training shows; there is no record then.
+    """
     folder = _folder(out, arm)
     (folder / LOG_NAME).unlink(missing_ok=True)
     method = build_method(shared.session.registry, arm.cell)
@@ -261,13 +275,17 @@ def _train(arm: Arm, shared: Shared, out: Path, *, save: bool) -> None:
         synchronize(shared.session.spec.device)
     except UserError:
         raise
-    except ValueError as failure:  # options were checked before: this is a training that diverged
+    except (ValueError, ArithmeticError) as failure:
+        if not is_divergence(failure):
+            raise UserError(f"{arm.cell.id}: {one_line(failure)}") from failure
         error = one_line(failure)
     seconds = time.monotonic() - start
     final = None if module is None else shared.losses(module)
+    if final is not None and (error := not_finite(final)):
+        module, final = None, None
     if save and module is not None:
         _save(method, module, arm, shared, out)
-    _write_record(folder, arm, shared, seconds=round(seconds, 2), final=final, error=error)
+    _write_record(folder, arm, shared, seconds=round(seconds, 2), final=final, error=error, lanes=lanes)
     log.info("%s: %.1f s, %s", arm.cell.id, seconds, error or final)
     del module, context
     _free()
@@ -282,7 +300,6 @@ def _write_record(folder: Path, arm: Arm, shared: Shared, **outcome: Any) -> Non
         "finished": utc_now(),
         "method_code": shared.session.registry.code_hash("methods", arm.cell.method),
         **_surroundings(),
-        "device": shared.session.spec.device,
     }
     atomic_write_json(folder / RECORD_NAME, record)
 
@@ -290,14 +307,11 @@ def _write_record(folder: Path, arm: Arm, shared: Shared, **outcome: Any) -> Non
 @functools.cache
 def _surroundings() -> dict[str, Any]:
     """The same for all arms of a process."""
-    import torch
-
     return {
         "git": git_state(_PACKAGE),
         "harness_code": tree_sha256(_PACKAGE, "*.py"),
         "versions": {name: package_version(name) for name in PACKAGES},
         "hardware": hardware(),
-        "float32_products": torch.get_float32_matmul_precision(),
     }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evalharness.tinyworld.claims.runs import Run
+from evalharness.tinyworld.claims.runs import NEGLIGIBLE, Run
 
-__all__ = ["as_markdown", "number", "section"]
+__all__ = ["as_markdown", "code_of", "number", "section"]
 
 _NONE = "-"
 
@@ -31,7 +31,7 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
             f"Training: {contender} over {baseline}, means over steps; claim: lower",
             ("setting", "measure", "steps", "difference", "n", "verdict"),
             (
-                (r["setting"], r["measure"], r["steps"], *_share(r["difference"]), r["verdict"])
+                (r["setting"], r["measure"], r["steps"], *_share(r, "difference"), r["verdict"])
                 for r in found["training"]
                 if not r["axes"]  # a map has too many; they are in the JSON file
             ),
@@ -45,7 +45,7 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
             "Hypotheses: held-out loss of the first is lower than of the second",
             ("setting", "lower", "than", "difference", "n", "verdict"),
             (
-                (r["setting"], r["lower"], r["than"], *_share(r["difference"]), r["verdict"])
+                (r["setting"], r["lower"], r["than"], *_share(r, "difference"), r["verdict"])
                 for r in found["hypotheses"]
             ),
         ),
@@ -56,9 +56,15 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
             (_removal(row) for row in found["removal"]),
         ),
         section(
-            f"Share of Phi's singular values 14 times below the largest, in {found['kept']}",
-            ("setting", "first", "last", "growth (points)", "n", "verdict"),
+            f"Share of Phi's singular values {NEGLIGIBLE:g} times below the largest, in {found['kept']}; "
+            "claim: it grows",
+            ("setting", "steps", "first", "last", "growth (points)", "n", "verdict"),
             (_spectrum(row) for row in found["spectrum"]),
+        ),
+        section(
+            f"Phi's last singular value over its first, mean over layers, in {found['kept']}",
+            ("setting", "steps", "first", "last", "difference", "n"),
+            (_ratio(row) for row in found["spectrum"]),
         ),
         *(f"![{caption}]({name})\n\n{caption}" for name, caption in figures.items()),
     ]
@@ -67,8 +73,9 @@ def as_markdown(found: Mapping[str, Any], runs: Sequence[Run], figures: Mapping[
 
 def _provenance(runs: Sequence[Run]) -> str:
     records = [run.record for run in runs if run.record]
-    diverged = sum(run.distill is None for run in runs)
-    lines = [f"- {len(runs)} trainings, {diverged} of them diverged"]
+    diverged = [f"{run.arm} {run.setting.title} seed {run.seed}" for run in runs if run.distill is None]
+    names = f": {'; '.join(diverged)}" if diverged else ""
+    lines = [f"- {len(runs)} trainings, {len(diverged)} of them diverged{names}"]
     if records:
         seconds = sum(record.get("seconds") or 0 for record in records)
         gpus = {gpu for record in records for gpu in record["hardware"]["gpus"]}
@@ -84,7 +91,7 @@ def _provenance(runs: Sequence[Run]) -> str:
                 for batch, clips in sorted(validation)
             ),
             f"- float32 products: {_list({_products(record) for record in records})}",
-            f"- code {_list({_code(record) for record in records})}; torch "
+            f"- code {_list({code_of(record) for record in records})}; torch "
             f"{_list({str(record['versions']['torch']) for record in records})}",
         ]
     return "\n".join(lines)
@@ -95,7 +102,7 @@ def _products(record: Mapping[str, Any]) -> str:
     return str(record.get("float32_products", "not recorded"))
 
 
-def _code(record: Mapping[str, Any]) -> str:
+def code_of(record: Mapping[str, Any]) -> str:
     """The commit; where there was no checkout, the hash of the method's sources."""
     if record["git"] is None:
         return f"{record['method']} with sources {record['method_code'][:12]}"
@@ -116,29 +123,52 @@ def section(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> s
 
 
 def _final(row: Mapping[str, Any]) -> tuple[str, ...]:
-    count = str(row["distill"]["n"]) + (f", {row['diverged']} diverged" if row["diverged"] else "")
     return (
         row["setting"],
         row["arm"],
         number(row["distill"], 1.0, ".5f"),
         number(row["task"], 1.0, ".5f"),
         number(row["over_baseline"], 100.0, "+.2f"),
-        count,
+        _count(row, row["distill"]),
     )
 
 
 def _removal(row: Mapping[str, Any]) -> tuple[str, ...]:
     how = "at once, after training" if row["at_once"] else "by decay"
-    return (row["setting"], row["arm"], how, *_share(row["cost"]), row["verdict"])
+    return (row["setting"], row["arm"], how, *_share(row, "cost"), row["verdict"])
 
 
 def _spectrum(row: Mapping[str, Any]) -> tuple[str, ...]:
     first, last = (number(row[key], 100.0, ".1f") for key in ("first", "last"))
-    return (row["setting"], first, last, *_share(row["growth"]), row["verdict"])
+    return (row["setting"], _steps(row), first, last, *_share(row, "growth"), row["verdict"])
 
 
-def _share(estimate: Mapping[str, Any]) -> tuple[str, str]:
-    return number(estimate, 100.0, "+.2f"), str(estimate["n"])
+def _ratio(row: Mapping[str, Any]) -> tuple[str, ...]:
+    first, last = (number(row[key], 1.0, ".3f") for key in ("ratio_first", "ratio_last"))
+    difference = row["ratio_difference"]
+    return (
+        row["setting"],
+        _steps(row),
+        first,
+        last,
+        number(difference, 1.0, "+.4f"),
+        _count(row, difference),
+    )
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    """The first and the last that have a spectrum, of all seeds where they differ."""
+    return " to ".join("/".join(map(str, row[key])) for key in ("first_steps", "last_steps"))
+
+
+def _share(row: Mapping[str, Any], key: str) -> tuple[str, str]:
+    return number(row[key], 100.0, "+.2f"), _count(row, row[key])
+
+
+def _count(row: Mapping[str, Any], estimate: Mapping[str, Any]) -> str:
+    """Seeds behind the estimate, and those that it lacks."""
+    lost = f"; diverged: seed {', '.join(map(str, row['diverged']))}" if row["diverged"] else ""
+    return f"{estimate['n']}{lost}"
 
 
 def number(estimate: Mapping[str, Any], scale: float, form: str) -> str:

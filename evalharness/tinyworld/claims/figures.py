@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalharness.report.drawing import RC, Style, empty_figure, legend, look_of
 from evalharness.tinyworld.claims.grid import Grid
-from evalharness.tinyworld.claims.runs import Run, Setting, by_setting
+from evalharness.tinyworld.claims.runs import NEGLIGIBLE, Run, Setting, by_setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,7 +169,7 @@ def _spectrum(runs: Sequence[Run], grid: Grid) -> tuple[Figure, str] | None:
             axes.plot(
                 range(1, len(found[step]) + 1), found[step], color=str(0.9 - shade), lw=1.0, label=f"{step}"
             )
-        axes.axhline(1 / 14, color="#d0493e", lw=0.8, ls="--")
+        axes.axhline(1 / NEGLIGIBLE, color="#d0493e", lw=0.8, ls="--")
         axes.set_yscale("log")
         axes.set_ylim(1e-3, 1.5)
         axes.yaxis.set_major_formatter("{x:g}")

@@ -27,7 +27,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,12 +153,14 @@ def read_grid(path: Path) -> Grid:
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--grid {path}: {error}") from error
     _check_keys(data, _KEYS, f"{path}")
-    arms: Mapping[str, Any] = data.get("arms") or {}
+    _mapping(data, "recipe", "recipe")
+    arms = _mapping(data, "arms", "arms")
     for name, entry in arms.items():
         _check_keys(entry, _ARM_KEYS, f"arm {name!r}")
+        _mapping(entry, "options", f"options of arm {name!r}")
         if "method" not in entry:
             raise UserError(f"arm {name!r}: no method; expected {{method: NAME, options: {{...}}}}")
     compare, hypotheses = _comparisons(data, arms)
@@ -183,7 +185,7 @@ def read_grid(path: Path) -> Grid:
 
 def _all_arms(data: Mapping[str, Any], arms: Mapping[str, Any]) -> list[Arm]:
     found: dict[str, Arm] = {}
-    for block in _blocks(data.get("blocks") or {}, arms):
+    for block in _blocks(_mapping(data, "blocks", "blocks"), arms):
         for arm in _expand(block, arms, data.get("recipe") or {}):
             first = found.setdefault(arm.cell.id, arm)
             if dataclasses.replace(first, block=arm.block) != arm:
@@ -194,11 +196,11 @@ def _all_arms(data: Mapping[str, Any], arms: Mapping[str, Any]) -> list[Arm]:
 def _comparisons(
     data: Mapping[str, Any], arms: Mapping[str, Any]
 ) -> tuple[tuple[str, str], list[tuple[str, str]]]:
-    compare = tuple(str(name) for name in data.get("compare") or ())
+    compare = tuple(str(name) for name in _list(data, "compare", "compare", ()))
     if len(compare) != 2:
         raise UserError(f"compare is {list(compare)!r}; expected [contender, baseline]")
     pairs = [compare]
-    for entry in data.get("hypotheses") or ():
+    for entry in _list(data, "hypotheses", "hypotheses", ()):
         _check_keys(entry, ("lower", "than"), "hypothesis")
         pairs.append((str(entry.get("lower")), str(entry.get("than"))))
     for name in (name for pair in pairs for name in pair):
@@ -210,14 +212,18 @@ def _comparisons(
 def _blocks(entries: Mapping[str, Any], arms: Mapping[str, Any]) -> Iterator[_Block]:
     for name, entry in entries.items():
         _check_keys(entry, _BLOCK_KEYS, f"block {name!r}")
+        of = f"of block {name!r}"
         block = _Block(
             name=str(name),
-            arms=[str(arm) for arm in entry.get("arms") or arms],
-            bits=parse_bits(entry.get("bits", 3)),
-            seeds=list(entry.get("seeds", [0])),
-            skip_layers=list(entry.get("skip_layers", ["std"])),
-            axes=entry.get("axes") or {},
+            arms=[str(arm) for arm in _list(entry, "arms", f"arms {of}", ()) or arms],
+            bits=_bits(entry.get("bits", 3), f"bits {of}"),
+            seeds=_list(entry, "seeds", f"seeds {of}", [0]),
+            skip_layers=_list(entry, "skip_layers", f"skip_layers {of}", ["std"]),
+            axes=_mapping(entry, "axes", f"axes {of}"),
         )
+        for axis, points in block.axes.items():
+            for point in _mapping(block.axes, axis, f"axis {axis!r} {of}"):
+                _mapping(points, point, f"point {point!r} of axis {axis!r}")
         for arm in block.arms:
             if arm not in arms:
                 raise unknown(f"arm in block {name!r}", arm, arms)
@@ -225,7 +231,7 @@ def _blocks(entries: Mapping[str, Any], arms: Mapping[str, Any]) -> Iterator[_Bl
             if preset not in _PRESETS:
                 raise unknown(f"skip_layers in block {name!r}", str(preset), _PRESETS)
         for seed in block.seeds:
-            if not isinstance(seed, int) or not 0 <= seed < VALIDATION_SEED:
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < VALIDATION_SEED:
                 raise UserError(f"block {name!r}: seed {seed!r}; expected whole numbers from 0")
         yield block
 
@@ -268,6 +274,40 @@ def _check_keys(entry: Any, allowed: Sequence[str], what: str) -> None:
     for key in entry:
         if key not in allowed:
             raise unknown(f"key of {what}", str(key), allowed)
+
+
+def _mapping(entry: Mapping[str, Any], key: str, what: str) -> Mapping[Any, Any]:
+    """The entry of that name; empty if there is none.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = entry.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what}: expected a mapping, got {value!r}")
+    return value
+
+
+def _list(entry: Mapping[str, Any], key: str, what: str, default: Iterable[Any]) -> list[Any]:
+    """The entry of that name; the default if there is none. A text is no list of its letters.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = entry.get(key)
+    if value is None:
+        return list(default)
+    if not isinstance(value, list):
+        raise UserError(f"{what}: expected a list such as [a, b], got {value!r}")
+    return value
+
+
+def _bits(value: Any, what: str) -> list[Bits]:
+    if isinstance(value, bool) or not isinstance(value, (int, str, list)):
+        raise UserError(f"{what}: expected bit widths such as 3 or [4, w3a4], got {value!r}")
+    return parse_bits(value)
 
 
 def _positive(value: Any, what: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evalharness.report.drawing import empty_figure
+from evalharness.tinyworld.claims.estimates import Estimate
 from evalharness.tinyworld.claims.grid import Grid
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _fields(
         y, x = (ticks[axis].index(row["axes"][axis]) for axis in names)
         estimate = row["over_baseline"]
         values[y][x] = 100 * estimate["value"]
-        outside = estimate["lo"] is not None and (estimate["lo"] > 0 or estimate["hi"] < 0)
+        outside = Estimate(**estimate).excludes_zero
         ink = "white" if abs(values[y][x]) > 0.6 * scale else _INK
         text = f"{values[y][x]:+.1f}{'*' if outside else ''}\n{_width(estimate)}"
         axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=ink, linespacing=1.1)

@@ -27,6 +27,7 @@ def run_lanes(count: int, device: str, work: Callable[[threading.Event], None]) 
     Raises:
         BaseException: the first that a thread raised, or the interruption.
     """
+    assert count > 0, "no lane, no work"
     stop = threading.Event()
     if count == 1:
         work(stop)

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     grid = read_grid(args.grid)
-    runs = from_published(args.published, grid.compare) if args.published else _wanted(args.records, grid)
+    runs = from_published(args.published, grid.compare) if args.published else wanted(args.records, grid)
     write_report(runs, grid, args.out)
     return 0
 
@@ -51,16 +51,17 @@ def write_report(runs: Sequence[Run], grid: Grid, out: Path) -> None:
     atomic_write_text(out / "claims.md", as_markdown(found, runs, captions))
 
 
-def _wanted(folder: Path, grid: Grid) -> list[Run]:
-    wanted = {(arm.cell.label, arm.cell.bits.w, arm.cell.bits.a, arm.cell.seed): arm for arm in grid.arms}
+def wanted(folder: Path, grid: Grid) -> list[Run]:
+    """The finished arms under ``folder`` that the grid names; missing ones are logged."""
+    arms = {(arm.cell.label, arm.cell.bits.w, arm.cell.bits.a, arm.cell.seed): arm for arm in grid.arms}
     runs = {}
     for run in read_runs(folder):
         key = (run.record["label"], run.setting.w_bits, run.setting.a_bits, run.seed)
-        if key in wanted:
+        if key in arms:
             runs[key] = run
-    missing = [arm.cell.id for key, arm in wanted.items() if key not in runs]
+    missing = [arm.cell.id for key, arm in arms.items() if key not in runs]
     if missing:
-        log.warning("%d of %d arms are not finished: %s", len(missing), len(wanted), ", ".join(missing[:5]))
+        log.warning("%d of %d arms are not finished: %s", len(missing), len(arms), ", ".join(missing[:5]))
     return list(runs.values())
 
 

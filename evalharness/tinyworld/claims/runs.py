@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evalharness.config import parse_bits
 from evalharness.errors import UserError
 from evalharness.store import JsonLines, read_json
 
-__all__ = ["LOG_NAME", "RECORD_NAME", "Run", "Setting", "by_setting", "finals", "from_published", "read_runs"]
+__all__ = [
+    "LOG_NAME",
+    "NEGLIGIBLE",
+    "RECORD_NAME",
+    "Run",
+    "Setting",
+    "by_setting",
+    "finals",
+    "from_published",
+    "read_runs",
+]
 
 RECORD_NAME = "record.json"
 LOG_NAME = "train.jsonl"
 _SIGMA = "phi_sigma/"
-NEGLIGIBLE = 14.0  # the paper's threshold: this many times below the largest singular value
+NEGLIGIBLE = 14.0  # the paper's threshold, as the trainings' own ``phi_negligible`` has it
 
 
 class Setting(NamedTuple):
@@ -90,12 +102,12 @@ class Run:
         return found
 
     def negligible(self) -> dict[int, float]:
-        """Step -> share of Phi's singular values over 14 times smaller than the largest, mean over layers."""
+        """Step -> share of Phi's values at least 14 times smaller than the largest, mean over layers."""
         found = {}
         for row in self.log:
             layers = [_floats(text) for key, text in row.items() if key.startswith(_SIGMA)]
             shares = [
-                statistics.fmean(value * NEGLIGIBLE < values[0] for value in values)
+                statistics.fmean(value * NEGLIGIBLE <= values[0] for value in values)
                 for values in layers
                 if values and values[0] > 0
             ]
@@ -126,7 +138,7 @@ def _runs(folder: Path) -> Iterator[Run]:
         final = record.get("final") or {}
         try:
             axes = tuple(sorted(record["axes"].items()))
-            yield Run(
+            run = Run(
                 arm=record["arm"],
                 setting=Setting(record["w_bits"], record["a_bits"], record["skip_layers"], axes),
                 seed=record["seed"],
@@ -137,20 +149,49 @@ def _runs(folder: Path) -> Iterator[Run]:
             )
         except KeyError as error:
             raise UserError(f"{path}: has no {error}; delete its folder to train it again") from error
+        if run.distill is not None:
+            _check_finite(path, final)
+            for row in run.log:
+                _check_finite(path.parent / LOG_NAME, row)
+        yield run
+
+
+def _check_finite(path: Path, row: Mapping[str, Any]) -> None:
+    """Refuse to compare by numbers that are none.
+
+    Raises:
+        UserError: NaN or infinity in what is said to be a training that did not diverge.
+    """
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(
+                f"{path}: {name} is {value}, of a training without an error; delete its folder to train it "
+                "again"
+            )
 
 
 def from_published(folder: Path, methods: Sequence[str]) -> list[Run]:
-    """Logs named ``<method>-w3a3.train.jsonl`` of one seed; the last validation is the final loss."""
+    """Logs named ``<method>-w3a3.train.jsonl`` of one seed; the last validation is the final loss.
+
+    Raises:
+        UserError: none of these methods there, or a log without a line.
+    """
     runs = []
     for path in sorted(folder.glob("*.train.jsonl")):
         method, _, bits = path.name.removesuffix(".train.jsonl").rpartition("-")
         if method not in methods:
             continue
         log = JsonLines(path).read()
-        w_bits, a_bits = (int(text) for text in bits.removeprefix("w").split("a"))
+        if not log:
+            raise UserError(f"{path}: no whole line; a log of a finished training is needed")
+        [width] = parse_bits([bits])
         last = log[-1].get("val_loss_end", log[-1].get("val_loss"))
-        setting = Setting(w_bits, a_bits, "std")
+        setting = Setting(width.w, width.a, "std")
         runs.append(Run(arm=method, setting=setting, seed=0, distill=last, task=None, log=log))
+    if not runs:
+        raise UserError(
+            f"--published {folder}: no {'- or '.join(methods)}-w3a3.train.jsonl or other bits there"
+        )
     return runs
 
 

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evalharness.config import comma_list, parse_bits
+from evalharness.config import parse_bits
 from evalharness.errors import UserError
 from evalharness.store import atomic_write_bytes, atomic_write_json, atomic_write_text
+from evalharness.tinyworld.claims.flags import named_folders, pairs
 from evalharness.tinyworld.claims.score_document import as_csv, as_markdown
 from evalharness.tinyworld.claims.score_figures import score_figures
-from evalharness.tinyworld.claims.score_findings import Pair, score_findings
+from evalharness.tinyworld.claims.score_findings import score_findings
 from evalharness.tinyworld.claims.scored import read_scored
 
 HYPOTHESES = "qvgen:kd-qat,qvgen:lsq,qvgen-until75:qvgen,qvgen:qvgen-drop"
@@ -40,8 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most-at", default="3", help="bit width, such as 3 or w4a6 (%(default)s)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    scores = read_scored(_folders(args.runs))
-    hypotheses, trends = _pairs("--hypotheses", args.hypotheses), _pairs("--trends", args.trends)
+    folders = named_folders("--runs", args.runs, "SEED", "s1=runs/claims-s1")
+    scores = read_scored(folders)
+    hypotheses, trends = (
+        pairs(flag, text, "higher:than")
+        for flag, text in (("--hypotheses", args.hypotheses), ("--trends", args.trends))
+    )
     found = score_findings(scores, hypotheses, trends, parse_bits(args.most_at)[0])
     if gaps := found["missing"]:
         log.warning("%d gaps, named in claims-scores.md; the first: %s", len(gaps), gaps[0])
@@ -58,29 +63,6 @@ def write_scores(found: Mapping[str, Any], out: Path) -> None:
     atomic_write_json(out / "claims-scores.json", found)
     atomic_write_text(out / "claims-scores.csv", as_csv(found))
     atomic_write_text(out / "claims-scores.md", as_markdown(found, captions))
-
-
-def _folders(text: str) -> dict[str, Path]:
-    """``s1=FOLDER,s2=FOLDER``; commas in a folder's name are not provided for."""
-    found: dict[str, Path] = {}
-    for part in comma_list(text):
-        seed, equals, folder = (word.strip() for word in part.partition("="))
-        if not (seed and equals and folder):
-            raise UserError(f"--runs {part}: expected SEED=FOLDER, such as s1=runs/claims-s1")
-        if seed in found:
-            raise UserError(f"--runs names {seed} twice; give each training seed one folder")
-        found[seed] = Path(folder)
-    return found
-
-
-def _pairs(flag: str, text: str) -> list[Pair]:
-    found = []
-    for part in comma_list(text):
-        higher, colon, than = (word.strip() for word in part.partition(":"))
-        if not (higher and colon and than) or higher == than:
-            raise UserError(f"{flag} {part}: expected two arms as higher:than, such as qvgen:kd-qat")
-        found.append((higher, than))
-    return found
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class Shared:
             loaded.training_clips = self.grid.training_clips
 
     def losses(self, module: nn.Module) -> dict[str, float]:
-        """Of a finished model on ``held_out``, in float32.
+        """Of a finished model on ``held_out``, float32 with the arms' products: exact, or TF32 (``--tf32``).
 
         ``distill`` is the mean squared error to the teacher's output, ``task`` the one to the model's
         own target: the same two measures whatever loss an arm was trained on.

@@ -13,6 +13,7 @@ def reach(place: str) -> None:
 
     ``TOY_FAIL=generate/two`` raises there (comma list), ``TOY_DIE=generate/two`` kills the process,
     ``TOY_PAUSE=generate:3`` sleeps at the third visit of that stage by any process.
+    ``TOY_SLOW=0.2`` makes every visit take that many seconds.
     ``TOY_LOG`` is a folder where each stage has a file with one line per visit, "pid place", so that
     a test can wait until a process is inside.
     """
@@ -23,6 +24,7 @@ def reach(place: str) -> None:
         with file.open("a") as stream:
             stream.write(f"{os.getpid()} {place}\n")
         visits = len(file.read_text().splitlines())
+    time.sleep(float(os.environ.get("TOY_SLOW", "0")))
     stage, _, number = os.environ.get("TOY_PAUSE", "").partition(":")
     if stage and place.startswith(stage) and visits == int(number or 1):
         time.sleep(120)

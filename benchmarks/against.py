@@ -1,0 +1,218 @@
+"""The hot paths of this checkout against those of another one, in turns, on one machine, in one job.
+
+    python -m benchmarks.against ../base --markdown benchmarks.md
+    python -m benchmarks.against --planted 20 --paths scoring --output results/statistics/timings.json
+
+Each checkout has a process of its own; they take turns, first one, then the other ahead, and what
+counts is processor
+time. The second form measures the judge itself: this checkout against itself, and against itself slowed
+by 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TURNS = 40
+BOUND = 0.025
+LEAST_SECONDS = 0.02
+"""One measurement repeats a call for at least so long."""
+
+
+class Side:
+    """One checkout in a process: ``prepare`` a path, then ``measure`` it."""
+
+    def __init__(self, root: Path, slower: float = 0.0) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(Path(__file__).resolve()), "--serve", "--slower", str(slower)]
+        self._process = subprocess.Popen(
+            command, env=environment, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """Its answer to one line of JSON."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the measuring process ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(slower: float) -> None:
+    """In a side's process: answer questions until the input ends, that share slower."""
+    spec = importlib.util.spec_from_file_location("hot_paths", Path(__file__).with_name("hot_paths.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print goes elsewhere
+    action: Callable[[], object] | None = None
+    loops = 1
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer: dict[str, Any] = {}
+        try:
+            if "prepare" in question:
+                action = module.HOT_PATHS[question["prepare"]]()
+                action()
+                answer["seconds"] = min(_timed(action, 1, 0.0) for _ in range(3))
+            else:
+                loops = question["loops"]
+                assert action is not None
+                answer["seconds"] = _timed(action, loops, slower)
+        except Exception as error:
+            answer["error"] = f"{type(error).__name__}: {error}"
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _timed(action: Callable[[], object], loops: int, slower: float) -> float:
+    """Processor seconds of a call."""
+    start = time.process_time()
+    for _ in range(loops):
+        action()
+    end = start + (time.process_time() - start) * (1 + slower)
+    while time.process_time() < end:
+        pass
+    return (time.process_time() - start) / loops
+
+
+def measure(base: Side, head: Side, name: str, turns: int) -> dict[str, list[float]] | str:
+    """Times of both sides in turns, or why there are none."""
+    first = [side.ask(prepare=name) for side in (base, head)]
+    if errors := [answer["error"] for answer in first if "error" in answer]:
+        return str(errors[0])
+    loops = max(1, round(LEAST_SECONDS / max(answer["seconds"] for answer in first)))
+    found: dict[str, list[float]] = {"reference": [], "run": []}
+    sides = {"reference": base, "run": head}
+    for turn in range(turns):
+        for key in ("reference", "run") if turn % 2 else ("run", "reference"):
+            found[key].append(sides[key].ask(loops=loops)["seconds"])
+    return found
+
+
+def document(verdicts: Sequence[Any], skipped: dict[str, str]) -> str:
+    """Markdown, the worst first."""
+    lines = ["# Hot paths against the base commit", "", "| path | base ms | head ms | change | verdict |"]
+    lines.append("|---|---|---|---|---|")
+    for each in sorted(verdicts, key=lambda v: -(v.run / v.reference)):
+        times = f"{1000 * each.reference:.3g} | {1000 * each.run:.3g}"
+        lines.append(f"| {each.row} | {times} | {each.reason} | {each.status.value} |")
+    lines += [f"| {name} | - | - | not timed: {why[:80]} | - |" for name, why in skipped.items()]
+    return "\n".join(lines) + "\n"
+
+
+def compare(
+    base_root: Path, names: Sequence[str], turns: int, bound: float
+) -> tuple[dict[str, Any], str, bool]:
+    """Times, the document, and whether anything is slower."""
+    from evalharness.gates.spec import Gate
+    from evalharness.gates.status import Status
+    from evalharness.gates.timings import Timing, judge_timings
+
+    base, head = Side(base_root), Side(ROOT)
+    timings: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    try:
+        for name in names:
+            found = measure(base, head, name, turns)
+            if isinstance(found, str):
+                skipped[name] = found
+            else:
+                timings[name] = found
+    finally:
+        base.close()
+        head.close()
+    gate = Gate(metric="timings", max_rise_relative=bound)
+    pairs = {name: Timing(tuple(t["reference"]), tuple(t["run"])) for name, t in timings.items()}
+    verdicts = judge_timings(gate, pairs, 0.01)
+    return timings, document(verdicts, skipped), any(v.status is Status.REGRESSION for v in verdicts)
+
+
+def planted(draws: int, names: Sequence[str], turns: int, bound: float) -> dict[str, Any]:
+    """How often the judge sees 5 % more, and how often it sees something where nothing is."""
+    from evalharness.gates.spec import Gate
+    from evalharness.gates.status import Status
+    from evalharness.gates.timings import Timing, judge_timings
+
+    gate = Gate(metric="timings", max_rise_relative=bound)
+    found: dict[str, Any] = {"draws": draws, "turns": turns, "bound": bound}
+    for name in names:
+        base, plain, slow = Side(ROOT), Side(ROOT), Side(ROOT, slower=0.05)
+        arms = {"no-op": plain, "5 % slower": slow}
+        try:
+            found[name] = {}
+            for arm, side in arms.items():
+                rises, caught = [], 0
+                for _ in range(draws):
+                    times = measure(base, side, name, turns)
+                    assert not isinstance(times, str), times
+                    timing = Timing(tuple(times["reference"]), tuple(times["run"]))
+                    [verdict] = judge_timings(gate, {name: timing}, 0.01)
+                    caught += verdict.status is Status.REGRESSION
+                    rises.append(round(statistics.median(timing.ratios) - 1, 4))
+                found[name][arm] = {"regressions": caught, "rises": sorted(rises)}
+        finally:
+            for side in (base, plain, slow):
+                side.close()
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 1 where something is slower."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("base", type=Path, nargs="?", help="another checkout")
+    parser.add_argument("--paths", nargs="+", default=None)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--bound", type=float, default=BOUND)
+    parser.add_argument("--planted", type=int, default=0, metavar="DRAWS")
+    parser.add_argument("--markdown", type=Path, default=None)
+    parser.add_argument(
+        "--output", type=Path, default=None, help="JSON; of two checkouts for check --timings"
+    )
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--slower", type=float, default=0.0, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.serve:
+        serve(options.slower)
+        return 0
+    from benchmarks.hot_paths import HOT_PATHS
+    from evalharness.store import atomic_write_json, atomic_write_text
+
+    names = options.paths or list(HOT_PATHS)
+    if options.planted:
+        found, text, is_slower = planted(options.planted, names, options.turns, options.bound), "", False
+        text = json.dumps(found, indent=1)
+    elif options.base is None:
+        parser.error("give another checkout, or --planted")
+    else:
+        found, text, is_slower = compare(options.base.resolve(), names, options.turns, options.bound)
+    print(text)
+    if options.markdown is not None:
+        atomic_write_text(options.markdown, text)
+    if options.output is not None:
+        atomic_write_json(options.output, found)
+    return 1 if is_slower else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

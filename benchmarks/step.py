@@ -1,0 +1,48 @@
+"""One call of a full-size transformer with packed weights, against bfloat16 as shipped and at its best.
+
+    python benchmarks/step.py --output results/benchmarks/step.json
+
+Parts: ``cog_2b`` (49 frames of 480 x 720), ``wan_1_3b`` and ``wan_14b`` (81 frames of 480 x 832), random
+weights. ``bf16_eager`` is what diffusers ships; ``bf16_best`` has cuDNN's attention (else flash),
+compiled blocks and modulation by timestep from a table, as the packed ones have. Every variant takes
+turns with both. torchao's are there where it is installed. ``--tiny`` runs all of it in small on a CPU
+and says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+LIMITS_S = {"cog_2b": 150.0, "wan_1_3b": 170.0, "wan_14b": 240.0}
+VARIANTS = ("w4a4", "w3a3", "float8", "w8a8", "w4a4_graph", "w4a4_unfused", "w4a4_eager", "int8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts; 0 if all of them ended well. Results are written after each."""
+    from benchmarks.driver import command_line, limit_s, parsed, run_parts
+
+    parser = command_line(__doc__, "step.json", repeats=9, limits_s=LIMITS_S)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated, most wanted first")
+    parser.add_argument("--samples", type=int, default=1, help="clips in a call; 2 are one guided step")
+    parser.add_argument("--compiler", default="inductor", help="backend of torch.compile")
+    given = parsed(parser, argv, LIMITS_S)
+    given.variants = given.variants.split(",")
+    unknown = sorted(set(given.variants) - set(VARIANTS))
+    if unknown:
+        parser.error(f"--variants: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    from benchmarks.step_parts import measure_model
+
+    measures: dict[str, Callable[[argparse.Namespace, float], dict[str, Any]]] = {
+        name: partial(measure_model, name) for name in LIMITS_S
+    }
+    return run_parts(given.parts, lambda part: measures[part](given, limit_s(given, part)), given)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's own library
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Variants of ``benchmarks/step.py`` and the turns they take."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tokens
+from benchmarks.measuring import Deadline, elapsed_ms, peak_mb, ratio, recorded
+from evalharness.conditions import clocks, conditions
+from evalharness.cost import executed_as
+from evalharness.timing import spread
+from qvgen.integrations.timesteps import cache_timesteps_
+
+BITS = {"w4a4": (4, 4), "w3a3": (3, 3), "w8a8": (8, 8)}
+BEST_ATTENTION = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
+WARM_UP = 2
+Call = Callable[[], Tensor]
+
+
+def best_attention() -> AbstractContextManager[Any]:
+    """CuDNN's kernel where it runs, then flash."""
+    return sdpa_kernel(list(BEST_ATTENTION), set_priority=True)
+
+
+def caller(model: nn.Module, given: Mapping[str, Any], *, best: bool) -> Call:
+    """One call of ``model`` with the best attention, or torch's own choice."""
+
+    def call() -> Tensor:
+        with best_attention() if best else nullcontext():
+            out: Tensor = model(**given)[0]
+        return out
+
+    return call
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The repeated blocks."""
+    found = model.transformer_blocks if hasattr(model, "transformer_blocks") else model.blocks
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def compiled(model: nn.Module, compiler: str) -> nn.Module:
+    """Each block compiled in place: they share what is compiled."""
+    torch._dynamo.config.recompile_limit = 64
+    for block in blocks_of(model):
+        block.compile(backend=compiler, fullgraph=True, dynamic=False)
+    return model
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A second module with the same tensors."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def with_torchao(model: nn.Module, variant: str) -> nn.Module:
+    """Linears of the blocks by torchao, dynamic on both sides; the weights are copied.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    library = importlib.import_module("torchao.quantization")
+    if variant == "float8":
+        config = library.Float8DynamicActivationFloat8WeightConfig(granularity=library.PerRow())
+    else:
+        config = library.Int8DynamicActivationInt8WeightConfig()
+    model = sharing_copy(model)
+    for block in blocks_of(model):
+        library.quantize_(block, config)
+    return model
+
+
+def build(
+    variant: str, name: str, base: nn.Module, given: argparse.Namespace
+) -> tuple[nn.Module, Call | None]:
+    """The model of a variant as it is called, and the call that its output is held against."""
+    full, device, tiny = MODELS[name], next(base.parameters()).device, given.tiny
+    x = inputs(full, device, tiny, given.samples)
+    if variant in ("float8", "int8"):
+        return compiled(with_torchao(base, variant), given.compiler), None
+    if variant == "bf16_best":
+        model = cache_timesteps_(sharing_copy(base), x["timestep"][:1])
+        return compiled(model, given.compiler), caller(base, x, best=False)
+    bits, _, how = variant.partition("_")
+    model = packed_model(full, BITS[bits], device, tiny, fuse=how != "unfused")
+    plain = packed_model(full, BITS[bits], device, tiny, fuse=False)
+    model = cache_timesteps_(model, x["timestep"][:1])
+    return (model if how == "eager" else compiled(model, given.compiler)), caller(plain, x, best=True)
+
+
+def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
+    """All variants of one model, each in turns with both bfloat16 ones."""
+    deadline, full = Deadline(limit_s), MODELS[name]
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    kind = device.type
+    given.compiler = "eager" if given.tiny and given.compiler == "inductor" else given.compiler
+    x = inputs(full, device, given.tiny, given.samples)
+    attention = "torch's choice for bf16_eager, attention_of_best for the others"
+    found: dict[str, Any] = {
+        "ratios": {},
+        "tokens": tokens(full, given.tiny),
+        "samples": given.samples,
+        "compiler": given.compiler,
+        "attention_of_best": [backend.name for backend in BEST_ATTENTION],
+        "skipped": {},
+        "variants": {},
+        "conditions": conditions(kind, attention, None),
+    }
+    with torch.inference_mode():
+        base = bf16_model(full, device, given.tiny)
+        eager = caller(base, x, best=False)
+        best_model, reference = build("bf16_best", name, base, given)
+        best = caller(best_model, x, best=True)
+        found["bf16_best_to_eager_distance"] = distance(best(), reference)
+        for variant in given.variants:
+            if deadline.passed:
+                found["skipped"][variant] = "no time was left"
+                continue
+            calls = {"bf16_eager": eager, "bf16_best": best}
+            try:
+                entry = measure_variant(variant, name, base, calls, x, given, deadline)
+            except ImportError as error:
+                found["skipped"][variant] = f"not installed: {error}"
+                continue
+            found["variants"][variant] = entry
+            found["ratios"][variant] = entry.pop("ratios")
+            gc.collect()
+            if kind == "cuda":
+                torch.cuda.empty_cache()
+    found["clocks"] = clocks(kind)
+    return found
+
+
+def measure_variant(
+    variant: str, name: str, base: nn.Module, calls: dict[str, Call], x: Mapping[str, Any],
+    given: argparse.Namespace, deadline: Deadline,
+) -> dict[str, Any]:  # fmt: skip
+    """Times in turns, memory of a call, and how far the output is from the plain way's."""
+    model, reference = build(variant, name, base, given)
+    device = next(base.parameters()).device
+    ours = caller(model, x, best=True)
+    apart = distance(ours(), reference)
+    reference = None  # a second packed model: its memory goes before anything is measured
+    gc.collect()
+    timed: dict[str, Callable[[], object]] = {**calls, variant: ours}
+    if variant.endswith("_graph"):
+        timed[variant] = recorded([ours], device)
+    times = turns(timed, device, given.repeats, deadline)
+    medians = {key: value["ms"] for key, value in times.items()}
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
+    return {
+        "ratios": {f"to_{key}": ratio(medians[key], medians[variant]) for key in calls},
+        "times": times,
+        "execution": executed_as(model) or "real",
+        "distance_to_plain_execution": apart,
+        "weights_mb": sum(tensors.values()) / 1e6,
+        "peak_mb_with_bf16_held": peak_mb(ours, device),
+    }
+
+
+def distance(output: Tensor, reference: Call | None) -> float | None:
+    """Relative, of all elements together; None without a reference."""
+    if reference is None:
+        return None
+    wanted = reference().float()
+    return float((output.float() - wanted).norm() / wanted.norm())
+
+
+def turns(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, deadline: Deadline
+) -> dict[str, dict[str, Any]]:
+    """Milliseconds of each in turns; after the deadline no further turn begins, the first is finished."""
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            call()
+    times: dict[str, list[float]] = {key: [] for key in calls}
+    for turn in range(repeats):
+        if turn and deadline.passed:
+            break
+        for key, call in calls.items():
+            times[key].append(elapsed_ms(call, device))
+    return {key: {**spread([ms / 1e3 for ms in values]), "n": len(values)} for key, values in times.items()}

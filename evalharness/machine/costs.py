@@ -1,0 +1,260 @@
+"""Work, memory and time of a video model, from its sizes. Needs neither torch nor weights.
+
+Counted: matrix products of linears and attention, and the decoder's convolutions. Estimated: the bytes
+that elementwise work moves, and activations. What was measured elsewhere is said beside each constant;
+none of it was measured on full-size weights by this project.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from evalharness.models.video.settings import VideoSettings
+from evalharness.models.video.spec import ModelSpec, TransformerShape
+
+__all__ = [
+    "NOMINAL",
+    "MemoryNeed",
+    "Rates",
+    "Work",
+    "call_seconds",
+    "memory_needs",
+    "start_memory",
+    "training_memory",
+    "training_seconds",
+    "video_seconds",
+    "video_tokens",
+    "weights_bytes",
+    "work_of",
+]
+
+GB = 1e9
+# Bytes moved for a channel of a token in one block by norms, modulation, rotary angles, gates: counted
+# in diffusers' eager code.
+_ELEMENTWISE = {True: 78.0, False: 267.0}  # CogVideoX, Wan
+# Working memory of the decoder for a pixel of a frame, whole (read off reports for both), and its tile.
+_DECODER_BYTES = {True: 34_700.0, False: 20_700.0}
+_TILE_PIXELS = {True: 240 * 360, False: 256 * 256}
+# An encoded video's bytes for a pixel of a frame, at the harness's codec setting.
+VIDEO_BYTES = 0.12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One call of the transformer for one sample.
+
+    Attributes:
+        tokens: length of the sequence that self-attention sees.
+        linear_flops: of the blocks' linears.
+        attention_flops: of attention, cross-attention included.
+        bytes_moved: by elementwise work.
+    """
+
+    tokens: int
+    linear_flops: float
+    attention_flops: float
+    bytes_moved: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What a device does in a second.
+
+    Attributes:
+        gemm: floating-point operations of matrix products in the transformer's number format.
+        attention: of attention.
+        float32: of float32 products, for a decoder that runs in it.
+        bandwidth: bytes read and written.
+    """
+
+    gemm: float
+    attention: float
+    float32: float
+    bandwidth: float
+
+
+# Where nothing is measured: an H100's rates with good kernels, and one processor core's.
+NOMINAL = {
+    "cuda": Rates(gemm=700e12, attention=350e12, float32=50e12, bandwidth=3e12),
+    "cpu": Rates(gemm=50e9, attention=50e9, float32=50e9, bandwidth=1e10),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """Bytes on the device at most, by phase, under one memory preset."""
+
+    preset: str
+    phases: Mapping[str, float]
+
+    @property
+    def peak(self) -> float:
+        return max(self.phases.values())
+
+
+def work_of(spec: ModelSpec, settings: VideoSettings) -> Work:
+    """Of a model of known size."""
+    shape = _shape(spec)
+    width, hidden, layers = shape.width, shape.hidden, shape.layers
+    video = video_tokens(spec, settings)
+    text = shape.text_tokens
+    if shape.joint_text:
+        tokens = video + text
+        weights = 4 * width * width + 2 * width * hidden
+        linear = 2.0 * layers * tokens * weights
+        attention = 4.0 * layers * tokens * tokens * width
+    else:
+        tokens = video
+        linear = 2.0 * layers * (tokens * (6 * width * width + 2 * width * hidden) + 2 * text * width * width)
+        attention = 4.0 * layers * tokens * (tokens + text) * width
+    return Work(
+        tokens=tokens,
+        linear_flops=linear,
+        attention_flops=attention,
+        bytes_moved=_ELEMENTWISE[shape.joint_text] * tokens * width * layers,
+    )
+
+
+def video_tokens(spec: ModelSpec, settings: VideoSettings) -> int:
+    """Tokens of the video itself."""
+    shape = _shape(spec)
+    latent = (settings.frames - 1) // spec.temporal + 1
+    frames = math.ceil(latent / shape.patch[0])
+    rows, columns = (size // spec.spatial // shape.patch[1] for size in (settings.height, settings.width))
+    return frames * rows * columns
+
+
+def calls(settings: VideoSettings) -> int:
+    """Transformer calls of one sample for a video: two a step where there is guidance."""
+    return settings.steps * (2 if settings.guidance > 1 else 1)
+
+
+def call_seconds(work: Work, rates: Rates) -> float:
+    """Of one transformer call."""
+    return (
+        work.linear_flops / rates.gemm
+        + work.attention_flops / rates.attention
+        + work.bytes_moved / rates.bandwidth
+    )
+
+
+def video_seconds(spec: ModelSpec, settings: VideoSettings, rates: Rates) -> float:
+    """Of one video: denoising and decoding; a tiled decoder does a quarter more."""
+    pixels = settings.frames * settings.height * settings.width
+    rate = rates.float32 if spec.decoder_bytes == 4 else rates.gemm
+    decode = spec.decode_flops * pixels / rate * (1.25 if settings.tiled_decode else 1.0)
+    return calls(settings) * call_seconds(work_of(spec, settings), rates) + decode
+
+
+def training_seconds(spec: ModelSpec, settings: VideoSettings, rates: Rates) -> float:
+    """Of one sample in a training step: teacher, student, its blocks again, and a backward pass of two."""
+    return 5 * call_seconds(work_of(spec, settings), rates)
+
+
+def memory_needs(spec: ModelSpec, settings: VideoSettings, number_bytes: int = 2) -> list[MemoryNeed]:
+    """Under each preset, from the fastest to the smallest; ``number_bytes``: of a weight."""
+    shape = _shape(spec)
+    text = spec.text_parameters * float(number_bytes)
+    expert = shape.parameters * float(number_bytes)
+    decoder = spec.decoder_parameters * float(spec.decoder_bytes)
+    work = work_of(spec, settings)
+    rows = 2 if shape.joint_text and settings.guidance > 1 else 1  # CogVideoX takes both at once
+    activations = rows * work.tokens * number_bytes * (8 * shape.width + 2 * shape.hidden)
+    frame = settings.height * settings.width
+    scale = _DECODER_BYTES[shape.joint_text]
+    whole, tiled = scale * frame, scale * min(frame, _TILE_PIXELS[shape.joint_text])
+    output = 3.0 * settings.frames * frame * spec.decoder_bytes
+    everything = text + spec.experts * expert + decoder
+    return [
+        MemoryNeed(
+            preset="resident",
+            phases={
+                "text": everything,
+                "denoise": everything + activations,
+                "decode": everything + whole + output,
+            },
+        ),
+        MemoryNeed(
+            preset="phases",
+            phases={"text": text, "denoise": expert + activations, "decode": decoder + tiled + output},
+        ),
+        MemoryNeed(
+            preset="blocks",
+            phases={
+                "text": text,
+                "denoise": 2 * expert / shape.layers + activations,
+                "decode": decoder + tiled + output,
+            },
+        ),
+    ]
+
+
+def weights_bytes(spec: ModelSpec, number_bytes: int = 2) -> float:
+    """On disk, stored with that many bytes a number."""
+    numbers = spec.text_parameters + spec.experts * _shape(spec).parameters + spec.decoder_parameters
+    return float(number_bytes * numbers)
+
+
+def training_memory(
+    spec: ModelSpec,
+    settings: VideoSettings,
+    *,
+    batch_size: int,
+    gpus: int,
+    checkpointing: bool,
+    rank: int = 0,
+    teacher: bool = True,
+) -> dict[str, float]:
+    """Bytes on each GPU while a quantized model trains under the loop of ``qvgen.training``.
+
+    Student, gradients and both moments of AdamW are float32 and sharded over the GPUs; the teacher lies
+    whole on each, in bfloat16; activations are those of one pass of ``batch_size`` samples.
+
+    Args:
+        spec: the model.
+        settings: size of the clips.
+        batch_size: samples of one pass.
+        gpus: that share weights.
+        checkpointing: whether blocks are computed again in the backward pass.
+        rank: of Phi; 0 without it.
+        teacher: whether there is one.
+    """
+    shape = _shape(spec)
+    numbers = float(spec.experts * shape.parameters)
+    phi = float(spec.experts * rank * _linear_sides(shape))
+    work = work_of(spec, settings)
+    token = 2.0 * shape.width
+    # Kept for the backward pass of a block: about 16 widths and 4 hidden layers a token in bfloat16, and
+    # float32 copies of fake-quantized inputs and weights of the block at work.
+    block = batch_size * work.tokens * (16 * token + 4 * 2.0 * shape.hidden)
+    kept = batch_size * work.tokens * token * shape.layers if checkpointing else block * (shape.layers - 1)
+    block_weights = 3 * 4.0 * shape.parameters / shape.layers
+    return {
+        "student, gradients, moments": 16.0 * (numbers + phi) / gpus,
+        "whole blocks while at work": block_weights if gpus > 1 else block_weights / 3,
+        "teacher": 2.0 * numbers if teacher else 0.0,
+        "the pipeline's own copy": 2.0 * numbers,
+        "activations": kept + block,
+    }
+
+
+def start_memory(spec: ModelSpec, gpus: int) -> float:
+    """Bytes on each GPU before the first step.
+
+    The float32 student is whole on every GPU and, where several share it, copied once to be sharded.
+    """
+    numbers = float(spec.experts * _shape(spec).parameters)
+    return numbers * (4.0 + 2.0) if gpus == 1 else numbers * (8.0 + 2.0)
+
+
+def _linear_sides(shape: TransformerShape) -> int:
+    """Sum of both sides of all block linears: what a rank of Phi costs."""
+    attention = (4 if shape.joint_text else 8) * 2 * shape.width
+    return shape.layers * (attention + 2 * (shape.width + shape.hidden))
+
+
+def _shape(spec: ModelSpec) -> TransformerShape:
+    assert spec.shape is not None, f"model {spec.name} has no known size"
+    return spec.shape

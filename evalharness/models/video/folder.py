@@ -1,0 +1,236 @@
+"""A pipeline's folder: looked at before anything is loaded, and its hash. No torch.
+
+Whatever is wrong with it is said in one line, before minutes go into reading gigabytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evalharness.errors import UserError
+from evalharness.hashing import digest, file_sha256
+from evalharness.models.video.spec import ModelSpec
+from evalharness.store import atomic_write_json
+
+__all__ = ["FETCH_RECORD", "check_folder", "fingerprint", "models_cache", "read_config", "resolve_folder"]
+
+FETCH_RECORD = "fetch.json"
+_INDEX = "model_index.json"
+# Of a folder's config, what is compared with the spec: these make a model of another size.
+_SIZES = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels", "patch_size_t")
+_HEADER_LIMIT = 100_000_000
+
+
+def models_cache() -> Path:
+    """``$XDG_CACHE_HOME/evalharness/models``, where XDG_CACHE_HOME is ``~/.cache`` by default."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "evalharness" / "models"
+
+
+def resolve_folder(spec: ModelSpec, weights: str | None, revision: str | None) -> Path:
+    """The folder to load from: the one given, else the one that ``evalharness fetch`` made.
+
+    Raises:
+        UserError: there is none, or its revision is not the one asked for.
+    """
+    if weights is not None:
+        folder = Path(weights)
+        if not folder.is_dir():
+            raise UserError(f"--weights {weights}: no such folder")
+    else:
+        if not spec.repo:
+            raise UserError(f"model {spec.name} comes from a folder: give --weights DIR")
+        folder = models_cache() / spec.name
+        if not (folder / FETCH_RECORD).is_file():
+            raise UserError(
+                f"model {spec.name}: its weights are not here; get them with: evalharness fetch {spec.name} "
+                "(or give --weights DIR)"
+            )
+    _check_revision(folder, spec, revision or spec.revision)
+    return folder
+
+
+def _check_revision(folder: Path, spec: ModelSpec, wanted: str | None) -> None:
+    if wanted is None:
+        return
+    found = (_json(folder / FETCH_RECORD) if (folder / FETCH_RECORD).is_file() else {}).get("revision")
+    if found != wanted:
+        what = f"of revision {found}" if found else f"of no known revision (it has no {FETCH_RECORD})"
+        raise UserError(
+            f"model {spec.name}: {folder} is {what}, asked was {wanted}; fetch that one with: "
+            f"evalharness fetch {spec.name} --revision {wanted}"
+        )
+
+
+def check_folder(folder: Path, spec: ModelSpec) -> None:
+    """Refuse a folder that is not the pipeline of ``spec``, or not whole.
+
+    Raises:
+        UserError: not a pipeline's folder, another class or size, a part or a file that is missing or cut.
+    """
+    if not (folder / _INDEX).is_file():
+        hint = _hint(folder)
+        raise UserError(f"{folder} is no pipeline's folder: it has no {_INDEX}{hint}")
+    index = _json(folder / _INDEX)
+    if index.get("_class_name") != spec.pipeline:
+        raise UserError(
+            f"{folder} holds a {index.get('_class_name')}, model {spec.name} is a {spec.pipeline}"
+        )
+    if spec.shape is not None and (index.get("transformer_2") or [None, None])[1] and spec.experts == 1:
+        raise UserError(
+            f"{folder} has two transformers, model {spec.name} has one; see: evalharness ls models"
+        )
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[1] is not None]
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise UserError(f"{folder}: its part {part} is missing; copy or fetch the folder again")
+    names = ["transformer", "transformer_2"][: spec.experts]
+    for name in names:
+        if name not in parts:
+            raise UserError(f"{folder}: its part {name} is missing; copy or fetch the folder again")
+        _check_transformer(folder / name, spec)
+    for part in parts:
+        _check_weights(folder / part)
+
+
+def _check_transformer(folder: Path, spec: ModelSpec) -> None:
+    config = read_config(folder)
+    if config.get("_class_name") != spec.transformer:
+        raise UserError(
+            f"{folder} holds a {config.get('_class_name')}, model {spec.name} needs a {spec.transformer}"
+        )
+    if spec.shape is None:
+        return
+    for key in _SIZES:
+        if key in spec.shape.config and config.get(key) != spec.shape.config[key]:
+            general = "cogvideox" if "CogVideoX" in spec.transformer else "wan"
+            raise UserError(
+                f"{folder}: {key} is {config.get(key)}, model {spec.name} has {spec.shape.config[key]}; "
+                f"for a pipeline of any size: --model {general} --weights DIR"
+            )
+
+
+def _check_weights(part: Path) -> None:
+    """All shards that an index names are there, and every safetensors file is as long as it says."""
+    for index in sorted(part.glob("*.index.json")):
+        shards = set((_json(index).get("weight_map") or {}).values())
+        missing = sorted(name for name in shards if not (part / str(name)).is_file())
+        if missing:
+            raise UserError(
+                f"{part}: {len(missing)} of {len(shards)} shards are missing ({missing[0]}); fetch again"
+            )
+    files = sorted(part.glob("*.safetensors"))
+    needs = (part / "config.json").is_file()
+    if needs and not files:
+        others = [path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in sorted(part.glob(pattern))]
+        found = f" (only {others[0]}, a pickle, which is never read)" if others else ""
+        raise UserError(f"{part}: no safetensors file{found}; fetch again")
+    for path in files:
+        _check_length(path)
+
+
+def _check_length(path: Path) -> None:
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < min(size, _HEADER_LIMIT) else None
+        assert header is not None
+        end = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
+        whole = size == 8 + length + end
+    except (struct.error, ValueError, KeyError, TypeError, AssertionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: truncated or no safetensors file ({size} bytes); fetch or copy it again")
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """``config.json`` of a part.
+
+    Raises:
+        UserError: missing or not JSON.
+    """
+    return _json(folder / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; copy or fetch the folder again") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON; copy or fetch the folder again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; copy or fetch the folder again")
+    return value
+
+
+def _hint(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        return "; it looks like one part of a pipeline: give the folder around it"
+    inner = next((path.parent.name for path in sorted(folder.glob(f"*/{_INDEX}"))), None)
+    if inner:
+        return f"; did you mean {folder / inner}?"
+    if any(folder.glob("*.pth")):
+        return "; it looks like the model's original form: the harness needs the diffusers form of it"
+    return ""
+
+
+def fingerprint(folder: Path) -> str:
+    """Hex SHA-256 over names and contents of the folder's files, but for the record of the fetch.
+
+    Hashing tens of gigabytes takes minutes, so the hash of a file is kept in the cache under its path,
+    size and time of change.
+    """
+    cache = _HashCache(models_cache() / "hashes.json")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name != FETCH_RECORD
+        and not path.name.endswith(".part")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    found = [(path.relative_to(folder).as_posix(), cache.sha256(path)) for path in files]
+    cache.save()
+    return digest(found)
+
+
+class _HashCache:
+    """Hashes of large files by path, size and time of change. Losing it costs time, nothing else."""
+
+    large = 1 << 24
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._known: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self._known = {}
+        self._new = False
+
+    def sha256(self, path: Path) -> str:
+        real = path.resolve()
+        state = real.stat()
+        if state.st_size < self.large:
+            return file_sha256(real)
+        key = hashlib.sha256(f"{real}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()
+        if key not in self._known:
+            self._known[key] = file_sha256(real)
+            self._new = True
+        return self._known[key]
+
+    def save(self) -> None:
+        if self._new:
+            try:
+                atomic_write_json(self._path, self._known)
+            except OSError:
+                self._new = False  # a cache that cannot be written is done without

@@ -1,0 +1,104 @@
+"""Who lies on the device when: the memory presets (``evalharness.modeloptions.MEMORY_PRESETS``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from evalharness.models.video.experts import TwoExperts
+
+__all__ = ["Placement"]
+
+
+class Placement:
+    """Moves the parts of a pipeline between host and device.
+
+    The transformer rests on the device (with the preset ``blocks`` on the host), text encoder and
+    decoder rest on the host and come for their turn, for which the transformer makes room. With the
+    preset ``resident``, or where the device is the host, nothing moves.
+    """
+
+    def __init__(self, device: torch.device, preset: str) -> None:
+        self.device, self.preset = device, preset
+        self.moves = preset != "resident" and device.type != "cpu"
+
+    def settle(self, transformer: nn.Module, *others: nn.Module) -> None:
+        """Bring all to where they rest."""
+        for part in others:
+            part.to("cpu" if self.moves else self.device)
+        self.rest(transformer)
+
+    def rest(self, transformer: nn.Module) -> None:
+        """Bring a transformer to where it rests; of two experts that take turns, the first."""
+        if self.moves and self.preset == "blocks":
+            transformer.to("cpu")
+        elif self.moves and isinstance(transformer, TwoExperts):
+            transformer.low.to("cpu")
+            transformer.high.to(self.device)
+        else:
+            transformer.to(self.device)
+
+    @contextmanager
+    def turn(self, part: nn.Module, transformer: nn.Module) -> Iterator[None]:
+        """``part`` is on the device within the block, alone."""
+        if not self.moves:
+            yield
+            return
+        transformer.to("cpu")
+        part.to(self.device)
+        try:
+            yield
+        finally:
+            part.to("cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.rest(transformer)
+
+    @contextmanager
+    def denoising(self, transformer: nn.Module) -> Iterator[None]:
+        """The transformer can be called with inputs on the device."""
+        if not self.moves:
+            yield
+        elif self.preset == "blocks":
+            with _blocks_by_turns(transformer, self.device):
+                yield
+        elif isinstance(transformer, TwoExperts):
+            transformer.device = self.device
+            try:
+                yield
+            finally:
+                transformer.device = None
+        else:
+            yield
+
+
+@contextmanager
+def _blocks_by_turns(transformer: nn.Module, device: torch.device) -> Iterator[None]:
+    """Group offloading of diffusers, taken off again afterwards: a copy of the module must not have it."""
+    from diffusers.hooks import HookRegistry, apply_group_offloading
+
+    experts: list[Any] = (
+        [transformer.high, transformer.low] if isinstance(transformer, TwoExperts) else [transformer]
+    )
+    for expert in experts:
+        apply_group_offloading(
+            expert,
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="block_level",
+            num_blocks_per_group=1,
+        )
+    try:
+        yield
+    finally:
+        for expert in experts:
+            for module in expert.modules():
+                registry = getattr(module, "_diffusers_hook", None)
+                if isinstance(registry, HookRegistry):
+                    for name in list(registry.hooks):
+                        registry.remove_hook(name, recurse=False)
+            expert.to("cpu")

@@ -1,0 +1,84 @@
+"""Linear layers that read the same input read and quantize it once.
+
+Nothing is remembered between calls: whoever calls the layers says which of them read the same
+input, so a read cannot be stale. The attention processors and blocks of
+``qvgen.integrations`` do that for diffusers' models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from qvgen.packed.activations import Quantized, quantize_activations, range_ends
+from qvgen.packed.backends import Backend
+from qvgen.packed.linear import PackedLinear
+from qvgen.packed.sources import Read, Source, first_tensor, plain, shape_of
+
+
+def linears(source: Source, layers: Sequence[nn.Module]) -> list[Tensor]:
+    """Outputs [..., N] of several layers that read the same input [..., K].
+
+    Args:
+        source: the input, or what it is computed from.
+        layers: any that take a tensor. ``PackedLinear`` ones share the read: their outputs are those
+            that each gives alone on ``sources.plain(source)``, bit for bit, unless ``triton_int8``
+            executes them and the source is no tensor; then rounding in between is left out.
+    """
+    inputs = reads(source, layers)
+    return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+
+
+def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
+    """What to call each of ``layers`` with."""
+    on_kernels = [_has_kernels(layer) and first_tensor(source).numel() > 0 for layer in layers]
+    found: dict[int, Tensor | Read] = {}
+    ours = [i for i, has in enumerate(on_kernels) if has]
+    others = [i for i, has in enumerate(on_kernels) if not has]
+    if ours:
+        tokens = _kernel_reads(source, [layers[i] for i in ours])
+        found |= dict(zip(ours, tokens, strict=True))
+    if others:
+        x = plain(source)
+        alone = x.numel() == 0 or len(others) == 1
+        given = [x] * len(others) if alone else _plain_reads(x, [layers[i] for i in others])
+        found |= dict(zip(others, given, strict=True))
+    return [found[i] for i in range(len(layers))]
+
+
+def _has_kernels(layer: nn.Module) -> bool:
+    return isinstance(layer, PackedLinear) and layer.executed is Backend.TRITON_INT8
+
+
+def _kernel_reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
+    packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
+    x, functions = first_tensor(source), packed[0].kernels
+    assert functions is not None, "prepare_ was not called"
+    specs = [layer.activation_spec(x) for layer in packed]
+    own = [layer.has_own_numbers for layer in packed]
+    tokens = functions.read_tokens(source, specs, own)
+    return [Read(shape_of(source), x.dtype, each) for each in tokens]
+
+
+def _plain_reads(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
+    """One search for ranges for each granularity, one set of codes where all numbers are the same."""
+    ends: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    known: dict[tuple[int, str, int, bool], Quantized] = {}
+    found: list[Tensor | Read] = []
+    for layer in layers:
+        if not isinstance(layer, PackedLinear):
+            found.append(x)
+            continue
+        spec = layer.activation_spec(x)
+        grain = (spec.granularity, spec.group_size)
+        kind = (spec.bits, *grain, spec.symmetric)
+        quantized = None if layer.has_own_numbers else known.get(kind)
+        if quantized is None:
+            if not spec.static and grain not in ends:
+                ends[grain] = range_ends(x, spec)
+            quantized = quantize_activations(x, spec, ends.get(grain))
+            if not layer.has_own_numbers:
+                known[kind] = quantized
+        found.append(Read(tuple(x.shape), x.dtype, quantized))
+    return found

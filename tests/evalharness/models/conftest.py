@@ -1,0 +1,59 @@
+"""Tiny pipelines, saved once a session, and the command line on them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def _tiny() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tiny_pipelines", Path(__file__).parent / "tiny.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_pipelines"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    return _tiny()
+
+
+@pytest.fixture(scope="session")
+def folders(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Kind of pipeline -> its saved folder; not to be changed."""
+    root = tmp_path_factory.mktemp("pipelines")
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tiny.save(kind, root / kind)
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees or fills the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def flags(tiny: ModuleType, folders: Callable[[str], Path]) -> Callable[..., list[str]]:
+    """Flags that name a tiny pipeline: ``flags("wan2.1", steps=3)``."""
+
+    def made(kind: str, **settings: Any) -> list[str]:
+        _, name, generation = tiny.KINDS[kind]
+        chosen = json.dumps({**generation, **settings})
+        return ["--model", name, "--weights", str(folders(kind)), "--generation", chosen]
+
+    return made

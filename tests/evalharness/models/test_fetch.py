@@ -1,0 +1,241 @@
+"""Downloads from a small hub on this machine: checked, resumable, and honest about what fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalharness.cli.main import main
+from evalharness.errors import UserError
+from evalharness.machine.fetch import Hub, HubFile, Listing, fetch, verify, wanted
+from evalharness.modeloptions import ModelOptions
+from evalharness.models.video.wan import Wan21Small
+from evalharness.registry import Registry
+
+COMMIT = "c0ffee" * 6 + "abcd"
+REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+class FakeHub:
+    """Serves a folder as one revision; ``cut``: bytes after which the next answers break off."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[tuple[str, str | None]] = []
+        self.cut: list[int] = []
+        self.spoil = ""
+        self.ranges = True
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.answer(self)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+
+    def listing(self) -> dict[str, Any]:
+        siblings = []
+        for path in self.files():
+            data = path.read_bytes()
+            entry: dict[str, Any] = {"rfilename": path.relative_to(self.folder).as_posix(), "size": len(data)}
+            if path.suffix == ".safetensors":
+                entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            else:
+                entry["blobId"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            siblings.append(entry)
+        return {"sha": COMMIT, "cardData": {"license": "apache-2.0"}, "siblings": siblings}
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append((request.path, request.headers.get("Range")))
+        if request.path.startswith(f"/api/models/{REPO}/revision/"):
+            revision = request.path.rpartition("/")[2].partition("?")[0]
+            if revision not in ("main", COMMIT):
+                return self.say(request, 404, b"")
+            return self.say(request, 200, json.dumps(self.listing()).encode())
+        prefix = f"/{REPO}/resolve/{COMMIT}/"
+        if not request.path.startswith(prefix):
+            return self.say(request, 404, b"")
+        name = request.path.removeprefix(prefix)
+        data = (self.folder / name).read_bytes()
+        if name == self.spoil:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        start, status = 0, 200
+        if self.ranges and (asked := request.headers.get("Range")):
+            start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
+        self.say(
+            request, status, data[start:], self.cut.pop(0) if self.cut and name.endswith("tensors") else None
+        )
+
+    def say(self, request: BaseHTTPRequestHandler, status: int, data: bytes, cut: int | None = None) -> None:
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data if cut is None else data[:cut])
+
+
+@pytest.fixture
+def hub(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    fake = FakeHub(folders("wan2.1"))
+    for name in ("HF_HUB_OFFLINE", "EVALHARNESS_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", fake.address)
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "fetch.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_all_comes_and_is_recorded(hub: FakeHub, tmp_path: Path) -> None:
+    listing = fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert tree(tmp_path) == tree(hub.folder)
+    record = json.loads((tmp_path / "fetch.json").read_text())
+    assert (record["revision"], record["licence"], record["repo"]) == (COMMIT, "apache-2.0", REPO)
+    assert listing.revision == COMMIT and verify(tmp_path) == []
+    before = len(hub.asked)
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert len(hub.asked) == before + 1  # the listing alone
+    fetch(Hub(), REPO, COMMIT, tmp_path, quiet)
+    assert len(hub.asked) == before + 1  # nothing: this commit is there and right
+
+
+def test_damage_is_found_and_mended(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    data = (tmp_path / weights).read_bytes()
+    (tmp_path / weights).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    config = (tmp_path / "model_index.json").read_bytes()
+    (tmp_path / "model_index.json").write_bytes(config.replace(b"Wan", b"Wun", 1))
+    assert sorted(verify(tmp_path)) == sorted(["model_index.json", weights])
+    hub.asked.clear()
+    fetch(Hub(), REPO, COMMIT, tmp_path, quiet)
+    assert tree(tmp_path) == tree(hub.folder)
+    assert len(hub.asked) == 3
+
+
+def test_a_broken_connection_is_gone_on_with(hub: FakeHub, tmp_path: Path) -> None:
+    hub.cut = [1000, 500]
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert tree(tmp_path) == tree(hub.folder)
+    assert [asked for _, asked in hub.asked if asked] == ["bytes=1000-", "bytes=1500-"]
+
+
+def test_a_killed_command_goes_on(hub: FakeHub, tmp_path: Path) -> None:
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    whole = (hub.folder / weights).read_bytes()
+    (tmp_path / "vae").mkdir()
+    (tmp_path / f"{weights}.part").write_bytes(whole[:700])
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert ("bytes=700-") in [asked for _, asked in hub.asked]
+    assert tree(tmp_path) == tree(hub.folder)
+
+
+def test_a_hub_without_ranges_begins_anew(hub: FakeHub, tmp_path: Path) -> None:
+    hub.ranges = False
+    hub.cut = [1000]
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert tree(tmp_path) == tree(hub.folder)
+
+
+def test_bytes_that_hash_otherwise_are_refused(hub: FakeHub, tmp_path: Path) -> None:
+    hub.spoil = "transformer/diffusion_pytorch_model.safetensors"
+    with pytest.raises(UserError, match="came 3 times in another form"):
+        fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert not (tmp_path / hub.spoil).exists() and not (tmp_path / "fetch.json").exists()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {"sha": COMMIT, "siblings": [{"rfilename": "../evil.json", "size": 1, "blobId": "0" * 40}]}
+    monkeypatch.setattr(FakeHub, "listing", lambda self: bad)
+    with pytest.raises(UserError, match="was not understood"):
+        Hub().listing(REPO, "main")
+
+
+def test_only_the_pipelines_files_are_wanted() -> None:
+    names = [
+        "a.safetensors",
+        "demo.mp4",
+        "config.json",
+        ".gitattributes",
+        "x.bin",
+        "spiece.model",
+        "README.md",
+    ]
+    listing = Listing("r", "c", "l", tuple(HubFile(name, 1, None, None) for name in names))
+    assert [f.path for f in wanted(listing)] == ["a.safetensors", "config.json", "spiece.model", "README.md"]
+
+
+def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capfd.readouterr()
+    assert main(["fetch", *arguments]) == 2
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_what_fails_is_one_line(hub: FakeHub, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    out = ["--out", str(tmp_path / "w")]
+    line = said(capfd, "wan2.1-1.3b", "--revision", "deadbeef", *out)
+    assert "there is no Wan-AI/Wan2.1-T2V-1.3B-Diffusers at revision deadbeef" in line
+    assert "did you mean 'wan2.1-1.3b'" in said(capfd, "wan2.1-1.3", *out)
+    assert "nothing to fetch" in said(capfd, "wan", *out)
+    assert "nothing to fetch" in said(capfd, "tinyworld", *out)
+    monkeypatch.setenv("HF_ENDPOINT", "ftp://x")
+    assert "expected an address that begins with https://" in said(capfd, "wan2.1-1.3b", *out)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert "cannot be reached" in said(capfd, "wan2.1-1.3b", *out)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE is set" in said(capfd, "wan2.1-1.3b", *out)
+    assert "was not made by evalharness fetch" in said(capfd, "wan2.1-1.3b", "--verify", *out)
+
+
+def test_offline_use_of_what_is_there(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch(Hub(), REPO, COMMIT, tmp_path, quiet).revision == COMMIT
+
+
+def test_from_fetch_to_a_video(hub: FakeHub, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch,
+                               capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """The verb, with a spec of the small pipeline's size: fetched into the cache, then loaded from there."""
+    import dataclasses
+
+    small = dataclasses.replace(Wan21Small.spec, shape=None)
+    monkeypatch.setattr(Registry().get("models", "wan2.1-1.3b"), "spec", small)
+    assert main(["fetch", "wan2.1-1.3b", "--dry-run"]) == 0
+    assert "licence apache-2.0" in capfd.readouterr().out
+    assert main(["fetch", "wan2.1-1.3b"]) == 0
+    out = capfd.readouterr().out
+    assert "no revision" in out and f"at {COMMIT}" in out and "licence apache-2.0" in out
+    assert main(["fetch", "wan2.1-1.3b", "--verify"]) == 0
+    options = ModelOptions(generation=tiny.WAN)
+    loaded = Registry().get("models", "wan2.1-1.3b")(options).load("cpu")
+    assert loaded.generate(["a goat"], [0]).shape == (1, 5, 32, 32, 3)
+    with pytest.raises(UserError, match="asked was def"):
+        Registry().get("models", "wan2.1-1.3b")(ModelOptions(revision="def")).folder()

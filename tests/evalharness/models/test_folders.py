@@ -1,0 +1,143 @@
+"""What a wrong folder says: one line, exit code 2, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evalharness.cli.main import main
+from evalharness.errors import UserError
+from evalharness.modeloptions import ModelOptions, build_model
+from evalharness.models.video.folder import FETCH_RECORD, check_folder, fingerprint, resolve_folder
+from evalharness.models.video.wan import AnyWan, Wan21Small
+from evalharness.registry import Registry
+
+Folders = Callable[[str], Path]
+
+
+@pytest.fixture
+def copied(folders: Folders, tmp_path: Path) -> Path:
+    target = tmp_path / "copy"
+    shutil.copytree(folders("wan2.1"), target)
+    return target
+
+
+def said(folder: Path, capfd: pytest.CaptureFixture[str], *more: str, model: str = "wan") -> str:
+    capfd.readouterr()
+    code = main(["run", "--model", model, "--weights", str(folder), "--protocol", "smoke", *more])
+    err = capfd.readouterr().err
+    assert code == 2
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in err
+    return line
+
+
+def test_wrong_folders(
+    copied: Path, folders: Folders, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "no such folder" in said(tmp_path / "nowhere", capfd)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no model_index.json" in said(empty, capfd)
+    assert "give the folder around it" in said(copied / "transformer", capfd)
+    around = tmp_path / "around"
+    shutil.copytree(copied, around / "inner")
+    assert "did you mean" in said(around, capfd)
+    (empty / "Wan2.1_VAE.pth").write_bytes(b"x")
+    assert "diffusers form" in said(empty, capfd)
+
+
+def test_wrong_class_and_size(copied: Path, folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:
+    line = said(folders("cogvideox-2b"), capfd)
+    assert "holds a CogVideoXPipeline, model wan is a WanPipeline" in line
+    line = said(copied, capfd, model="wan2.1-1.3b")
+    assert "is 1, model wan2.1-1.3b has 30" in line or "is 2, model wan2.1-1.3b has 12" in line
+    assert "--model wan --weights DIR" in line
+    assert "part transformer_2 is missing" in said(copied, capfd, model="wan-pair")
+
+
+def test_missing_and_cut_files(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = copied / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+    assert "truncated or no safetensors file" in said(copied, capfd)
+    weights.write_bytes(b"<html>not found</html>")
+    assert "truncated or no safetensors file" in said(copied, capfd)
+    weights.unlink()
+    assert "no safetensors file; fetch again" in said(copied, capfd)
+    (copied / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    assert "a pickle, which is never read" in said(copied, capfd)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (copied / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (copied / "transformer" / "one.safetensors").write_bytes(data)
+    assert "1 of 2 shards are missing (two.safetensors)" in said(copied, capfd)
+    shutil.rmtree(copied / "vae")
+    assert "its part vae is missing" in said(copied, capfd)
+    (copied / "model_index.json").write_text("{")
+    assert "not valid JSON" in said(copied, capfd)
+
+
+def test_an_unfit_weights_file_is_one_line_too(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whole files whose shapes are another model's: known only when they are loaded."""
+    config = copied / "transformer" / "config.json"
+    record = json.loads(config.read_text())
+    config.write_text(json.dumps({**record, "ffn_dim": 48}))
+    with pytest.raises(UserError, match="cannot be loaded as a WanPipeline"):
+        build_model(Registry(), "wan", ModelOptions(weights=str(copied))).load("cpu")
+
+
+def test_revisions(copied: Path) -> None:
+    spec = AnyWan.spec
+    with pytest.raises(UserError, match="of no known revision"):
+        resolve_folder(spec, str(copied), "abc")
+    (copied / FETCH_RECORD).write_text(json.dumps({"revision": "abc"}))
+    assert resolve_folder(spec, str(copied), "abc") == copied
+    with pytest.raises(UserError, match=r"is of revision abc, asked was def; .*fetch wan --revision def"):
+        resolve_folder(spec, str(copied), "def")
+
+
+def test_weights_that_were_never_fetched() -> None:
+    with pytest.raises(UserError, match=r"weights are not here; .*evalharness fetch wan2\.1-1\.3b"):
+        resolve_folder(Wan21Small.spec, None, None)
+    with pytest.raises(UserError, match="comes from a folder: give --weights"):
+        resolve_folder(AnyWan.spec, None, None)
+
+
+def test_other_models_refuse_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--weights: model tinyworld takes no such option"):
+        build_model(Registry(), "tinyworld", ModelOptions(weights=str(tmp_path)))
+
+
+def test_the_fingerprint_follows_contents_and_names_only(copied: Path, folders: Folders) -> None:
+    check_folder(copied, AnyWan.spec)
+    before = fingerprint(copied)
+    assert before == fingerprint(folders("wan2.1")) == fingerprint(copied)
+    (copied / FETCH_RECORD).write_text("{}")
+    assert fingerprint(copied) == before
+    weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert fingerprint(copied) != before
+
+
+def test_large_files_are_hashed_once(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evalharness.models.video import folder as module
+
+    monkeypatch.setattr(module._HashCache, "large", 1000)
+    hashed: list[str] = []
+    real = module.file_sha256
+    monkeypatch.setattr(module, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    first = fingerprint(copied)
+    large = [path.name for path in copied.rglob("*") if path.is_file() and path.stat().st_size >= 1000]
+    assert sorted(name for name in hashed if name in large) == sorted(large)
+    hashed.clear()
+    assert fingerprint(copied) == first
+    assert not any(name.endswith(".safetensors") for name in hashed)
+    weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    assert fingerprint(copied) != first

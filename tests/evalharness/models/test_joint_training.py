@@ -1,0 +1,55 @@
+"""A training under torchrun is one training: all ranks share its passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evalharness.cli.main import main
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_process_trains(
+    flags: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a training whose passes cannot be shared is refused, which one rank alone would not do."""
+    recipe = {"steps": 4, "batch_size": 2, "accumulate": 2, "log_every": 1}
+    options = {"kd-qat": {"recipe": recipe}, "qvgen": {"recipe": {**recipe, "steps": 6, "accumulate": 1}}}
+    command = ["run", *flags("wan2.1"), "--protocol", "smoke", "--limit", "1", "--no-profile"]
+    command += ["--data", "teacher", "--methods", "kd-qat,qvgen,rtn", "--bits", "8", "--skip-layers", "none"]
+    command += ["--method-options", json.dumps(options)]
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--workers", "0", "--output", "one"]) == 0
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "evalharness"]
+    both = [*launch, *command, "--executor", "torchrun", "--output", "two"]
+    done = subprocess.run(both, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert "qvgen-w8a8-s0: could not be prepared: accumulate is 1, but 2 processes share" in done.stderr
+    logs = {}
+    for name in ("one", "two"):
+        log = (tmp_path / name / "cells" / "kd-qat-w8a8-s0" / "train.jsonl").read_text().splitlines()
+        logs[name] = [json.loads(line) for line in log]
+    assert len(logs["one"]) == len(logs["two"]) == 4
+    for a, b in zip(logs["one"], logs["two"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
+    first, second = (
+        load_file(next((tmp_path / name / "cells" / "kd-qat-w8a8-s0" / "checkpoint").glob("*.safetensors")))
+        for name in ("one", "two")
+    )
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, second[key], rtol=2e-2, atol=1e-3)
+    for name in ("one", "two"):
+        assert list((tmp_path / name / "cells" / "rtn-w8a8-s0" / "videos").iterdir())

@@ -1,0 +1,281 @@
+"""Predictions against counted work, and what doctor says of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evalharness.cli.main import main
+from evalharness.compat import protocol_notes
+from evalharness.errors import UserError
+from evalharness.machine.costs import (
+    Rates,
+    call_seconds,
+    memory_needs,
+    training_memory,
+    video_seconds,
+    video_tokens,
+    weights_bytes,
+    work_of,
+)
+from evalharness.machine.preflight import Training, preflight
+from evalharness.modeloptions import ModelOptions
+from evalharness.protocols.vbench import MLPerfProtocol, QVGen8Protocol
+from evalharness.registry import Registry
+from evalharness.smoke.protocol import SmokeProtocol
+
+H100 = Rates(gemm=700e12, attention=400e12, float32=50e12, bandwidth=3.0e12)
+
+
+def model(name: str, **options: Any) -> Any:
+    return Registry().get("models", name)(ModelOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "generation", "tokens", "linear", "attention"),
+    [
+        ("cogvideox-2b", {}, 17776, 47.2e12, 72.8e12),
+        ("wan2.1-1.3b", {}, 32760, 82.1e12, 200.9e12),
+        ("wan2.1-14b", {"height": 480, "width": 832}, 32760, 785e12, 892.7e12),
+        ("wan2.1-14b", {}, 75600, 1810e12, 4713.7e12),
+    ],
+)
+def test_work_of_the_full_models(
+    name: str, generation: dict[str, Any], tokens: int, linear: float, attention: float
+) -> None:
+    """The figures are from a count by hand, in docs/models."""
+    built = model(name, generation=generation)
+    work = work_of(built.spec, built.settings)
+    assert work.tokens == tokens
+    assert work.linear_flops == pytest.approx(linear, rel=0.01)
+    assert work.attention_flops == pytest.approx(attention, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["cogvideox-2b", "cogvideox1.5-5b", "wan2.1-1.3b", "wan2.2-5b"])
+def test_work_is_what_torch_counts(name: str) -> None:
+    """Blocks of full width on the meta device at a small size: what four count more than one."""
+    spec = model(name).spec
+
+    def with_blocks(count: int) -> Any:
+        config = {**spec.shape.config, "num_layers": count}
+        return dataclasses.replace(spec, shape=dataclasses.replace(spec.shape, layers=count, config=config))
+
+    size = 8 * spec.spatial
+    settings = dataclasses.replace(model(name).settings, frames=9, height=size, width=size)
+    work = {count: work_of(with_blocks(count), settings) for count in (1, 4)}
+    flops = {count: counted_flops(with_blocks(count), settings) for count in (1, 4)}
+    wanted = work[4].linear_flops + work[4].attention_flops
+    wanted -= work[1].linear_flops + work[1].attention_flops
+    assert wanted == pytest.approx(flops[4] - flops[1], rel=0.01)
+
+
+def counted_flops(spec: Any, settings: Any) -> int:
+    import diffusers
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        module = getattr(diffusers, spec.transformer)(**spec.shape.config)
+        text = torch.empty(1, spec.shape.text_tokens, 4096)
+        time = torch.zeros(1, dtype=torch.long)
+        if spec.shape.joint_text:
+            frames = 4 if spec.shape.patch[0] == 2 else 3
+            rotary = None
+            if spec.shape.config["use_rotary_positional_embeddings"]:
+                rotary = tuple(torch.empty(video_tokens(spec, settings), 64) for _ in range(2))
+            inputs: dict[str, Any] = {
+                "hidden_states": torch.empty(1, frames, 16, 8, 8),
+                "image_rotary_emb": rotary,
+            }
+        else:
+            inputs = {"hidden_states": torch.empty(1, spec.latent_channels, 3, 8, 8)}
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(encoder_hidden_states=text, timestep=time, return_dict=False, **inputs)
+    return int(counter.get_total_flops())
+
+
+def test_a_video_on_known_rates() -> None:
+    """Published on one H100: eager Wan2.1-14B at 480p takes 8 to 10 s for a guided step."""
+    built = model("wan2.1-14b", generation={"height": 480, "width": 832})
+    guided = 2 * call_seconds(work_of(built.spec, built.settings), H100)
+    assert 6 < guided < 10
+    whole = video_seconds(built.spec, built.settings, H100)
+    assert 50 * guided < whole < 50 * guided + 20
+    unguided = dataclasses.replace(built.settings, guidance=1.0)
+    assert video_seconds(built.spec, unguided, H100) == pytest.approx(whole - 25 * guided * 1.0, rel=0.02)
+
+
+def test_what_the_dry_run_reckons_with() -> None:
+    """Reports of Wan2.1-1.3B on one H100: about 85 s a video, eager; a core takes days."""
+    video, sample = model("wan2.1-1.3b").predicted_seconds("cuda")
+    assert 75 < video < 100 and 2 < sample < 6
+    assert model("wan2.1-1.3b").predicted_seconds("cpu")[0] > 86400
+    assert model("wan").predicted_seconds("cuda") is None
+
+
+def test_memory_by_phase() -> None:
+    """Denoising estimates: about 5.6, 5 and 34 GB; text encoders 9.5 and 11.4 GB; 28.6 GB of 14B weights."""
+    for name, size, denoise in (("cogvideox-2b", {}, 5.6e9), ("wan2.1-1.3b", {}, 5e9),
+                                ("wan2.1-14b", {"height": 480, "width": 832}, 34e9)):  # fmt: skip
+        built = model(name, generation=size)
+        resident, phases, blocks = memory_needs(built.spec, built.settings)
+        assert phases.phases["denoise"] == pytest.approx(denoise, rel=0.1)
+        assert resident.peak > phases.peak >= blocks.peak
+    assert weights_bytes(model("wan2.1-14b").spec) == pytest.approx(28.6e9 + 11.4e9 + 0.25e9, rel=0.01)
+    pair, single = (memory_needs(model(n).spec, model(n).settings) for n in ("wan2.2-a14b", "wan2.1-14b"))
+    assert pair[0].peak - single[0].peak == pytest.approx(28.6e9, rel=0.01)
+    assert pair[1].peak == single[1].peak  # one expert at a time
+
+
+def test_training_memory() -> None:
+    """16 bytes a parameter of student and optimiser, 2 of the teacher, before activations."""
+    built = model("cogvideox-2b")
+    kept = training_memory(built.spec, built.settings, batch_size=1, gpus=1, checkpointing=True)
+    assert kept["student, gradients, moments"] == pytest.approx(16 * 1.694e9, rel=0.001)
+    assert kept["teacher"] == pytest.approx(2 * 1.694e9, rel=0.001)
+    shared = training_memory(built.spec, built.settings, batch_size=1, gpus=8, checkpointing=True)
+    assert shared["student, gradients, moments"] == pytest.approx(2 * 1.694e9, rel=0.001)
+    large = training_memory(built.spec, built.settings, batch_size=2, gpus=1, checkpointing=True)
+    assert large["activations"] == pytest.approx(2 * kept["activations"])
+    whole = training_memory(built.spec, built.settings, batch_size=1, gpus=1, checkpointing=False)
+    assert whole["activations"] > 5 * kept["activations"]
+
+
+def test_notes_of_a_protocol() -> None:
+    [note] = protocol_notes(QVGen8Protocol(), "wan2.1-1.3b", 81, 16)
+    assert note.startswith("81 frames at 16 fps are 5.06 s") and "VBench-Long" in note
+    assert protocol_notes(QVGen8Protocol(), "wan2.1-1.3b", 79, 16) == []
+    assert protocol_notes(SmokeProtocol(), "wan2.1-1.3b", 81, 16) == []
+    notes = protocol_notes(MLPerfProtocol(), "wan2.1-14b", 49, 16, fixed_noise=True)
+    assert any("70.48 is no reference" in note for note in notes)
+    assert any("seed 42" in note for note in notes)
+    assert not any("70.48" in note for note in protocol_notes(MLPerfProtocol(), "wan2.2-a14b", 81, 16))
+
+
+Folders = Callable[[str], Path]
+
+
+def doctor(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
+    capfd.readouterr()
+    code = main(["doctor", "--json", *arguments])
+    record = json.loads(capfd.readouterr().out)
+    return code, {check["name"]: check for check in record["checks"]}
+
+
+def test_doctor_of_a_model_that_is_not_there(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, checks = doctor(capfd, "--model", "wan2.1-1.3b", "--protocol", "mlperf-t2v")
+    assert code == 1
+    assert checks["model wan2.1-1.3b"]["status"] == "fail"
+    assert checks["model wan2.1-1.3b"]["fix"] == "evalharness fetch wan2.1-1.3b"
+    assert "81 frames 480x832 at 16 fps, 50 steps" in checks["settings"]["detail"]
+    assert "about 14 GB of weights" in checks["disk for weights"]["detail"]
+    assert "248 videos of one row" in checks["time"]["detail"]
+    assert "283 TFLOP a call" in checks["time"]["detail"]
+
+
+def test_doctor_of_a_folder(
+    folders: Folders, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, checks = doctor(capfd, "--model", "wan", "--weights", str(folders("wan2.1")), "--protocol", "smoke")
+    assert code == 0
+    assert checks["model wan"]["status"] == "ok"
+    assert "4 videos a row; no prediction" in checks["prediction"]["detail"]
+
+
+def test_the_advice_stands_in_plan_and_report(
+    flags: Callable[..., list[str]],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frames over five seconds under VBench: said before the run, and above its table."""
+    monkeypatch.chdir(tmp_path)
+    run = ["run", *flags("wan2.1", fps=1), "--protocol", "qvgen-8", "--limit", "1", "--workers", "0",
+           "--no-profile", "--output", "out"]  # fmt: skip
+    assert main([*run, "--dry-run"]) == 0
+    assert "5 frames at 1 fps are 5.00 s" in capfd.readouterr().err
+    assert main([*run, "--dimensions", "subject_consistency"]) in (0, 1)
+    assert "VBench-Long" in Path("out/leaderboard.md").read_text()
+
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "models").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipes_are_whole_and_fit_the_machines_they_name(path: Path) -> None:
+    """Each is a valid command; on the GPUs of its first lines it passes the preflight, 14B excepted."""
+    from evalharness.cells import build_method
+    from evalharness.cli.run import parse_config
+    from evalharness.data.frames import Bucket
+    from evalharness.plan import _cells
+
+    config, _ = parse_config(["--config", str(path)])
+    registry = Registry()
+    [*_, cell] = _cells(config, registry)
+    method: Any = build_method(registry, cell)
+    built = model(config.model, protocol=str(config.protocol))
+    text = path.read_text()
+    bucket = Bucket.parse(text.partition("--bucket ")[2].split()[0])
+    settings = dataclasses.replace(
+        built.settings, frames=bucket.frames, height=bucket.height, width=bucket.width
+    )
+    gpus = int(text.partition("--nproc-per-node ")[2].split()[0]) if "torchrun" in text else 1
+    assert method.recipe.accumulate % gpus == 0 and method.w_bits == 4 and method.rank == 32
+    training = Training.of(dataclasses.asdict(method.recipe), method.rank, gpus)
+    if "14b" in path.stem:
+        with pytest.raises(
+            UserError, match="before its first step, where the whole student lies on each GPU"
+        ):
+            preflight(built.spec, settings, training, 85e9)
+    else:
+        preflight(built.spec, settings, training, 85e9)
+
+
+def test_what_cannot_fit_is_refused_with_what_would() -> None:
+    built = model("cogvideox-2b")
+    asked = Training(batch_size=8, gpus=1, checkpointing=False)
+    with pytest.raises(UserError) as caught:
+        preflight(built.spec, built.settings, asked, 85e9)
+    line = str(caught.value)
+    assert "with 1 GPUs, batch_size 8, gradient_checkpointing off takes about" in line
+    assert "which have 85" in line
+    offered = line.partition("what would fit: ")[2]
+    assert offered.startswith("1 GPUs, batch_size 8, gradient_checkpointing on")
+    preflight(built.spec, built.settings, dataclasses.replace(asked, checkpointing=True), 85e9)
+    with pytest.raises(UserError, match="it needs GPUs of"):
+        preflight(built.spec, built.settings, asked, 8e9)
+
+
+def test_the_prepare_stage_asks_before_it_trains(
+    flags: Callable[..., list[str]],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine that says it has a GPU: refused in one line, and nothing was begun."""
+    from evalharness.models.video.model import VideoModel
+
+    asked: list[Any] = []
+
+    def refuse(self: VideoModel, recipe: dict[str, Any], rank: int, gpus: int) -> None:
+        asked.append((recipe["steps"], rank, gpus))
+        raise UserError("too large")
+
+    monkeypatch.setattr(VideoModel, "check_training", refuse)
+    monkeypatch.setattr("evalharness.plan.resolve_device", lambda asked: "cuda")
+    monkeypatch.chdir(tmp_path)
+    run = ["run", *flags("wan2.1"), "--protocol", "smoke", "--workers", "0", "--data", "teacher",
+           "--methods", "rtn,qvgen", "--set", "qvgen.recipe.steps=77", "--output", "out"]  # fmt: skip
+    assert main(run) == 2
+    assert "error: too large" in capfd.readouterr().err
+    assert asked == [(77, 32, 1)]
+    assert not list(Path("out").glob("cells/*/prepare.json"))

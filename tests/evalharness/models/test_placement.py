@@ -1,0 +1,138 @@
+"""Memory presets: who is on the device when, told by modules that remember where they were sent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from evalharness.modeloptions import ModelOptions
+from evalharness.models.video.experts import TwoExperts
+from evalharness.models.video.placement import Placement
+
+CUDA = torch.device("cuda")
+
+
+class Part(nn.Module):
+    """Says where it is; nothing really moves, so that no GPU is needed."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        super().__init__()
+        self.name, self.log, self.where = name, log, "cpu"
+
+    def to(self, device: object) -> Part:  # type: ignore[override]
+        place = torch.device(str(device)).type
+        if place != self.where:
+            self.where = place
+            self.log.append(f"{self.name}>{place}")
+        return self
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+def on_device(*parts: Part) -> set[str]:
+    return {part.name for part in parts if part.where == "cuda"}
+
+
+def test_phases_take_turns(log: list[str]) -> None:
+    text, transformer, vae = (Part(name, log) for name in ("text", "transformer", "vae"))
+    placement = Placement(CUDA, "phases")
+    placement.settle(transformer, text, vae)
+    assert on_device(text, transformer, vae) == {"transformer"}
+    log.clear()
+    with placement.turn(text, transformer):
+        assert on_device(text, transformer, vae) == {"text"}
+    assert log == ["transformer>cpu", "text>cuda", "text>cpu", "transformer>cuda"]
+    with pytest.raises(RuntimeError), placement.turn(vae, transformer):
+        raise RuntimeError("out of memory")
+    assert on_device(text, transformer, vae) == {"transformer"}, "also after an error"
+
+
+def test_resident_moves_once(log: list[str]) -> None:
+    text, transformer = Part("text", log), Part("transformer", log)
+    placement = Placement(CUDA, "resident")
+    placement.settle(transformer, text)
+    assert on_device(text, transformer) == {"text", "transformer"}
+    log.clear()
+    with placement.turn(text, transformer), placement.denoising(transformer):
+        pass
+    assert log == []
+
+
+def test_blocks_leave_the_transformer_on_the_host(log: list[str]) -> None:
+    text, transformer = Part("text", log), Part("transformer", log)
+    placement = Placement(CUDA, "blocks")
+    placement.settle(transformer, text)
+    with placement.turn(text, transformer):
+        assert on_device(text, transformer) == {"text"}
+    assert on_device(text, transformer) == set()
+
+
+def test_one_expert_at_a_time(log: list[str]) -> None:
+    """Outside of sampling the first rests on the device; while it runs, whoever is called is there alone."""
+    high, low, text = (Part(name, log) for name in ("high", "low", "text"))
+    pair = TwoExperts(high, low, 800.0)
+    placement = Placement(CUDA, "phases")
+    placement.settle(pair, text)
+    assert on_device(high, low) == {"high"}
+    with placement.denoising(pair):
+        assert pair.device == CUDA
+    assert pair.device is None
+
+
+def test_the_pair_swaps_when_it_is_called() -> None:
+    class Counts(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return hidden_states + self.weight
+
+    pair = TwoExperts(Counts("high"), Counts("low"), 800.0)
+    pair.low.to("meta")  # stands for the host: a place from which it must be brought
+    pair.device = torch.device("cpu")
+    x = torch.ones(1)
+    assert pair(hidden_states=x, timestep=torch.tensor([900.0])).device.type == "cpu"
+    pair.device = torch.device("meta")
+    pair(hidden_states=x.to("meta"), timestep=torch.tensor([100.0]))
+    assert next(pair.low.parameters()).device.type == "meta"
+
+
+def test_a_cpu_moves_nothing(log: list[str]) -> None:
+    part = Part("transformer", log)
+    for preset in ("phases", "blocks", "resident"):
+        placement = Placement(torch.device("cpu"), preset)
+        placement.settle(part, part)
+        with placement.turn(part, part), placement.denoising(part):
+            pass
+    assert log == []
+
+
+def test_group_offloading_is_taken_off_again() -> None:
+    """diffusers' own hooks, on a CPU: the same output, and a copy afterwards is free of them."""
+    import copy
+
+    from evalharness.models.video import placement as module
+
+    tiny = nn.Module()
+    tiny.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    tiny.forward = lambda x: tiny.blocks[1](tiny.blocks[0](x))  # type: ignore[method-assign]
+    x = torch.ones(1, 4)
+    wanted = tiny(x)
+    with module._blocks_by_turns(tiny, torch.device("cpu")):
+        assert any(hasattr(part, "_diffusers_hook") for part in tiny.modules())
+        assert torch.equal(tiny(x), wanted)
+    assert torch.equal(tiny(x), wanted)
+    again = copy.deepcopy(tiny.blocks)
+    assert torch.equal(again[1](again[0](x)), wanted)
+    assert all(not part._diffusers_hook.hooks for part in tiny.modules() if hasattr(part, "_diffusers_hook"))
+
+
+def test_an_unknown_preset() -> None:
+    with pytest.raises(ValueError, match="--memory all: expected one of phases, resident, blocks"):
+        ModelOptions(memory="all")

@@ -1,0 +1,147 @@
+"""Parts of the page and the tables: trade-offs, published numbers, recipes, LaTeX, the browser's data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from evalharness.papers import PaperNumber
+from evalharness.report import browser
+from evalharness.report.browser import browser_data, inert_json
+from evalharness.report.latex import escape, latex
+from evalharness.report.plots import plots
+from evalharness.report.published import published, published_table
+from evalharness.report.recipes import row_recipes
+from evalharness.report.tables import LatexReporter, markdown
+from evalharness.report.tradeoff import COSTS, front, points
+from evalharness.results import ScoreRow
+from tests.evalharness.test_report import DIMENSIONS, SCRIPT, build, full, partial, record
+
+
+def test_the_front_is_what_no_other_row_beats() -> None:
+    """By hand: at 1.5 MB lsq 69.0, qvgen 71.5, rtn 22.5; at 2 MB rtn 77.5; at 8 MB full precision 91.5."""
+    megabytes = COSTS[1]
+    found = points(full(), megabytes)
+    assert {(p.row.method, p.cost) for p in found} == {
+        ("bf16", 8.0), ("rtn", 2.0), ("lsq", 1.5), ("qvgen", 1.5), ("rtn", 1.5)
+    }  # fmt: skip
+    assert [(p.row.method, p.cost) for p in front(found)] == [("qvgen", 1.5), ("rtn", 2.0), ("bf16", 8.0)]
+    tied = [p._replace(cost=1.0, mean=50.0) for p in found]
+    assert len(front(tied)) == 1
+
+
+def test_a_simulation_has_no_time_and_a_real_run_has() -> None:
+    peak, step = COSTS[2:]
+    assert [p.row.method for p in points(full(), step)] == ["bf16"], "the quantized rows are simulated"
+    caption = plots(full())[1].caption
+    assert "neither its time nor its peak memory is drawn" in caption
+    real = [replace(record(*key), execution="real") for key in (("bf16", 16), ("rtn", 4))]
+    assert [p.cost for p in points(build(real), step)] == [12.5, 12.5]
+    assert [p.cost for p in points(build(real), peak)] == [900.0, 900.0]
+    assert "drawn" not in plots(build(real))[1].caption
+
+
+def test_a_row_without_a_profile_has_its_nominal_bits() -> None:
+    bare = [replace(record(*key), profile=None) for key in (("bf16", 16), ("rtn", 4))]
+    assert [p.cost for p in points(build(bare), COSTS[0])] == [16.0, 4.0]
+    assert points(build(bare), COSTS[1]) == []
+
+
+def test_rank_is_drawn_down_to_zero() -> None:
+    log = [{"step": s, "loss": 0.5, "grad_norm": 1.0, "rank": rank} for s, rank in enumerate((32, 16, 0))]
+    plot = plots(build([replace(record("qvgen", 3), train_log=log)]))[-1]
+    assert plot.caption.startswith("Training of the quantized weights: loss, gradient norm, rank by step")
+    without = plots(build([record("qvgen", 3)]))[-1]
+    assert "rank" not in without.caption
+
+
+def paper(**changes: object) -> PaperNumber:
+    fields = dict.fromkeys(("arxiv", "table", "scheme", "note"), "") | {
+        "paper": "P", "model": "Toy", "protocol": "toy", "method": "LSQ of the paper", "row": "lsq",
+        "bits_w": 4, "bits_a": 4, "metric": "color", "value": "12.34", "unit": "percent", "hand": "second",
+        "read_in": "a note", "reference": "notes 1",
+    }  # fmt: skip
+    return PaperNumber(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_published_numbers_stand_beside_measured_ones_of_the_same_model() -> None:
+    numbers = [paper(), paper(metric="mean", value="50"), paper(model="other", value="1")]
+    found = published(full(), numbers)
+    assert found is not None and found.is_comparable and [r.first.model for r in found.rows] == ["Toy"]
+    table = published_table(found, full())
+    assert not table.is_folded
+    sources = [row.cells[3].text for row in table.rows]
+    assert sources == ["measured here"] * 5 + ["paper: P"]
+    assert table.rows[-1].cells[3].small == "second-hand, read in: a note"
+    assert [cell.text for cell in table.rows[-1].cells[5:]] == ["12.34", "50"]
+    assert [cell.text for cell in table.rows[0].cells[5:]] == ["90.00", "91.50"], "bf16, color and mean"
+
+
+def test_numbers_of_other_protocols_are_shown_as_not_comparable() -> None:
+    found = published(full(), [paper(protocol="elsewhere")])
+    assert found is not None and not found.is_comparable and found.measured == ()
+    table = published_table(found, full())
+    assert table.is_folded and "NOT COMPARABLE" in table.note
+    assert published(full(), [paper(row="unknown")]) is None
+    assert published(full(), [paper(metric="fid")]) is None
+    assert "Published numbers" not in markdown(full()), "a text table has no fold to hide them in"
+
+
+def test_every_row_has_its_recipe_and_says_which_run_it_is_from() -> None:
+    results = partial()
+    merged = [{"name": "anna", "results_sha256": "ab" * 32, "cells": ["lsq-w3a3-s0"]}, "damage"]
+    results = results.model_copy(update={"manifest": {"merged": merged}})
+    recipes = {recipe.title: dict(recipe.facts) for recipe in row_recipes(results)}
+    assert recipes["lsq-w3a3-s0"]["from run"] == "anna (abababababab)"
+    assert recipes["lsq-w3a3-s0"]["failed"] == "1 videos"
+    assert recipes["lsq-w3a3-s0"]["coverage"] == "50.0 %, 1 of 2 videos"
+    assert "from run" not in recipes["bf16-s0"]
+
+
+def test_latex_has_the_same_rows_and_escapes_everything(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    [path] = LatexReporter().write(full(), tmp_path)
+    text = path.read_text()
+    assert r"method & bits & mean & subject\_consistency & color \\" in text
+    assert r"qvgen & W3A3 & 71.5 {\scriptsize [61.0, 82.0]}" in text
+    assert text.count(r"\midrule") == 3 and text.count("\n%") + 1 == 2
+    odd = replace(record("lsq", 3), method=r"a_b\input{x}$%&#~^{}")
+    assert r"a\_b\textbackslash{}input\{x\}\$\%\&\#\textasciitilde{}\textasciicircum{}\{\}" in latex(
+        build([odd])
+    )
+    assert "PARTIAL RUN" in latex(partial()) and " & -- &" in latex(partial())
+    assert escape("two\nlines") == "two lines"
+
+
+def test_a_label_cannot_leave_its_comment() -> None:
+    text = latex(full(label="x\n\\input{evil}"))
+    assert all(line.startswith("%") for line in text.splitlines() if "evil" in line)
+
+
+def test_the_browsers_data_by_hand(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "cells/lsq-w3a3-s0/videos").mkdir(parents=True)
+    data = browser_data(full(), tmp_path)
+    assert data["dimensions"] == DIMENSIONS and data["all"] == 2
+    assert [row["videos"] for row in data["rows"]] == [None, None, "cells/lsq-w3a3-s0/videos/", None, None]
+    first = data["prompts"][0]
+    assert first["id"] == "0000" and first["scores"]["color"] == [[100.0], [90.0], [80.0], [90.0], [30.0]]
+    gap = replace(record("lsq", 3), scores={"color": [ScoreRow("0000", 2, 0.5)]})
+    assert browser_data(build([gap]), tmp_path)["prompts"][0]["scores"] == {"color": [[None, None, 50.0]]}
+
+
+def test_prompts_beyond_the_limit_are_those_that_differ_least(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(browser, "MOST_PROMPTS", 1)
+    worst = {"color": [ScoreRow("0000", 0, 0.6), ScoreRow("0001", 0, 0.0)]}
+    cells = [record("bf16", 16), replace(record("lsq", 3), scores=worst)]
+    data = browser_data(build(cells), tmp_path)
+    assert data["all"] == 2 and [prompt["id"] for prompt in data["prompts"]] == ["0001"], "0.8 against 0.4"
+
+
+def test_inert_json_is_the_same_data_without_markup() -> None:
+    value = {"a": f"{SCRIPT} </script><!-- & \u2028 \u2029"}
+    text = inert_json(value)
+    assert json.loads(text) == value
+    assert not set("<>&\u2028\u2029") & set(text)

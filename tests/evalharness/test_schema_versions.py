@@ -1,0 +1,52 @@
+"""Results of older versions keep loading and keep their meaning. A golden file is never written again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evalharness.report.html import render
+from evalharness.report.tables import CsvReporter, markdown
+from evalharness.result_schema import READABLE_VERSIONS, SCHEMA_VERSION
+from evalharness.results import read_results, write_results
+from tests.evalharness.test_report import build, record
+
+GOLDEN = Path(__file__).parent / "golden"
+RECORDS = [record(m, b, s) for m, b in (("bf16", 16), ("rtn", 4), ("qvgen", 3)) for s in (0, 1)]
+
+
+@pytest.mark.parametrize("version", READABLE_VERSIONS)
+def test_a_golden_file_loads_and_reports(version: int, tmp_path: Path) -> None:
+    path = GOLDEN / f"results_v{version}.json"
+    assert json.loads(path.read_text())["schema_version"] == version
+    results = read_results(path)
+    assert results.schema_version == SCHEMA_VERSION
+    assert [cell.id for cell in results.cells if cell.is_reference] == ["bf16-s0", "bf16-s1"]
+    assert results.cell("qvgen-w3a3-s1").scores["color"] == [("0000", 0, 0.88), ("0001", 0, 0.48)]
+    assert "qvgen 70.5" in markdown(results)
+    assert "qvgen" in render(results, tmp_path)
+    assert CsvReporter().write(results, tmp_path)
+
+
+def test_the_first_version_had_percentiles_and_still_says_so() -> None:
+    results = read_results(GOLDEN / "results_v1.json")
+    assert results.bootstrap.kind == "percentile"
+    assert "percentile bootstrap, 2000 resamples" in markdown(results)
+    assert results.cells == build(RECORDS).cells, "and today's percentiles are the same"
+
+
+def test_the_second_version_is_what_is_written_today(tmp_path: Path) -> None:
+    golden = GOLDEN / "results_v2.json"
+    results = build(RECORDS, resampler=None)
+    write_results(results, tmp_path / "results.json")
+    assert results.bootstrap.kind == "skew-t"
+    assert (tmp_path / "results.json").read_text() == golden.read_text()
+    assert "corrected for skewness" in markdown(read_results(golden))
+
+
+def test_every_readable_version_has_its_golden_file() -> None:
+    assert {path.name for path in GOLDEN.glob("results_v*.json")} == {
+        f"results_v{version}.json" for version in READABLE_VERSIONS
+    }

@@ -1,0 +1,67 @@
+"""What ``benchmarks/packed_scores.py`` says of two executions, on cases worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.packed_scores import by_dimension, explained, moved, parted, psnr, summary
+
+
+def test_psnr_of_one_step_everywhere() -> None:
+    a = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    assert psnr(a, a) is None
+    assert psnr(a, a + 1) == pytest.approx(20 * np.log10(255))
+
+
+def test_where_codes_part() -> None:
+    fake = {"a": torch.zeros(2, 3, dtype=torch.int8), "b": torch.tensor([[-128, 5]], dtype=torch.int8)}
+    packed = {"a": fake["a"].clone(), "b": torch.tensor([[127, 5]], dtype=torch.int8)}
+    found = parted(fake, packed)
+    assert found["first_layer"] == "b" and found["codes_in_it"] == 1 and found["layers"] == "1 of 2"
+    assert found["share_of_codes"] == pytest.approx(1 / 8) and found["largest_difference"] == 255
+    assert parted(fake, fake)["first_layer"] is None
+
+
+@pytest.mark.parametrize(
+    ("packed", "move", "words"),
+    [
+        (None, 40.0, "equal"), (45.0, 40.0, "sums in another order"), (34.1, 40.0, "sums in another order"),
+        (33.9, 40.0, "UNEXPLAINED: 6.1 dB farther"), (30.0, None, "UNEXPLAINED: one rounding moves nothing"),
+    ],
+)  # fmt: skip
+def test_a_packed_video_may_be_twice_as_far_as_a_moved_one(
+    packed: float | None, move: float | None, words: str
+) -> None:
+    assert explained(packed, move, {"first_layer": "x"}).startswith(words)
+
+
+def test_differences_are_means_over_videos() -> None:
+    differences = [
+        {"packed": {"color": 0.1, "scene": 0.0}, "moved": {"color": -0.2, "scene": 0.0}},
+        {"packed": {"color": -0.3}, "moved": {"color": 0.0}},
+    ]
+    found = by_dimension(differences)
+    assert found["color"] == {
+        "videos": 2, "packed_mean": pytest.approx(-0.1), "packed_mean_size": pytest.approx(0.2),
+        "moved_mean": pytest.approx(-0.1), "moved_mean_size": pytest.approx(0.1),
+    }  # fmt: skip
+    assert found["scene"]["videos"] == 1
+    videos = {"1": {"explanation": "equal"}, "2": {"explanation": "UNEXPLAINED: x"}}
+    line = summary({"videos": videos, "dimensions": found})
+    assert (line["videos"], line["equal"], line["unexplained"]) == (2, 1, 1)
+    assert line["mean_difference"] == pytest.approx(-0.05)
+
+
+def test_the_moved_model_is_moved_by_one_rounding() -> None:
+    class Echo(torch.nn.Module):
+        def forward(self, hidden_states: Any) -> Any:
+            return hidden_states
+
+    x = torch.linspace(-3, 3, 100)
+    out = moved(Echo())(hidden_states=x)
+    change = (out.double() / x.double() - 1) * 2**23
+    assert ((change > 0.49) & (change < 2.01)).all()

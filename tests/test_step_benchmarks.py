@@ -1,0 +1,119 @@
+"""``step.py``, ``memory.py`` and ``pack.py`` run from end to end in small, and their numbers fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tokens
+from benchmarks.load_once import measure
+from qvgen.integrations.diffusers import attach_
+from qvgen.packed.convert import packed_layers
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+def run_script(name: str, *given: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), *given],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def results(path: Path, name: str, *given: str) -> dict[str, Any]:
+    done = run_script(name, "--tiny", "--output", str(path), *given)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert list(found["parts"]) == list(found["ratios"])
+    return found
+
+
+def test_sizes_are_those_of_the_papers() -> None:
+    """Tokens of a clip; 1.33, 1.39 and 14.05 billion weights in the blocks' linears without modulation."""
+    assert {name: tokens(full, False) for name, full in MODELS.items()} == {
+        "cog_2b": 17776, "wan_1_3b": 32760, "wan_14b": 32760,
+    }  # fmt: skip
+    for name, billions in (("cog_2b", 1.327), ("wan_1_3b", 1.392), ("wan_14b", 14.05)):
+        full = MODELS[name]
+        with torch.device("meta"):
+            import diffusers
+
+            model = getattr(diffusers, full.kind)(**full.options)
+        inside = [
+            part.weight.numel()
+            for place, part in model.named_modules()
+            if isinstance(part, torch.nn.Linear) and "blocks." in place and ".norm" not in place
+        ]
+        assert sum(inside) / 1e9 == pytest.approx(billions, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ["cog_2b", "wan_1_3b"])
+def test_random_models_run(name: str) -> None:
+    full = MODELS[name]
+    x = inputs(full, CPU, True, samples=2)
+    with torch.no_grad():
+        wanted = bf16_model(full, CPU, True)(**x)[0]
+        a, b = (packed_model(full, (4, 4), CPU, True, fuse=fuse)(**x)[0] for fuse in (True, False))
+    assert a.shape == wanted.shape and a.dtype == wanted.dtype == torch.bfloat16
+    assert a.isfinite().all() and a.float().std() > 0.01
+    assert torch.equal(a, b)  # drawn from one seed; on a CPU a fused block is the same bit for bit
+    with torch.no_grad():
+        three = packed_model(full, (3, 8), CPU, True)
+    assert {(m.config.w_bits, m.config.a_bits) for _, m in packed_layers(three)} == {(3, 8)}
+
+
+def test_unknown_variants_and_parts_are_refused() -> None:
+    done = run_script("step.py", "--tiny", "--variants", "w4a4,w5a5")
+    assert done.returncode == 2 and "'w5a5' is none of w4a4, w3a3" in done.stderr
+    done = run_script("memory.py", "--tiny", "--parts", "speed")
+    assert done.returncode == 2 and "'speed' is none of weights, load, denoise" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_step_in_small(tmp_path: Path) -> None:
+    given = ("--parts", "cog_2b", "--variants", "w4a4,float8", "--repeats", "2")
+    part = results(tmp_path / "out.json", "step.py", *given)["parts"]["cog_2b"]
+    entry = part["variants"]["w4a4"]
+    for base in ("bf16_eager", "bf16_best"):
+        expected = entry["times"][base]["ms"] / entry["times"]["w4a4"]["ms"]
+        assert part["ratios"]["w4a4"][f"to_{base}"] == pytest.approx(expected, rel=2e-2)
+    assert entry["execution"] == "real" and entry["distance_to_plain_execution"] < 0.02
+    assert part["bf16_best_to_eager_distance"] < 0.02
+    assert "not installed" in part["skipped"].get("float8", "not installed")
+
+
+@pytest.mark.slow
+def test_memory_in_small(tmp_path: Path) -> None:
+    found = results(tmp_path / "out.json", "memory.py", "--parts", "weights,denoise")
+    models = found["parts"]["weights"]["models"]
+    four, three = models["wan_14b w4"], models["wan_14b w3"]
+    assert four["quantized_weights"] == three["quantized_weights"]
+    assert three["packed_mb"] < four["packed_mb"] < four["bf16_of_quantized_mb"] / 2.5
+    assert set(found["parts"]["denoise"]["calls"]) == {"w4a4", "w3a3", "w8a8"}
+
+
+def test_both_ways_to_load_are_measured(tmp_path: Path) -> None:
+    attach_(packed_model(MODELS["wan_1_3b"], (4, 4), CPU, True)).save_pretrained(tmp_path)  # type: ignore[operator]
+    stream, other = (measure(tmp_path, CPU, how, "auto") for how in ("stream", "from_pretrained"))
+    assert (
+        stream["disk"] == other["disk"] == (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
+    )
+    assert stream["tensors"] == pytest.approx(other["tensors"], rel=0.1)
+    assert stream["device_peak"] is None and stream["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_packing_in_small(tmp_path: Path) -> None:
+    found = results(tmp_path / "out.json", "pack.py", "--repeats", "2")
+    times = found["parts"]["unpack"]["matrices"]["48x80 3 bits"]
+    rate = 48 * 80 * 1e-6 / times["unpack"]["median_ms"]
+    ratios = found["ratios"]["unpack"]["48x80 3 bits"]
+    assert ratios["codes_per_ns"] == pytest.approx(rate, rel=1e-3)
