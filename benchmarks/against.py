@@ -15,6 +15,8 @@ import argparse
 import importlib.util
 import json
 import os
+import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,8 +26,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TURNS = 40
+BLOCKS = 20
+TURNS = 3
+"""Of each block; the median counts."""
 BOUND = 0.025
+STEADY_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+    "PYTHONHASHSEED": "0",
+}
+"""Freed memory is kept: else pages that the system hands out anew are timed, by luck of the process."""
 LEAST_SECONDS = 0.02
 """One measurement repeats a call for at least so long."""
 
@@ -34,8 +45,10 @@ class Side:
     """One checkout in a process: ``prepare`` a path, then ``measure`` it."""
 
     def __init__(self, root: Path, slower: float = 0.0) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(Path(__file__).resolve()), "--serve", "--slower", str(slower)]
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **STEADY_MEMORY}
+        same = shutil.which("setarch")  # the same addresses in every process
+        command = [same, os.uname().machine, "-R"] if same else []
+        command += [sys.executable, str(Path(__file__).resolve()), "--serve", "--slower", str(slower)]
         self._process = subprocess.Popen(
             command, env=environment, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -77,6 +90,7 @@ def serve(slower: float) -> None:
                 answer["seconds"] = min(_timed(action, 1, 0.0) for _ in range(3))
             else:
                 loops = question["loops"]
+                os.sched_setaffinity(0, {question["cpu"]})
                 assert action is not None
                 answer["seconds"] = _timed(action, loops, slower)
         except Exception as error:
@@ -96,17 +110,48 @@ def _timed(action: Callable[[], object], loops: int, slower: float) -> float:
     return (time.process_time() - start) / loops
 
 
-def measure(base: Side, head: Side, name: str, turns: int) -> dict[str, list[float]] | str:
-    """Times of both sides in turns, or why there are none."""
-    first = [side.ask(prepare=name) for side in (base, head)]
-    if errors := [answer["error"] for answer in first if "error" in answer]:
-        return str(errors[0])
-    loops = max(1, round(LEAST_SECONDS / max(answer["seconds"] for answer in first)))
-    found: dict[str, list[float]] = {"reference": [], "run": []}
-    sides = {"reference": base, "run": head}
-    for turn in range(turns):
-        for key in ("reference", "run") if turn % 2 else ("run", "reference"):
-            found[key].append(sides[key].ask(loops=loops)["seconds"])
+def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: int) -> dict[str, Any]:
+    """Medians of a few turns of every path, each side in a fresh process; or why there are none.
+
+    Two processes of the same code differ by some per cent for as long as they live, by where their
+    memory lies.
+    So processes are drawn anew for each block, and a block counts as one pair.
+    """
+    order = list(sides) if number % 2 else list(sides)[::-1]
+    started = {key: Side(*sides[key]) for key in order}
+    cpus = sorted(os.sched_getaffinity(0))
+    cpu = cpus[number // 2 % len(cpus)]  # one core for all: another may have a busy neighbour
+    found: dict[str, Any] = {}
+    try:
+        for name in names:
+            first = {key: started[key].ask(prepare=name) for key in order}
+            if errors := [answer["error"] for answer in first.values() if "error" in answer]:
+                found[name] = str(errors[0])
+                continue
+            loops = max(1, round(LEAST_SECONDS / max(answer["seconds"] for answer in first.values())))
+            times: dict[str, list[float]] = {key: [] for key in sides}
+            for turn in range(TURNS):
+                for key in order if turn % 2 else order[::-1]:
+                    times[key].append(started[key].ask(loops=loops, cpu=cpu)["seconds"])
+            found[name] = {key: statistics.median(values) for key, values in times.items()}
+    finally:
+        for side in started.values():
+            side.close()
+    return found
+
+
+def collect(sides: dict[str, tuple[Path, float]], names: Sequence[str], blocks: int) -> dict[str, Any]:
+    """Name -> side -> one time a block; name -> a text where a path could not be timed."""
+    found: dict[str, Any] = {}
+    for number in range(blocks):
+        for name, times in block(
+            sides, [n for n in names if not isinstance(found.get(n), str)], number
+        ).items():
+            if isinstance(times, str):
+                found[name] = times
+            else:
+                for key, value in times.items():
+                    found.setdefault(name, {}).setdefault(key, []).append(value)
     return found
 
 
@@ -121,59 +166,47 @@ def document(verdicts: Sequence[Any], skipped: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def compare(
-    base_root: Path, names: Sequence[str], turns: int, bound: float
-) -> tuple[dict[str, Any], str, bool]:
+def compare(base: Path, names: Sequence[str], blocks: int, bound: float) -> tuple[dict[str, Any], str, bool]:
     """Times, the document, and whether anything is slower."""
     from evalharness.gates.spec import Gate
     from evalharness.gates.status import Status
     from evalharness.gates.timings import Timing, judge_timings
 
-    base, head = Side(base_root), Side(ROOT)
-    timings: dict[str, Any] = {}
-    skipped: dict[str, str] = {}
-    try:
-        for name in names:
-            found = measure(base, head, name, turns)
-            if isinstance(found, str):
-                skipped[name] = found
-            else:
-                timings[name] = found
-    finally:
-        base.close()
-        head.close()
+    found = collect({"reference": (base, 0.0), "run": (ROOT, 0.0)}, names, blocks)
+    skipped = {name: times for name, times in found.items() if isinstance(times, str)}
+    timings = {name: times for name, times in found.items() if name not in skipped}
     gate = Gate(metric="timings", max_rise_relative=bound)
     pairs = {name: Timing(tuple(t["reference"]), tuple(t["run"])) for name, t in timings.items()}
     verdicts = judge_timings(gate, pairs, 0.01)
     return timings, document(verdicts, skipped), any(v.status is Status.REGRESSION for v in verdicts)
 
 
-def planted(draws: int, names: Sequence[str], turns: int, bound: float) -> dict[str, Any]:
-    """How often the judge sees 5 % more, and how often it sees something where nothing is."""
+def planted(draws: int, names: Sequence[str], blocks: int, bound: float) -> dict[str, Any]:
+    """How often the judge sees 5 % more, and how often it sees something where nothing is.
+
+    Twice as many blocks are measured as one verdict takes, and each draw is of half of them: the draws share
+    their blocks, and show that the verdict does not hang on which.
+    """
     from evalharness.gates.spec import Gate
     from evalharness.gates.status import Status
     from evalharness.gates.timings import Timing, judge_timings
 
+    sides = {"reference": (ROOT, 0.0), "no-op": (ROOT, 0.0), "5 % slower": (ROOT, 0.05)}
+    times, rng = collect(sides, names, 2 * blocks), random.Random(0)  # noqa: S311 - repeatable, no secrets
     gate = Gate(metric="timings", max_rise_relative=bound)
-    found: dict[str, Any] = {"draws": draws, "turns": turns, "bound": bound}
+    found: dict[str, Any] = {"draws": draws, "blocks": blocks, "turns": TURNS, "bound": bound}
     for name in names:
-        base, plain, slow = Side(ROOT), Side(ROOT), Side(ROOT, slower=0.05)
-        arms = {"no-op": plain, "5 % slower": slow}
-        try:
-            found[name] = {}
-            for arm, side in arms.items():
-                rises, caught = [], 0
-                for _ in range(draws):
-                    times = measure(base, side, name, turns)
-                    assert not isinstance(times, str), times
-                    timing = Timing(tuple(times["reference"]), tuple(times["run"]))
-                    [verdict] = judge_timings(gate, {name: timing}, 0.01)
-                    caught += verdict.status is Status.REGRESSION
-                    rises.append(round(statistics.median(timing.ratios) - 1, 4))
-                found[name][arm] = {"regressions": caught, "rises": sorted(rises)}
-        finally:
-            for side in (base, plain, slow):
-                side.close()
+        found[name] = {arm: {"regressions": 0, "rises": []} for arm in ("no-op", "5 % slower")}
+        for _ in range(draws):
+            chosen = rng.sample(range(2 * blocks), blocks)
+            for arm, record in found[name].items():
+                pair = [tuple(times[name][key][place] for place in chosen) for key in ("reference", arm)]
+                timing = Timing(*pair)
+                [verdict] = judge_timings(gate, {name: timing}, 0.01)
+                record["regressions"] += verdict.status is Status.REGRESSION
+                record["rises"].append(round(statistics.median(timing.ratios) - 1, 4))
+        for record in found[name].values():
+            record["rises"].sort()
     return found
 
 
@@ -182,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("base", type=Path, nargs="?", help="another checkout")
     parser.add_argument("--paths", nargs="+", default=None)
-    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--bound", type=float, default=BOUND)
     parser.add_argument("--planted", type=int, default=0, metavar="DRAWS")
     parser.add_argument("--markdown", type=Path, default=None)
@@ -200,12 +233,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     names = options.paths or list(HOT_PATHS)
     if options.planted:
-        found, text, is_slower = planted(options.planted, names, options.turns, options.bound), "", False
+        found, text, is_slower = planted(options.planted, names, options.blocks, options.bound), "", False
         text = json.dumps(found, indent=1)
     elif options.base is None:
         parser.error("give another checkout, or --planted")
     else:
-        found, text, is_slower = compare(options.base.resolve(), names, options.turns, options.bound)
+        found, text, is_slower = compare(options.base.resolve(), names, options.blocks, options.bound)
     print(text)
     if options.markdown is not None:
         atomic_write_text(options.markdown, text)

@@ -1,0 +1,43 @@
+"""Times of two checkouts in turns: from end to end in small, and the document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.against import collect, document
+from benchmarks.hot_paths import HOT_PATHS
+from evalharness.gates.status import Status, Verdict
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_a_slowed_side_is_slower_and_a_broken_path_is_told() -> None:
+    sides = {"reference": (ROOT, 0.0), "run": (ROOT, 1.0)}
+    found = collect(sides, ["tables", "no such path"], 2)
+    assert found["no such path"].startswith("KeyError")
+    pairs = zip(found["tables"]["reference"], found["tables"]["run"], strict=True)
+    assert all(1.5 < run / reference < 3.0 for reference, run in pairs)
+
+
+def test_the_document_has_the_slowest_first_and_what_was_not_timed() -> None:
+    verdicts = [
+        Verdict(row=name, metric="time", status=status, reason=reason, run=run, reference=0.01)
+        for name, status, reason, run in (
+            ("same", Status.PASS, "+0.0 %", 0.01),
+            ("slow", Status.REGRESSION, "+5.0 %, beyond 2.5 %", 0.0105),
+        )
+    ]
+    lines = document(verdicts, {"new": "KeyError: 'new'"}).splitlines()
+    assert lines[4] == "| slow | 10 | 10.5 | +5.0 %, beyond 2.5 % | REGRESSION |"
+    assert lines[5].startswith("| same |") and lines[6].startswith("| new | - | - | not timed: KeyError")
+
+
+@pytest.mark.parametrize(
+    "name", ["weight_quantizer", "activation_quantizer", "packing", "aggregation", "tables"]
+)
+def test_hot_paths_can_be_called_again_and_again(name: str) -> None:
+    action = HOT_PATHS[name]()
+    assert action() is not None and action() is not None
