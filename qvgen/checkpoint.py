@@ -11,6 +11,7 @@ numbers is an error, and so are NaN, infinity and scales that are not positive.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ def load_quantized(model: nn.Module, folder: Path, expect: Mapping[str, Any]) ->
     Args:
         model: of the architecture that was quantized; keeps its device and dtype.
         folder: what ``save_quantized`` wrote.
-        expect: entries of the saved ``meta`` that must be equal, and ``w_bits`` / ``a_bits``.
+        expect: entries of the saved ``meta`` that must be equal, and fields of the ``QuantConfig``.
 
     Returns:
         ``model`` in eval mode.
@@ -185,7 +186,7 @@ def _checked_config(header: Mapping[str, Any], folder: Path, expect: Mapping[str
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(config, QuantConfig):
         raise ValueError(f"{path}: config is a {type(config).__name__}; expected a QuantConfig")
-    found = {**header["meta"], "w_bits": config.w_bits, "a_bits": config.a_bits}
+    found = {**header["meta"], **dataclasses.asdict(config)}
     for key, value in expect.items():
         if found.get(key) != value:
             raise ValueError(f"{path}: the checkpoint has {key} {found.get(key)!r}, wanted {value!r}")

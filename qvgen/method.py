@@ -11,12 +11,17 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from qvgen.config import (
+    ActivationGranularity,
     Annealing,
     Direction,
     PhiEnd,
     PhiInit,
     QuantConfig,
     QVGenConfig,
+    RangeInit,
+    ScaleParam,
+    WeightGranularity,
+    ZeroPoint,
     from_mapping,
 )
 from qvgen.training.recipe import TrainRecipe
@@ -27,6 +32,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qvgen.training.context import TrainContext
+
+
+_QUANTIZERS = (
+    "clip_init", "range_init", "zero_point", "scale_param", "w_symmetric", "a_symmetric", "w_granularity",
+    "w_group_size", "a_granularity", "a_group_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +92,11 @@ class QuantMethod(ABC):
         """
         from qvgen.checkpoint import load_quantized
 
-        expect = {"method": self.name, "w_bits": self.w_bits, "a_bits": self.a_bits}
-        return load_quantized(model, folder, expect)
+        return load_quantized(model, folder, self.expected())
+
+    def expected(self) -> dict[str, Any]:
+        """What a checkpoint must say of itself for ``load`` to take it."""
+        return {"method": self.name, "w_bits": self.w_bits, "a_bits": self.a_bits}
 
     def pack(self, model: nn.Module) -> nn.Module:
         """The finished ``model`` with packed weights and integer arithmetic, in place."""
@@ -114,6 +128,10 @@ class KDQAT(TrainedMethod):
     Attributes:
         learn_clip: whether activation ranges are clipped by a learnt ratio.
         clip_buckets: learnt clips per layer, by timestep.
+        clip_init: that ratio at the start.
+
+    The other attributes are those of ``QuantConfig``, with its defaults. Where one is not the default, a
+    checkpoint with another is not loaded. Static activations are missing: they need calibration.
     """
 
     name: ClassVar[str] = "kd-qat"
@@ -125,15 +143,31 @@ class KDQAT(TrainedMethod):
 
     learn_clip: bool = True
     clip_buckets: int = 1
+    clip_init: float = 0.95
+    range_init: RangeInit = "search"
+    zero_point: ZeroPoint = "learned"
+    scale_param: ScaleParam = "log"
+    w_symmetric: bool = False
+    a_symmetric: bool = False
+    w_granularity: WeightGranularity = "channel"
+    w_group_size: int = 64
+    a_granularity: ActivationGranularity = "token"
+    a_group_size: int = 64
 
     def quant_config(self) -> QuantConfig:
         return QuantConfig(
             w_bits=self.w_bits,
             a_bits=self.a_bits,
-            zero_point="learned",
             learn_clip=self.learn_clip,
             clip_buckets=self.clip_buckets,
+            **{name: getattr(self, name) for name in _QUANTIZERS},
         )
+
+    def expected(self) -> dict[str, Any]:
+        usual = KDQAT(w_bits=self.w_bits, a_bits=self.a_bits)
+        chosen = {name: getattr(self, name) for name in _QUANTIZERS}
+        # Slots leave super() without its class here.
+        return QuantMethod.expected(self) | {k: v for k, v in chosen.items() if v != getattr(usual, k)}
 
     def training_config(self) -> QuantConfig | QVGenConfig:
         """What is trained: the quantizers, and Phi where there is one."""

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from qvgen.api import quant_layers, quantize_
+from qvgen.auxiliary import Phi
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.phi_init import quantization_error
 from qvgen.schedule import RankSchedule
 from qvgen.training.loop import train_
+from qvgen.training.measures import spectrum
 from qvgen.training.recipe import TrainRecipe
 
 Make = Callable[[], nn.Module]
@@ -203,3 +205,40 @@ def test_a_recorded_step_needs_a_gpu(
         ValueError, match="compile: graph needs a CUDA device, this is cpu; use off or default"
     ):
         train_(student, TrainRecipe(steps=4, compile="graph"), make_context(make_model()))
+
+
+def test_validation_switches_dropout_off_and_on_again(make_context: Callable[..., Any]) -> None:
+    """Its loss is the same at each look, and the training goes on with dropout."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.dropout = nn.Linear(16, 8), nn.Dropout(0.5)
+            self.modes: list[bool] = []
+
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            self.modes.append(self.dropout.training)
+            out: torch.Tensor = self.dropout(self.linear(x))
+            return out
+
+    ctx = make_context(Dropping())
+    ctx.validation_batches = ctx.batches
+    student = quantize_(Dropping(), QUANT)
+    recipe = dataclasses.replace(
+        RECIPE, validate_every=1, lr_weights=0.0, lr_scales=0.0, lr_clips=0.0, weight_decay=0.0
+    )
+    train_(student, recipe, ctx)
+    assert student.modes == [True, False] * 4
+    batch = next(ctx.batches(6))
+    with torch.no_grad():
+        by_hand = (student.eval()(**batch.inputs) - ctx.teacher()(**batch.inputs)).square().mean()
+    assert [record["val_loss"] for record in ctx.records] == pytest.approx([float(by_hand)] * 4, rel=1e-6)
+
+
+def test_negligible_is_fourteen_times_smaller() -> None:
+    """The paper's figure 4 counts values more than about 14 times below the largest."""
+    values = torch.tensor([1.0, 1 / 11.9, 1 / 12.1, 1 / 13.9, 1 / 14.1, 1 / 16, 0.0, 0.5])
+    phi = Phi(torch.eye(8) * values, torch.eye(8))
+    found = spectrum([phi])
+    assert found["phi_sigma1"] == pytest.approx(1.0)
+    assert found["phi_negligible"] == 3 / 8

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from qvgen.api import convert_, phis, quant_layers, quantize_
+from qvgen.api import convert_, frozen_layers, phis, quant_layers, quantize_
 from qvgen.config import Direction, PhiInit, QuantConfig, QVGenConfig
 from qvgen.method import KDQAT, QVGen
 from qvgen.phi_init import quantization_error
@@ -210,3 +212,35 @@ def test_kd_qat_is_qvgen_without_phi(make_model: Make, make_context: Callable[..
     frozen = TrainRecipe(**{**{f: getattr(RECIPE, f) for f in RECIPE.__slots__}, "lr_phi": 0.0})
     QVGen(w_bits=3, a_bits=4, phi_init="zero", rank=4, recipe=frozen).apply(make_model(), silent)
     assert [r["loss"] for r in silent.records] == pytest.approx([r["loss"] for r in ctx.records], rel=1e-6)
+
+
+def test_quantizer_options_of_the_methods_are_those_of_the_config() -> None:
+    """With the same defaults, so that a plain qvgen is what it was."""
+    plain = QuantConfig(w_bits=3, a_bits=4, learn_clip=True)
+    chosen: dict[str, Any] = {
+        "clip_init": 0.9, "range_init": "lsq", "zero_point": "fixed", "scale_param": "linear",
+        "w_symmetric": True, "a_symmetric": True, "w_granularity": "group", "w_group_size": 8,
+        "a_granularity": "tensor", "a_group_size": 16,
+    }  # fmt: skip
+    for method in (KDQAT, QVGen):
+        assert method(w_bits=3, a_bits=4).quant_config() == plain
+        assert method(w_bits=3, a_bits=4, **chosen).quant_config() == dataclasses.replace(plain, **chosen)
+    with pytest.raises(ValueError, match="range_init lsq is the start of a symmetric step"):
+        QVGen(w_bits=3, a_bits=4, range_init="lsq")
+
+
+def test_a_checkpoint_of_other_quantizers_is_not_loaded(
+    make_model: Make, make_context: Callable[..., Any], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"w_bits": 3, "a_bits": 4, "rank": 4, "recipe": RECIPE}
+    made = QVGen(**options).apply(make_model(), make_context(make_model()))
+    QVGen(**options).save(made, tmp_path)
+    QVGen(**options).load(make_model(), tmp_path)
+    symmetric = QVGen(**options, w_symmetric=True, scale_param="linear")
+    with pytest.raises(ValueError, match="the checkpoint has scale_param 'log', wanted 'linear'"):
+        symmetric.load(make_model(), tmp_path)
+    trained = symmetric.apply(make_model(), make_context(make_model()))
+    symmetric.save(trained, tmp_path)
+    loaded, x = symmetric.load(make_model(), tmp_path), torch.randn(2, 5, 16)
+    assert torch.equal(loaded(x), trained(x))
+    assert all(layer.zero_point.eq(4).all() for _, layer in frozen_layers(loaded))

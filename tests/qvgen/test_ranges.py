@@ -56,6 +56,14 @@ def test_equal_errors_keep_the_widest() -> None:
     assert high.item() == 3.0
 
 
+def test_of_equal_candidates_the_widest_is_taken() -> None:
+    # With whole zero points every one of the 80 ranges holds zero exactly.
+    low, high = search_range(
+        torch.zeros(2, 4), 7, integer_zero=True, extremes=(-torch.ones(2, 1), torch.ones(2, 1))
+    )
+    assert low.tolist() == [[-1], [-1]] and high.tolist() == [[1], [1]]
+
+
 def test_range_includes_zero() -> None:
     low, high = minmax_range(torch.tensor([[1.0, 2.0], [-3.0, -1.0]]))
     assert low.flatten().tolist() == [0, -3] and high.flatten().tolist() == [2, 0]

@@ -194,3 +194,24 @@ def test_a_student_of_low_precision_is_refused_by_name(
     with pytest.raises(ValueError, match=rf"{part} is bfloat16: .* train in float32: model.float\(\) before"):
         train_(model, RECIPE, ctx)
     assert ctx.records == []
+
+
+def test_weights_and_phi_decay_scales_and_clips_do_not(make_model: Callable[[], nn.Module]) -> None:
+    """A step of gradients that are all zero is decay alone: a factor of 1 - rate * decay."""
+    model = quantize_(make_model(), CONFIG)
+    recipe = dataclasses.replace(
+        RECIPE, weight_decay=0.5, lr_weights=0.1, lr_scales=0.1, lr_phi=0.1, lr_clips=0.1
+    )
+    optimizer = build_optimizer(model, recipe)
+    before = {id(p): p.detach().clone() for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    factors = {"weights": 0.95, "phi": 0.95, "scales": 1.0, "clips": 1.0}
+    groups = parameter_groups(model)
+    assert groups.keys() == factors.keys()
+    for name, members in groups.items():
+        for parameter in members:
+            torch.testing.assert_close(
+                parameter.detach(), before[id(parameter)] * factors[name], rtol=1e-6, atol=0
+            )
