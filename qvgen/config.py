@@ -166,7 +166,8 @@ class DecayOptions:
         if self.phi_end != "decay" and (self.hold, self.decay_until, self.direction) != (0.0, 1.0, "small"):
             raise ValueError(
                 f"phi_end is {self.phi_end!r}: Phi stays whole to the end, so hold ({self.hold}), "
-                f"decay_until ({self.decay_until}) and direction ({self.direction!r}) would do nothing; leave them out"
+                f"decay_until ({self.decay_until}) and direction ({self.direction!r}) would do nothing; "
+                "leave them out"
             )
         if not self.refactor and self.direction != "small":
             raise ValueError(
