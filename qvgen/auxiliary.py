@@ -39,7 +39,7 @@ class Phi(nn.Module):
         return int(self.L.shape[1])
 
     def forward(self) -> Tensor:
-        """Dense [out, in] float32, under autocast too."""
+        """Dense [out, in] float32, under autocast too. The definition: layers add it inside Q(W)'s pass."""
         with torch.autocast(self.L.device.type, enabled=False):
             return (self.L * self.gamma) @ self.R
 

@@ -140,7 +140,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: cannot be read ({error.strerror}); is this a quantized checkpoint?"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of this library (no format {FORMAT!r})")
@@ -182,7 +182,7 @@ def _checked_config(header: Mapping[str, Any], folder: Path, expect: Mapping[str
     path = folder / CONFIG_NAME
     try:
         config = from_json(header["config"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(config, QuantConfig):
         raise ValueError(f"{path}: config is a {type(config).__name__}; expected a QuantConfig")

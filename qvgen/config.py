@@ -134,7 +134,8 @@ class DecayOptions:
         refactor: whether each stage starts with columns sorted by singular value again. Without
             it the order of the start decays.
         phi_end: ``decay``; ``drop``: whole to the last step, then removed at once; ``keep``: whole,
-            and the model cannot be converted (an ablation arm that reports its loss).
+            and the model cannot be converted (an ablation arm that reports its loss). The last two
+            do without ``hold``, ``decay_until`` and ``direction``.
     """
 
     rank: int = 32
@@ -162,6 +163,12 @@ class DecayOptions:
             )
         check_choice("refactor", self.refactor, (True, False))
         check_choice("phi_end", self.phi_end, ("decay", "drop", "keep"))
+        if self.phi_end != "decay" and (self.hold, self.decay_until, self.direction) != (0.0, 1.0, "small"):
+            raise ValueError(
+                f"phi_end is {self.phi_end!r}: Phi stays whole to the end, so hold ({self.hold}), "
+                f"decay_until ({self.decay_until}) and direction ({self.direction!r}) would do nothing; "
+                "leave them out"
+            )
         if not self.refactor and self.direction != "small":
             raise ValueError(
                 f"refactor is off but direction is {self.direction!r}: without sorting again, columns "
@@ -222,7 +229,7 @@ def from_json(data: Mapping[str, Any]) -> QuantConfig | QVGenConfig:
     values = {
         key: from_json(value) if isinstance(value, Mapping) else value
         for key, value in data.items()
-        if not key.startswith("_")
+        if key not in ("_type", "_version")
     }
     return from_mapping(_LOADABLE[cast(str, kind)], values)
 
@@ -258,8 +265,8 @@ def did_you_mean(given: str, allowed: Collection[str]) -> str:
 
 
 def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
+    """Raise ValueError unless ``value`` is one of ``allowed``, of its type too: 1 is not True."""
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
 
 

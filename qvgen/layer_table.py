@@ -118,7 +118,7 @@ def _transform(name: str, value: Any, path: Path) -> Transform:
 def _config(name: str, value: Any, path: Path) -> QuantConfig:
     try:
         config = from_json(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: layer {name}: {error}") from None
     if not isinstance(config, QuantConfig):
         raise ValueError(f"{path}: layer {name}: expected a QuantConfig, got {type(config).__name__}")

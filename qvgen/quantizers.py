@@ -139,7 +139,14 @@ class ClipContext:
         self.bucket: Tensor | None = None
 
     def set_timestep(self, timestep: Tensor) -> None:
-        """Take the diffusion timesteps, [B] or a scalar, in [0, 1000)."""
+        """Take the diffusion timesteps, [B] or a scalar, in [0, 1000); those outside count as the ends.
+
+        Raises:
+            ValueError: NaN or infinity; looked for where that costs no wait, on a CPU and not compiled.
+        """
+        checked = timestep.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checked and not bool(timestep.isfinite().all()):
+            raise ValueError("a timestep is NaN or infinite; clips are chosen by it")
         index = torch.floor(timestep.float().reshape(-1) * self.buckets / TIMESTEPS).long()
         self.bucket = index.clamp(0, self.buckets - 1)
 

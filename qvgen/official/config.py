@@ -51,6 +51,10 @@ class OfficialConfig:
         check_float("clip_ratio", self.clip_ratio, 0.0, 1.0, open_low=True)
         check_int("clip_entries", self.clip_entries, 1, 1000)
         check_choice("grad_scaling", self.grad_scaling, (True, False))
+        if self.gamma is not None and not isinstance(self.gamma, tuple | list):
+            raise ValueError(
+                f"gamma is {self.gamma!r}; expected a tuple with a number for each column of Phi"
+            )
         for factor in self.gamma or ():
             check_float("gamma", factor, 0.0, 1.0)
 

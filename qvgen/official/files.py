@@ -47,19 +47,22 @@ def build_transformer(folder: Path) -> nn.Module:
     """The diffusers transformer that ``config.json`` describes, with meaningless weights, float32.
 
     Raises:
-        ValueError: not JSON, or a class other than those the authors released.
+        ValueError: not JSON, a class other than those the authors released, or values it cannot take.
     """
     path = folder / MODEL_CONFIG_NAME
     try:
         description = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     name = description.get("_class_name") if isinstance(description, dict) else None
     if name not in MODEL_CLASSES:
         raise ValueError(f"{path}: _class_name is {name!r}; allowed: {', '.join(MODEL_CLASSES)}")
     import diffusers
 
-    model: nn.Module = getattr(diffusers, name).from_config(description)
+    try:
+        model: nn.Module = getattr(diffusers, name).from_config(description)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: describes no {name} ({type(error).__name__}: {error})") from error
     return model
 
 

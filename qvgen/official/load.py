@@ -37,10 +37,20 @@ def make_official_(model: nn.Module, released: ReleasedFile, config: OfficialCon
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         model.set_submodule(name, OfficialQuantLinear(linear, config, timestep, rank))
+    _check_scales(released, linears)
     _check_keys(model, released)
     _set_gamma(model, released, config)
     _fill(model, released, config)
     return model
+
+
+def _check_scales(released: ReleasedFile, linears: set[str]) -> None:
+    """Name what is missing where a layer has all of a quantized one but what marks it as one."""
+    for key in sorted(released.shapes):
+        parts = [key.rpartition(f".{part}")[0] for part in ("wquantizer.", "aquantizer.")]
+        name = next(filter(None, parts), key.removesuffix(".w") if key.endswith(".w") else "")
+        if name in linears and name not in released.quantized:
+            raise ValueError(f"{released.path}: has {key} but lacks {name}.wquantizer.scale")
 
 
 def _check_keys(model: nn.Module, released: ReleasedFile) -> None:

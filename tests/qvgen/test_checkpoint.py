@@ -114,6 +114,8 @@ def test_corruption_is_refused(saved: Path, make_model: Callable[[], nn.Module])
     assert f"{WEIGHTS_NAME}: cannot be read" in refusal(saved, make_model())
     (saved / CONFIG_NAME).write_text('{"format":')
     assert f"{CONFIG_NAME}: not valid JSON" in refusal(saved, make_model())
+    (saved / CONFIG_NAME).write_text('{"format":' * 100_000)
+    assert f"{CONFIG_NAME}: not valid JSON" in refusal(saved, make_model())
     (saved / CONFIG_NAME).unlink()
     assert f"{CONFIG_NAME}: cannot be read" in refusal(saved, make_model())
 

@@ -15,6 +15,15 @@ from qvgen.config import QuantConfig
 from qvgen.quantizers import ActivationQuantizer, ClipContext
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_timestep_that_is_no_number_is_refused(bad: float) -> None:
+    context = ClipContext(4)
+    with pytest.raises(ValueError, match="a timestep is NaN or infinite"):
+        context.set_timestep(torch.tensor([10.0, bad]))
+    context.set_timestep(torch.tensor([0.0, 999.9, 1500.0, -3.0]))
+    assert context.bucket is not None and context.bucket.tolist() == [0, 3, 3, 0]
+
+
 @pytest.mark.parametrize("buckets", [1, 2, 3, 7, 10, 49, 50, 333, 999, 1000])
 def test_every_timestep_has_its_bucket(buckets: int) -> None:
     context = ClipContext(buckets)

@@ -28,6 +28,9 @@ from qvgen.training.recipe import TrainRecipe
         ({"a_granularity": "channel"}, "a_granularity is 'channel'; allowed: 'token', 'tensor', 'group'"),
         ({"w_group_size": 1}, "w_group_size is 1"),
         ({"a_group_size": 0}, "a_group_size is 0"),
+        ({"learn_clip": 1}, "learn_clip is 1; allowed: True, False"),
+        ({"clip_first": 0.0}, "clip_first is 0.0; allowed: True, False"),
+        ({"w_symmetric": []}, r"w_symmetric is \[\]; allowed: True, False"),
         ({"w_symmetric": "yes"}, "w_symmetric is 'yes'; allowed: True, False"),
     ],
 )
@@ -111,3 +114,19 @@ def test_listing_methods_imports_no_torch() -> None:
         "qvgen.method.QVGen(w_bits=3, a_bits=3); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_unknown_keys_with_an_underscore_are_refused_too() -> None:
+    data = to_json(QuantConfig(w_bits=3, a_bits=3))
+    assert from_json(data) == QuantConfig(w_bits=3, a_bits=3)
+    with pytest.raises(ValueError, match="unknown key '_secret'"):
+        from_json({**data, "_secret": 1})
+
+
+@pytest.mark.parametrize("end", ["drop", "keep"])
+@pytest.mark.parametrize("option", [{"hold": 0.1}, {"decay_until": 0.5}, {"direction": "large"}])
+def test_options_of_a_decay_that_never_comes_are_refused(end: Any, option: dict[str, Any]) -> None:
+    quant = QuantConfig(w_bits=3, a_bits=3)
+    with pytest.raises(ValueError, match=f"phi_end is '{end}': Phi stays whole .* leave them out"):
+        QVGenConfig(quant=quant, phi_end=end, **option)
+    assert QVGenConfig(quant=quant, phi_end=end).phi_end == end

@@ -316,9 +316,9 @@ def test_adapters_are_floating_point(tmp_path: Path) -> None:
 
 def test_odd_layers_are_named(released: Path) -> None:
     tensors = load_file(released / WEIGHTS)
-    # without its scale a layer counts as unquantized: then it needs `weight`, and `w` is surplus
+    # the scale marks a layer as quantized: without it, what is missing is not its plain weight
     write(released, {n: t for n, t in tensors.items() if n != f"{LAYER}.wquantizer.scale"}, tiny())
-    assert f"lacks {LAYER}.bias (2 missing, 5 surplus" in message(released)
+    assert f"has {LAYER}.aquantizer.lower but lacks {LAYER}.wquantizer.scale" in message(released)
     write(released, {**tensors, "nowhere.wquantizer.scale": torch.ones(3, 1)}, tiny())
     assert "surplus key nowhere.wquantizer.scale: 'nowhere' is no linear" in message(released)
     write(released, {**tensors, f"{LAYER}.wquantizer.L": torch.zeros(32, 4)}, tiny())
@@ -346,8 +346,21 @@ def test_pickles_and_other_files_are_refused(released: Path) -> None:
     (released / "other").rename(released / WEIGHTS)
     (released / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     assert "_class_name is 'UNet2DModel'; allowed: CogVideoXTransformer3DModel, Wan" in message(released)
-    (released / "config.json").write_text("{")
-    assert "config.json: not valid JSON" in message(released)
+    for text in ("{", "[" * 100_000):
+        (released / "config.json").write_text(text)
+        assert "config.json: not valid JSON" in message(released)
+
+
+@pytest.mark.parametrize("wrong", [{"num_layers": "two"}, {"num_attention_heads": -1}, {"patch_size": None}])
+def test_a_description_of_no_model_is_an_error(wrong: dict[str, Any], released: Path) -> None:
+    description = json.loads((released / "config.json").read_text())
+    (released / "config.json").write_text(json.dumps({**description, **wrong}))
+    assert "config.json: describes no CogVideoXTransformer3DModel (" in message(released)
+
+
+def test_gamma_is_a_list_of_numbers() -> None:
+    with pytest.raises(ValueError, match=r"gamma is 1.0; expected a tuple with a number for each column"):
+        OfficialConfig(gamma=1.0)  # type: ignore[arg-type]
 
 
 def test_wan_keeps_its_time_embedder_in_float32(tmp_path: Path) -> None:

@@ -166,5 +166,7 @@ def test_refused_options() -> None:
         RankSchedule(rank=32, steps=50, hold=1.0)
     with pytest.raises(ValueError, match="annealing is 'quartic'; allowed: 'cosine', 'linear'"):
         RankSchedule(rank=32, steps=50, annealing="quartic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"refactor is 0\.0; allowed: True, False"):
+        RankSchedule(rank=32, steps=50, refactor=0.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="refactor is off but direction is 'large'"):
         RankSchedule(rank=32, steps=50, refactor=False, direction="large")
