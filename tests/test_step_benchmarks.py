@@ -96,7 +96,9 @@ def test_memory_in_small(tmp_path: Path) -> None:
     models = found["parts"]["weights"]["models"]
     four, three = models["wan_14b w4"], models["wan_14b w3"]
     assert four["quantized_weights"] == three["quantized_weights"]
-    assert three["packed_mb"] < four["packed_mb"] < four["bf16_of_quantized_mb"] / 2.5
+    saved_bits = 8e6 * (four["packed_mb"] - three["packed_mb"])
+    assert saved_bits == pytest.approx(four["quantized_weights"]), "one bit a weight; the rest is the same"
+    assert four["packed_mb"] < four["bf16_of_quantized_mb"]
     assert set(found["parts"]["denoise"]["calls"]) == {"w4a4", "w3a3", "w8a8"}
 
 
