@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from scipy import stats
 from evalharness.errors import UserError
 from evalharness.tinyworld.claims import repeat
 from evalharness.tinyworld.claims.runs import Run, Setting
+from tests.archives import unpack
 
 CLAIMS = Path(__file__).parents[2] / "results" / "claims"
 W3 = Setting(3, 3, "std")
@@ -101,8 +101,7 @@ def test_mistakes_are_named(tmp_path: Path, arguments: list[str], message: str) 
 def test_the_shipped_page_is_that_of_the_shipped_records(tmp_path: Path) -> None:
     finals: dict[str, dict[tuple[str, int, int], float]] = {}
     for name in ("main", "earlier"):
-        with tarfile.open(CLAIMS / name / "records.tar.gz") as archive:
-            archive.extractall(tmp_path / name, filter="data")
+        unpack(CLAIMS / name / "records.tar.gz", tmp_path / name)
         records = [json.loads(path.read_text()) for path in (tmp_path / name).glob("arms/*/record.json")]
         finals[name] = {(r["label"], r["w_bits"], r["seed"]): r["final"]["distill"] for r in records}
     folders = ",".join(f"{name}={tmp_path / name}" for name in finals)

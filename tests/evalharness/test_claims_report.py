@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from evalharness.tinyworld.claims.heat_map import _place, heat_maps
 from evalharness.tinyworld.claims.runs import Run, Setting, from_published, read_runs
 from qvgen.auxiliary import Phi
 from qvgen.training.measures import spectrum
+from tests.archives import unpack
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "tinyworld" / "training"
 T2 = 4.302652729911275  # 97.5 % point of Student's t with two degrees of freedom, from a table
@@ -384,8 +384,7 @@ def test_no_records_is_an_error(tmp_path: Path) -> None:
 def test_the_shipped_findings_are_those_of_the_shipped_records(tmp_path: Path, name: str) -> None:
     """Records of today's making or of an older one, without what was recorded later."""
     root = PUBLISHED.parents[2]
-    with tarfile.open(root / "results" / "claims" / name / "records.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(root / "results" / "claims" / name / "records.tar.gz", tmp_path)
     grid = read_grid(root / "configs" / f"claims-{name}.yaml")
     again, shipped = (
         json.loads(text, parse_float=lambda digits: round(float(digits), 9))
