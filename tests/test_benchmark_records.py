@@ -132,3 +132,10 @@ def test_rotation_on_a_gpu() -> None:
         shares = (times["quantize"] / times["linear"], found["added_ms"] / times["linear"])
         shown = [f"{times['linear']:.3f} ms", *(f"{100 * share:.0f} %" for share in shares)]
         assert row("benchmarks.md", name.replace("->", "to"))[:3] == shown
+
+
+def test_quantizing_after_training_on_a_cpu() -> None:
+    for name, found in record("ptq_cpu.json")["methods"].items():
+        first, again, target = row("benchmarks.md", f"`{name}`")
+        assert (first, again) == (f"{found['seconds']:.1f}", f"{found['seconds_calibrated']:.1f}")
+        assert target == ("" if found["target_s"] is None else f"{found['target_s']:.0f}")
