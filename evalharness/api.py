@@ -321,7 +321,12 @@ class Method(Protocol):
     def a_bits(self) -> int: ...
 
     def apply(self, model: nn.Module, ctx: MethodContext) -> nn.Module:
-        """Quantize ``model`` (may change it in place) and return it in eval mode."""
+        """Quantize ``model`` (may change it in place) and return it in eval mode.
+
+        Raises:
+            ValueError: a mistake of the user.
+            FloatingPointError: a training diverged, which is a result; it may be a ValueError as well.
+        """
         ...
 
     def save(self, model: nn.Module, folder: Path) -> None:

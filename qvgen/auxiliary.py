@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from qvgen.diverged import DivergedError
+
 Solver = Literal["auto", "svd", "gram"]
 FULL_SVD_SIDE = 512
 
@@ -104,14 +106,14 @@ def refactor_all_(phis: Sequence[Phi], kept: int) -> None:
     Layers of one shape go through one batched decomposition.
 
     Raises:
-        ValueError: NaN or infinity in a Phi: the training diverged, or its data holds some.
+        DivergedError: NaN or infinity in a Phi: the training diverged, or its data holds some.
     """
     for group in by_shape(phis):
         keep = min(kept, group[0].rank)
         lefts = torch.stack([phi.L[:, :keep] for phi in group])
         rights = torch.stack([phi.R[:keep] for phi in group])
         if not (torch.isfinite(lefts).all() and torch.isfinite(rights).all()):
-            raise ValueError(
+            raise DivergedError(
                 "training diverged: Phi holds NaN or infinity; lower lr_phi or lr_weights, or look for NaN "
                 "in the training data"
             )

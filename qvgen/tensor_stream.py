@@ -69,6 +69,6 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
                 if not all(isinstance(n, int) and n >= 0 for n in (first, last, *entry["shape"])):
                     raise ValueError("offsets and shapes must be whole numbers")
                 str(entry["dtype"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not valid safetensors ({error})") from None
     return header, 8 + length, size

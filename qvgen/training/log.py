@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qvgen.api import phis, quant_layers, refuse_bad_scales
+from qvgen.diverged import DivergedError
 from qvgen.schedule import StageState
 from qvgen.training.context import TrainContext
 from qvgen.training.measures import clip_ratios, layer_gradient_norms, layer_spectra, spectrum
@@ -73,7 +74,8 @@ class TrainLog:
         """Count one step; writes a line if one is due.
 
         Raises:
-            ValueError: the loss or the gradient norm is not finite, or a scale not positive.
+            DivergedError: the loss or the gradient norm is not finite.
+            ValueError: a scale is not positive.
         """
         self.sums += torch.stack(losses)
         self._count += 1
@@ -81,7 +83,7 @@ class TrainLog:
             return
         mean_loss, mean_norm = (self.sums / self._count).tolist()
         if not math.isfinite(mean_loss) or not math.isfinite(mean_norm):
-            raise ValueError(
+            raise DivergedError(
                 f"training diverged: loss {mean_loss} and gradient norm {mean_norm} in the steps up to "
                 f"{step + 1}; lower lr_scales or lr_weights, or train with precision fp32"
             )

@@ -36,8 +36,8 @@ def train_(
     Raises:
         ValueError: at once: a student of less than 32 bits, a schedule that does not fit the
             student's Phi or the recipe's steps, a saved state that is damaged or foreign, or a ``ctx``
-            or model that lacks what the recipe asks for. Later: the loss became NaN or infinite; the
-            message says what to change.
+            or model that lacks what the recipe asks for.
+        DivergedError: later: the loss became NaN or infinite; the message says what to change.
     """
     check_student(student, recipe, schedule)
     student.train()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from qvgen.api import quant_layers
 from qvgen.config import to_json
 from qvgen.contents import check_contents
+from qvgen.diverged import DivergedError
 from qvgen.files import atomic_path, remove_leftovers
 from qvgen.schedule import RankSchedule
 from qvgen.training.context import TrainContext, extras
@@ -153,7 +154,7 @@ class TrainState:
         """Write the state after ``step`` steps in place of an older one, whole or not at all.
 
         Raises:
-            ValueError: the training diverged.
+            DivergedError: the training diverged.
         """
         assert self.path is not None
         random = _random_state(self._ctx.device)
@@ -192,7 +193,7 @@ class TrainState:
         names = ["log/sums", *(f"model/{name}" for name, _ in self._student.named_parameters())]
         for name in names:
             if not bool(tensors[name].isfinite().all()):
-                raise ValueError(
+                raise DivergedError(
                     f"training diverged: {name.removeprefix('model/')} holds NaN or infinity after {step} "
                     "steps; lower lr_scales or lr_weights, or train with precision fp32"
                 )

@@ -9,5 +9,6 @@ The first trains every arm of the grid one after another in one process; several
 GPU, say) may share one output folder. The second compares trainings, the third the same trainings made
 more than once, the fourth the scores that ``evalharness run`` gave their checkpoints.
 
-No width axis: another width needs another full-precision model, which the package does not ship.
+Width is no axis of a grid: another width needs another full-precision model, which the package does not ship
+and ``arms --pipeline`` takes (``configs/claims-width.yaml``).
 """

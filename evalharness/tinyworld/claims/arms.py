@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import functools
 import logging
+import math
 import os
 import random
 import sys
@@ -45,7 +46,6 @@ from evalharness.models.tinyworld import PIPELINE
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
 from evalharness.store import TEMP_PREFIX, atomic_write_json, atomic_write_text, read_json, replace_folder
-from evalharness.tinyworld.claims.diverged import is_divergence, not_finite
 from evalharness.tinyworld.claims.grid import Arm, Grid, read_grid
 from evalharness.tinyworld.claims.lanes import run_lanes
 from evalharness.tinyworld.claims.runs import LOG_NAME, RECORD_NAME
@@ -275,13 +275,13 @@ def _train(arm: Arm, shared: Shared, out: Path, *, save: bool, lanes: int) -> No
         synchronize(shared.session.spec.device)
     except UserError:
         raise
-    except (ValueError, ArithmeticError) as failure:
-        if not is_divergence(failure):
-            raise UserError(f"{arm.cell.id}: {one_line(failure)}") from failure
+    except FloatingPointError as failure:
         error = one_line(failure)
+    except ValueError as failure:
+        raise UserError(f"{arm.cell.id}: {one_line(failure)}") from failure
     seconds = time.monotonic() - start
     final = None if module is None else shared.losses(module)
-    if final is not None and (error := not_finite(final)):
+    if final is not None and (error := _not_finite(final)):
         module, final = None, None
     if save and module is not None:
         _save(method, module, arm, shared, out)
@@ -289,6 +289,12 @@ def _train(arm: Arm, shared: Shared, out: Path, *, save: bool, lanes: int) -> No
     log.info("%s: %.1f s, %s", arm.cell.id, seconds, error or final)
     del module, context
     _free()
+
+
+def _not_finite(losses: Mapping[str, float]) -> str | None:
+    """What to record of a model that trained to the end and has no finite loss; None if all are."""
+    bad = [f"{name} {value}" for name, value in losses.items() if not math.isfinite(value)]
+    return f"training diverged: held-out {', '.join(bad)}" if bad else None
 
 
 def _write_record(folder: Path, arm: Arm, shared: Shared, **outcome: Any) -> None:
