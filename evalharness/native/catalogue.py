@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from evalharness.upstream.files import FILES
+
 __all__ = ["CATALOGUE", "Entry"]
 
 
@@ -45,111 +47,97 @@ class Entry:
     inside: str = ""
 
 
-_OPENAI = "https://openaipublic.azureedge.net/clip/models"
-_B32 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
-_L14 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+def _of_vbench(
+    file: str,
+    path: str,
+    renaming: str,
+    dimensions: tuple[str, ...],
+    *,
+    kind: str = "state_dict",
+    inside: str = "",
+) -> Entry:
+    """An entry whose original VBench uses too: where it is from stands in ``evalharness.upstream.files``."""
+    [known] = [each for each in FILES if each.path == path]
+    return Entry(
+        file=file,
+        original=path,
+        kind=kind,
+        renaming=renaming,
+        megabytes=known.megabytes,
+        sha256=known.sha256,
+        licence=known.licence,
+        source=known.url,
+        dimensions=dimensions,
+        inside=inside,
+    )
+
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
     {
-        "dino-vitb16": Entry(
-            file="dino_vitb16.safetensors",
-            original="dino_model/dino_vitbase16_pretrain.pth",
-            kind="state_dict",
-            renaming="as_is",
-            megabytes=343.0,
-            sha256="",
-            licence="Apache-2.0",
-            source="the DINO repository (facebookresearch/dino), ViT-B/16, backbone only",
-            dimensions=("subject_consistency",),
+        "dino-vitb16": _of_vbench(
+            "dino_vitb16.safetensors",
+            "dino_model/dino_vitbase16_pretrain.pth",
+            "as_is",
+            ("subject_consistency",),
         ),
-        "clip-vit-b32": Entry(
-            file="clip_vit_b32.safetensors",
-            original="clip_model/ViT-B-32.pt",
+        "clip-vit-b32": _of_vbench(
+            "clip_vit_b32.safetensors",
+            "clip_model/ViT-B-32.pt",
+            "clip",
+            ("background_consistency", "appearance_style"),
             kind="torchscript",
-            renaming="clip",
-            megabytes=354.0,
-            sha256=_B32,
-            licence="MIT",
-            source=f"{_OPENAI}/{_B32}/ViT-B-32.pt",
-            dimensions=("background_consistency", "appearance_style"),
         ),
-        "clip-vit-b32-text": Entry(
-            file="clip_vit_b32_text.safetensors",
-            original="clip_model/ViT-B-32.pt",
+        "clip-vit-b32-text": _of_vbench(
+            "clip_vit_b32_text.safetensors",
+            "clip_model/ViT-B-32.pt",
+            "clip_text",
+            ("appearance_style",),
             kind="torchscript",
-            renaming="clip_text",
-            megabytes=354.0,
-            sha256=_B32,
-            licence="MIT",
-            source=f"{_OPENAI}/{_B32}/ViT-B-32.pt",
-            dimensions=("appearance_style",),
         ),
-        "clip-vit-l14": Entry(
-            file="clip_vit_l14.safetensors",
-            original="clip_model/ViT-L-14.pt",
+        "clip-vit-l14": _of_vbench(
+            "clip_vit_l14.safetensors",
+            "clip_model/ViT-L-14.pt",
+            "clip",
+            ("aesthetic_quality",),
             kind="torchscript",
-            renaming="clip",
-            megabytes=933.0,
-            sha256=_L14,
-            licence="MIT",
-            source=f"{_OPENAI}/{_L14}/ViT-L-14.pt",
-            dimensions=("aesthetic_quality",),
         ),
-        "aesthetic-linear": Entry(
-            file="aesthetic_linear.safetensors",
-            original="aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
-            kind="state_dict",
-            renaming="as_is",
-            megabytes=0.004,
-            sha256="",
-            licence="MIT",
-            source="LAION's aesthetic-predictor repository, sa_0_4_vit_l_14_linear.pth",
-            dimensions=("aesthetic_quality",),
+        "aesthetic-linear": _of_vbench(
+            "aesthetic_linear.safetensors",
+            "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
+            "as_is",
+            ("aesthetic_quality",),
         ),
-        "raft-things": Entry(
-            file="raft_things.safetensors",
-            original="raft_model/models/raft-things.pth",
-            kind="state_dict",
-            renaming="raft",
-            megabytes=21.0,
-            sha256="",
-            licence="BSD-3-Clause",
-            source="the RAFT repository (princeton-vl/RAFT), models.zip, raft-things.pth",
-            dimensions=("dynamic_degree", "the static filter"),
+        "raft-things": _of_vbench(
+            "raft_things.safetensors",
+            "raft_model/models/raft-things.pth",
+            "raft",
+            ("dynamic_degree", "the static filter"),
         ),
-        "musiq-spaq": Entry(
-            file="musiq_spaq.safetensors",
-            original="pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
-            kind="state_dict",
-            renaming="musiq",
-            megabytes=109.0,
-            sha256="358bb6af",
-            licence="of pyiqa's file: non-commercial",
-            source="pyiqa's release on GitHub (chaofengc/IQA-PyTorch), musiq_spaq_ckpt-358bb6af.pth",
-            dimensions=("imaging_quality",),
+        "musiq-spaq": _of_vbench(
+            "musiq_spaq.safetensors",
+            "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
+            "musiq",
+            ("imaging_quality",),
         ),
-        "umt-l16": Entry(
-            file="umt_l16.safetensors",
-            original="umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",
-            kind="state_dict",
-            renaming="umt",
-            megabytes=1214.0,
-            sha256="",
-            licence="not stated with the file",
-            source="OpenGVLab/VBench_Used_Models on Hugging Face, l16_ptk710_ftk710_ftk400_f16_res224.pth",
-            dimensions=("human_action",),
+        "umt-l16": _of_vbench(
+            "umt_l16.safetensors",
+            "umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",
+            "umt",
+            ("human_action",),
         ),
-        "viclip-l14": Entry(
-            file="viclip_l14.safetensors",
-            original="ViCLIP/ViClip-InternVid-10M-FLT.pth",
-            kind="state_dict",
+        "viclip-l14": _of_vbench(
+            "viclip_l14.safetensors",
+            "ViCLIP/ViClip-InternVid-10M-FLT.pth",
+            "viclip",
+            ("overall_consistency", "temporal_style"),
             inside="model",
-            renaming="viclip",
-            megabytes=1711.0,
-            sha256="",
-            licence="MIT",
-            source="OpenGVLab/ViCLIP on Hugging Face, ViClip-InternVid-10M-FLT.pth",
-            dimensions=("overall_consistency", "temporal_style"),
+        ),
+        "clip-bpe": _of_vbench(
+            "clip_bpe.safetensors",
+            "ViCLIP/bpe_simple_vocab_16e6.txt.gz",
+            "as_is",
+            ("appearance_style", "overall_consistency", "temporal_style"),
+            kind="bytes",
         ),
         "alexnet": Entry(
             file="alexnet.safetensors",
@@ -172,17 +160,6 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             licence="BSD-2-Clause",
             source="the package lpips 0.1.4 (PyPI), lpips/weights/v0.1/alex.pth",
             dimensions=("divergence: LPIPS",),
-        ),
-        "clip-bpe": Entry(
-            file="clip_bpe.safetensors",
-            original="ViCLIP/bpe_simple_vocab_16e6.txt.gz",
-            kind="bytes",
-            renaming="as_is",
-            megabytes=1.4,
-            sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
-            licence="MIT",
-            source="the CLIP repository (openai/CLIP), clip/bpe_simple_vocab_16e6.txt.gz",
-            dimensions=("appearance_style", "overall_consistency", "temporal_style"),
         ),
     }
 )

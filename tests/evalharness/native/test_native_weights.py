@@ -15,6 +15,7 @@ from evalharness.native.catalogue import CATALOGUE, Entry
 from evalharness.native.likeness import FrameLikeness
 from evalharness.native.raft import Raft
 from evalharness.native.vit import ClipImage
+from tests.evalharness.native.openai_names import OPENAI
 
 SMALL = {"width": 64, "depth": 2, "heads": 2, "patch": 32, "embedding": 24}
 
@@ -91,18 +92,6 @@ class Named(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
-
-
-OPENAI = (
-    ("blocks.", "transformer.resblocks."),
-    ("attn.qkv.weight", "attn.in_proj_weight"),
-    ("attn.qkv.bias", "attn.in_proj_bias"),
-    ("attn.proj", "attn.out_proj"),
-    ("mlp.fc1", "mlp.c_fc"),
-    ("mlp.fc2", "mlp.c_proj"),
-    ("norm1", "ln_1"),
-    ("norm2", "ln_2"),
-)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -31,6 +31,7 @@ from evalharness.native.temporal_flickering import TemporalFlickering, steadines
 from evalharness.native.vit import ClipImage, Dino
 from evalharness.native.weights import store
 from evalharness.video import decode_video, encode_video
+from tests.evalharness.native.openai_names import transformers_blocks
 
 Clip = Callable[..., np.ndarray]
 SAMPLE = Sample(prompt=Prompt(id="0000", text="", dimensions=()), index=0, seed=0)
@@ -226,15 +227,7 @@ def transformers_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     for end in ("weight", "bias"):
         renamed[f"vision_model.pre_layrnorm.{end}"] = state[f"ln_pre.{end}"]
         renamed[f"vision_model.post_layernorm.{end}"] = state[f"ln_post.{end}"]
-        for i in range(2):
-            to, of = f"vision_model.encoder.layers.{i}", f"blocks.{i}"
-            for letter, part in zip("qkv", state[f"{of}.attn.qkv.{end}"].chunk(3), strict=True):
-                renamed[f"{to}.self_attn.{letter}_proj.{end}"] = part
-            renamed[f"{to}.self_attn.out_proj.{end}"] = state[f"{of}.attn.proj.{end}"]
-            for n in (1, 2):
-                renamed[f"{to}.layer_norm{n}.{end}"] = state[f"{of}.norm{n}.{end}"]
-                renamed[f"{to}.mlp.fc{n}.{end}"] = state[f"{of}.mlp.fc{n}.{end}"]
-    return renamed
+    return renamed | transformers_blocks(state, "vision_model", 2)
 
 
 # --- aesthetic quality

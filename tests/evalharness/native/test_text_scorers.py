@@ -30,6 +30,7 @@ from evalharness.native.umt import Umt, position_table
 from evalharness.native.viclip import ViClip, ViClipVideo
 from evalharness.native.vit import ClipImage
 from evalharness.native.weights import store
+from tests.evalharness.native.openai_names import OPENAI, transformers_blocks
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -140,15 +141,7 @@ def text_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
     for end in ("weight", "bias"):
         renamed[f"text_model.final_layer_norm.{end}"] = state[f"ln_final.{end}"]
-        for i in range(2):
-            to, of = f"text_model.encoder.layers.{i}", f"blocks.{i}"
-            for letter, part in zip("qkv", state[f"{of}.attn.qkv.{end}"].chunk(3), strict=True):
-                renamed[f"{to}.self_attn.{letter}_proj.{end}"] = part
-            renamed[f"{to}.self_attn.out_proj.{end}"] = state[f"{of}.attn.proj.{end}"]
-            for n in (1, 2):
-                renamed[f"{to}.layer_norm{n}.{end}"] = state[f"{of}.norm{n}.{end}"]
-                renamed[f"{to}.mlp.fc{n}.{end}"] = state[f"{of}.mlp.fc{n}.{end}"]
-    return renamed
+    return renamed | transformers_blocks(state, "text_model", 2)
 
 
 def test_umt_equals_videomae_with_its_positions(fill: Callable[..., nn.Module]) -> None:
@@ -383,23 +376,11 @@ def test_published_forms_become_ours(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert torch.equal(ours["blocks.1.attn.qkv.bias"][128:], state["blocks.1.attn.v_bias"])
 
 
-THEIRS = (
-    ("blocks.", "transformer.resblocks."),
-    ("attn.qkv.weight", "attn.in_proj_weight"),
-    ("attn.qkv.bias", "attn.in_proj_bias"),
-    ("attn.proj", "attn.out_proj"),
-    ("mlp.fc1", "mlp.c_fc"),
-    ("mlp.fc2", "mlp.c_proj"),
-    ("norm1", "ln_1"),
-    ("norm2", "ln_2"),
-)
-
-
 def published(module: nn.Module) -> dict[str, torch.Tensor]:
     state = {}
     for key, tensor in module.state_dict().items():
         value = tensor[:, :, None] if key == "conv1.weight" else tensor
-        for ours, theirs in THEIRS:
+        for ours, theirs in OPENAI:
             key = key.replace(ours, theirs)
         state[key] = value
     return state
