@@ -145,3 +145,10 @@ def test_the_peak_is_that_of_the_packed_model(tmp_path: Path) -> None:
     assert found["disk"] > 40e6
     assert found["tensors"] == pytest.approx(found["disk"], rel=0.02)
     assert found["host_peak"] < 1.2 * found["disk"]
+
+
+def test_a_header_too_deep_to_read_is_one_line(tmp_path: Path) -> None:
+    header = b'{"a": ' + b"[" * 100_000
+    (tmp_path / "deep.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"deep\.safetensors: not valid safetensors"):
+        tensor_names(tmp_path / "deep.safetensors")
