@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from baselines.calibration import Solver, Statistics
 from baselines.gptq_solver import gptq_codes
-from qvgen.api import finish_, quantizable_names
+from qvgen.api import finish_, linears_of, module_names, put_, quantizable_names
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import dequantize, weight_codes
 from qvgen.quantizers import activation_fake_quant, initial_scale
@@ -126,7 +126,10 @@ def chosen_layers(model: nn.Module, skip: Collection[str], spared: str = "") -> 
         ValueError: nothing is left, or a weight holds NaN or infinity (its layer is named).
     """
     names = quantizable_names(model, skip)
-    kept = tuple(name for name in names if not spared or not re.search(spared, name))
+    if spared:  # a shared linear is spared by any of its names, as it is skipped by any
+        places = {known[0]: known for known in linears_of(model).values()}
+        names = [name for name in names if not any(re.search(spared, place) for place in places[name])]
+    kept = tuple(names)
     if not kept:
         raise ValueError(f"nothing to quantize: the method spares every linear that matches {spared!r}")
     check_weights(model, kept)
@@ -159,11 +162,12 @@ def replace_layers_(
     ctx: TrainContext,
     what: str,
 ) -> nn.Module:
-    """Put a finished layer in the place of each linear, group by group; then finish the model.
+    """Put a finished layer in every place of each linear, group by group; then finish the model.
 
     Raises:
         ValueError: from ``build``, with the first layer of the group named.
     """
+    places = module_names(model)
     for index in ctx.track(range(len(groups)), what):
         names = groups[index]
         linears = [model.get_submodule(name) for name in names]
@@ -171,8 +175,8 @@ def replace_layers_(
             layers = build(names, [linear for linear in linears if isinstance(linear, nn.Linear)])
         except ValueError as error:
             raise ValueError(f"layer {names[0]}: {error}") from None
-        for name, layer in zip(names, layers, strict=True):
-            model.set_submodule(name, layer)
+        for linear, layer in zip(linears, layers, strict=True):
+            put_(model, places[linear], layer)
     return finish_(model, config)
 
 
