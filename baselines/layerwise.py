@@ -145,6 +145,22 @@ def check_weights(model: nn.Module, names: Sequence[str]) -> None:
             raise ValueError(f"layer {name}: a weight to quantize holds NaN or infinity; the model is broken")
 
 
+def spread_out(names: Sequence[str], count: int) -> list[str]:
+    """``count`` of ``names`` (all, if they are fewer) in their order, from all parts and of all kinds.
+
+    Every n-th name would be no choice: transformers repeat the same six or ten linears in each block,
+    and a step that shares a factor with that period never meets some kinds. Multiples of the golden
+    ratio, modulo 1, fall evenly on the whole and on every period of it.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    chosen: set[int] = set()
+    number = 0
+    while len(chosen) < min(count, len(names)):
+        chosen.add(int(len(names) * ((number + 0.5) * golden % 1)))
+        number += 1
+    return [names[index] for index in sorted(chosen)]
+
+
 def input_groups(statistics: Mapping[str, Statistics]) -> list[list[str]]:
     """Layers that read the same tensor together (q, k and v), in order of appearance."""
     groups: dict[str, list[str]] = {}
