@@ -110,12 +110,19 @@ def positive_scale(scale: Tensor) -> Tensor:
 
 
 def fit_groups(config: QuantConfig, channels: int) -> QuantConfig:
-    """``config`` with groups that fill a row: the largest divisor of ``channels`` up to the wanted size."""
+    """``config`` with groups that fill a row: the largest divisor of ``channels`` up to the wanted size.
+
+    Where that is 1 (a large prime) a group is the whole row.
+    """
     changed: dict[str, Any] = {}
     for side in ("w", "a"):
         wanted = getattr(config, f"{side}_group_size")
         if getattr(config, f"{side}_granularity") == "group" and channels % wanted:
-            changed[f"{side}_group_size"] = _largest_divisor(channels, wanted)
+            fitting = _largest_divisor(channels, wanted)
+            if fitting > 1:
+                changed[f"{side}_group_size"] = fitting
+            else:
+                changed[f"{side}_granularity"] = {"w": "channel", "a": "token"}[side]
     return dataclasses.replace(config, **changed)
 
 
