@@ -38,7 +38,7 @@ def gptq_codes(
         zero_point: of the shape of ``scale``.
         q_max: largest code, 2^b - 1.
         act_order: whether columns with a large diagonal are rounded first.
-        damping: share of the mean diagonal that is added to it.
+        damping: share of the mean diagonal, over the inputs that were seen, that is added to it.
         block: columns whose error is spread to the rest in one matrix product.
 
     Returns:
@@ -85,7 +85,9 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     if not torch.isfinite(exact).all():
         raise ValueError("the Hessian of the calibration data holds NaN or infinity")
     diagonal = exact.diagonal()
-    diagonal[diagonal == 0] = 1.0
+    dead = diagonal == 0
+    # The mean of the others, not the public code's 1: the damping must not depend on the unit of H.
+    diagonal[dead] = diagonal[~dead].mean() if bool((~dead).any()) else 1.0
     step = damping * float(diagonal.mean())
     for attempt in range(_TRIES):
         damped = exact + torch.eye(len(exact), device=exact.device, dtype=exact.dtype) * (

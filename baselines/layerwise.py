@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from baselines.calibration import Solver, Statistics
 from baselines.gptq_solver import gptq_codes
-from qvgen.api import finish_, quantizable_names
+from qvgen.api import finish_, linears_of, module_names, put_, quantizable_names
 from qvgen.config import QuantConfig
 from qvgen.fake_quant import dequantize, weight_codes
 from qvgen.quantizers import activation_fake_quant, initial_scale
@@ -110,12 +110,19 @@ def positive_scale(scale: Tensor) -> Tensor:
 
 
 def fit_groups(config: QuantConfig, channels: int) -> QuantConfig:
-    """``config`` with groups that fill a row: the largest divisor of ``channels`` up to the wanted size."""
+    """``config`` with groups that fill a row: the largest divisor of ``channels`` up to the wanted size.
+
+    Where that is 1 (a large prime) a group is the whole row.
+    """
     changed: dict[str, Any] = {}
     for side in ("w", "a"):
         wanted = getattr(config, f"{side}_group_size")
         if getattr(config, f"{side}_granularity") == "group" and channels % wanted:
-            changed[f"{side}_group_size"] = _largest_divisor(channels, wanted)
+            fitting = _largest_divisor(channels, wanted)
+            if fitting > 1:
+                changed[f"{side}_group_size"] = fitting
+            else:
+                changed[f"{side}_granularity"] = {"w": "channel", "a": "token"}[side]
     return dataclasses.replace(config, **changed)
 
 
@@ -126,7 +133,10 @@ def chosen_layers(model: nn.Module, skip: Collection[str], spared: str = "") -> 
         ValueError: nothing is left, or a weight holds NaN or infinity (its layer is named).
     """
     names = quantizable_names(model, skip)
-    kept = tuple(name for name in names if not spared or not re.search(spared, name))
+    if spared:  # a shared linear is spared by any of its names, as it is skipped by any
+        places = {known[0]: known for known in linears_of(model).values()}
+        names = [name for name in names if not any(re.search(spared, place) for place in places[name])]
+    kept = tuple(names)
     if not kept:
         raise ValueError(f"nothing to quantize: the method spares every linear that matches {spared!r}")
     check_weights(model, kept)
@@ -140,6 +150,22 @@ def check_weights(model: nn.Module, names: Sequence[str]) -> None:
         assert isinstance(weight, Tensor)
         if not torch.isfinite(weight).all():
             raise ValueError(f"layer {name}: a weight to quantize holds NaN or infinity; the model is broken")
+
+
+def spread_out(names: Sequence[str], count: int) -> list[str]:
+    """``count`` of ``names`` (all, if they are fewer) in their order, from all parts and of all kinds.
+
+    Every n-th name would be no choice: transformers repeat the same six or ten linears in each block,
+    and a step that shares a factor with that period never meets some kinds. Multiples of the golden
+    ratio, modulo 1, fall evenly on the whole and on every period of it.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    chosen: set[int] = set()
+    number = 0
+    while len(chosen) < min(count, len(names)):
+        chosen.add(int(len(names) * ((number + 0.5) * golden % 1)))
+        number += 1
+    return [names[index] for index in sorted(chosen)]
 
 
 def input_groups(statistics: Mapping[str, Statistics]) -> list[list[str]]:
@@ -159,11 +185,12 @@ def replace_layers_(
     ctx: TrainContext,
     what: str,
 ) -> nn.Module:
-    """Put a finished layer in the place of each linear, group by group; then finish the model.
+    """Put a finished layer in every place of each linear, group by group; then finish the model.
 
     Raises:
         ValueError: from ``build``, with the first layer of the group named.
     """
+    places = module_names(model)
     for index in ctx.track(range(len(groups)), what):
         names = groups[index]
         linears = [model.get_submodule(name) for name in names]
@@ -171,8 +198,8 @@ def replace_layers_(
             layers = build(names, [linear for linear in linears if isinstance(linear, nn.Linear)])
         except ValueError as error:
             raise ValueError(f"layer {names[0]}: {error}") from None
-        for name, layer in zip(names, layers, strict=True):
-            model.set_submodule(name, layer)
+        for linear, layer in zip(linears, layers, strict=True):
+            put_(model, places[linear], layer)
     return finish_(model, config)
 
 

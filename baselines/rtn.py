@@ -113,7 +113,7 @@ class RTNStatic(RTN):
     name: ClassVar[str] = "rtn-static"
     summary: ClassVar[str] = "round to nearest, one calibrated activation range a layer: the worst case"
     needs: ClassVar[str] = "calibration"
-    adapted: ClassVar[str] = ""
+    adapted: ClassVar[str] = "extremes of all calibration inputs, no moving average"
 
     range: RangeInit = "minmax"
     activations: Literal["token", "static"] = "static"

@@ -44,7 +44,7 @@ class ViDiTQ(TwoModes):
         promoted: share of the layers that mixed precision keeps at 8 bits (author mode).
         double_quant: reproduce the public code, which rounds the balanced weight, rotates the
             rounded one and rounds again over the largest range of all three.
-        sweep_layers: layers, evenly spaced, that alpha is judged on.
+        sweep_layers: layers that alpha is judged on, of all kinds and depths; see ``spread_out``.
     """
 
     name: ClassVar[str] = "viditq"
@@ -107,11 +107,12 @@ class ViDiTQ(TwoModes):
         ctx: TrainContext,
     ) -> float:
         from baselines.balancing import balanced_error
+        from baselines.layerwise import spread_out
 
         if self.alpha is not None or self.mode == "author":
             return AUTHOR_ALPHA if self.alpha is None else self.alpha
         config = replace(self.quant_config(), range_init="minmax")
-        judged = names[:: -(-len(names) // self.sweep_layers)]
+        judged = spread_out(names, self.sweep_layers)
         errors: dict[float, float] = {}
         for index in ctx.track(range(len(ALPHAS)), f"{self.name} alpha"):
             alpha = ALPHAS[index]

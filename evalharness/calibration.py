@@ -118,7 +118,7 @@ class Collector:
         try:
             for name in self.needs.layers:
                 layer = self._transformer.get_submodule(name)
-                handles.append(layer.register_forward_pre_hook(self._hook(name)))
+                handles.append(layer.register_forward_pre_hook(self._hook(name), with_kwargs=True))
             yield
         finally:
             for handle in handles:
@@ -163,12 +163,12 @@ class Collector:
         timestep = kwargs.get("timestep")
         self._last = None
         if timestep is not None and self.needs.buckets > 1:
-            first = float(timestep.reshape(-1)[0])
+            first = float(timestep.reshape(-1)[0] if hasattr(timestep, "reshape") else timestep)
             self._bucket = min(int(first * self.needs.buckets / TIMESTEPS), self.needs.buckets - 1)
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._see(name, args[0])
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            self._see(name, args[0] if args else kwargs["input"])
 
         return hook
 
@@ -209,7 +209,7 @@ class Collector:
             gram=torch.zeros(width, width, device=device) if self.needs.hessian else None,
             total=torch.zeros(width, device=device),
             gram_rows=0,
-            rows=rows[:0],
+            rows=rows.new_empty(0, width),  # not rows[:0], which would keep the whole input alive
             priority=torch.zeros(0),
             low=torch.zeros(width, device=device),
             high=torch.zeros(width, device=device),

@@ -149,7 +149,7 @@ def executed_as(model: nn.Module) -> str | None:
 
 
 def count_cost(model: nn.Module) -> Cost:
-    """Count what ``model`` stores. A parameter that two modules share counts once."""
+    """Count what ``model`` stores. A parameter or a module in two places counts once."""
     from torch import nn
 
     linear_weights = linear_bits = described_weights = described_bits = 0
@@ -198,12 +198,16 @@ def count_macs(model: nn.Module, call: Callable[[], object]) -> StepMacs:
     return counted
 
 
-def _walk(module: nn.Module, whole: type[Any]) -> Iterator[nn.Module]:
-    """The module and those within it, but nothing within one of the kind ``whole``."""
+def _walk(module: nn.Module, whole: type[Any], known: set[nn.Module] | None = None) -> Iterator[nn.Module]:
+    """The module and those within it, each once, but nothing within one of the kind ``whole``."""
+    known = set() if known is None else known
+    if module in known:  # in a second place: stored once, and its hook sees every call
+        return
+    known.add(module)
     yield module
     if not isinstance(module, whole):
         for child in module.children():
-            yield from _walk(child, whole)
+            yield from _walk(child, whole, known)
 
 
 def _described(module: nn.Module) -> Described | None:

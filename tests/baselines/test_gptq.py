@@ -97,6 +97,23 @@ def test_inputs_that_were_never_seen_are_rounded_to_nearest() -> None:
     assert torch.equal(all_dead.codes, nearest.codes)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_unseen_inputs_leave_the_codes_of_the_others_alone_in_any_unit(unit: float) -> None:
+    """Damping is a share of what was seen: the definition on the seen columns alone gives the same codes."""
+    weight, x = problem()
+    seen = [c for c in range(20) if c not in (3, 11)]
+    x[:, [3, 11]] = 0
+    hessian = x.T @ x / len(x) * unit
+    scale = (weight.amax(1, keepdim=True) - weight.amin(1, keepdim=True)) / 7
+    zero = (-weight.amin(1, keepdim=True) / scale).round()
+    found = gptq_codes(weight, hessian, scale, zero, 7, damping=0.05)[:, seen]
+    wide = [np.repeat(t.double().numpy(), len(seen), axis=1) for t in (scale, zero)]
+    part = hessian.numpy()[np.ix_(seen, seen)]
+    order = np.argsort(-np.diag(part), kind="stable")
+    wanted = by_obq(weight.numpy()[:, seen], part, *wide, 7, order, 0.05)
+    np.testing.assert_array_equal(found.numpy(), wanted)
+
+
 def test_a_singular_hessian_is_damped_until_it_serves() -> None:
     weight, _ = problem()
     one = torch.randn(1, 20)

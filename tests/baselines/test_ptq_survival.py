@@ -13,9 +13,11 @@ from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
 from baselines.gptq import GPTQ
+from baselines.layerwise import chosen_layers
 from baselines.rtn import RTN, RTNStatic
 from baselines.svdquant import SVDQuant
 from baselines.viditq import ViDiTQ
+from evalharness.cost import count_cost, count_macs
 from qvgen.linear import FrozenQuantLinear
 from qvgen.method import QuantMethod
 from tests.baselines.ptq import LAYERS, Context, distance, inputs, make_block, sample
@@ -77,6 +79,44 @@ def test_constant_inputs(name: str) -> None:
         wanted = reference(x)
         assert float((done(x) - wanted).abs().max()) < 0.02 * float(wanted.abs().max())
         assert torch.isfinite(done(inputs(1))).all()
+
+
+class Twice(nn.Module):
+    """One linear under two names, in two parents, around another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.ModuleDict(), nn.ModuleDict()
+        self.first["shared"] = self.second["shared"] = nn.Linear(24, 24)
+        self.middle = nn.Linear(24, 24)
+
+    def forward(self, x: Tensor, timestep: Tensor | None = None) -> Tensor:
+        out: Tensor = self.second["shared"](torch.tanh(self.middle(self.first["shared"](x))))
+        return out
+
+
+@every_method
+def test_a_linear_in_two_places_is_quantized_in_both_and_counted_once(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = Twice()
+    reference = copy.deepcopy(model)
+    done = METHODS[name]().apply(model, Context(copy.deepcopy(model), sample))
+    assert done.first["shared"] is done.second["shared"]  # type: ignore[index]
+    assert [n for n, _ in finished_layers(done)] == ["first.shared", "middle"]
+    assert not [n for n, m in done.named_modules() if type(m) is nn.Linear]
+    assert distance(done, reference) < (0.05 if name == "static" else 1e-3)
+    assert count_cost(done).linear_weights == 2 * 24 * 24
+    low = {bits: n for bits, n in count_macs(done, lambda: done(inputs(0))).linear.items() if bits == (8, 8)}
+    assert low == {(8, 8): 3 * 80 * 24 * 24}
+
+
+def test_what_authors_spare_is_spared_under_any_of_its_names() -> None:
+    model = Twice()
+    assert chosen_layers(model, (), r"^second\.") == ("middle",)
+    assert chosen_layers(model, (), r"^nothing") == ("first.shared", "middle")
+    with pytest.raises(ValueError, match="spares every linear"):
+        chosen_layers(model, (), r"shared|middle")
 
 
 @every_method

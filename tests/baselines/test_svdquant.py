@@ -168,6 +168,22 @@ def test_author_mode_shifts_what_comes_from_gelu() -> None:
     assert (found - wanted).square().sum() < 0.02 * wanted.square().sum()
 
 
+@pytest.mark.parametrize("width", [1, 97])
+def test_a_row_that_no_group_divides_is_one_group(width: int, tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(width, 12), torch.nn.Tanh(), torch.nn.Linear(12, 4))
+    method = SVDQuant(w_bits=8, a_bits=8, prompts=1, rank=4, mode="author")
+    context = Context(copy.deepcopy(model), lambda module, number: module(torch.randn(40, width)))
+    x, fresh = torch.randn(20, width), copy.deepcopy(model)
+    with torch.no_grad():
+        wanted = model(x)
+        done = method.apply(model, context)
+        assert (done(x) - wanted).square().sum() < 1e-3 * wanted.square().sum()
+    config = dict(finished_layers(done))["0"].inner.config  # type: ignore[union-attr]
+    assert (config.w_granularity, config.a_granularity) == ("channel", "token")
+    method.save(done, tmp_path)
+    assert torch.equal(method.load(fresh, tmp_path)(x), done(x))
+
+
 def test_gptq_sees_the_shifted_and_smoothed_inputs() -> None:
     from types import SimpleNamespace
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.balancing import balance, balanced_error, channel_mask, rounded_twice
+from baselines.layerwise import spread_out
 from baselines.mixed_precision import promoted_layers
 from baselines.viditq import ALPHAS, AUTHOR_ALPHA, BalanceOptions, ViDiTQ
 from qvgen.api import frozen_layers
@@ -109,6 +110,28 @@ def test_the_swept_alpha_is_the_best_of_the_nine() -> None:
     mask = channel_mask(block.up.weight, found["up"], options(best))
     assert chosen is not None
     torch.testing.assert_close(chosen.abs(), mask)
+
+
+COGVIDEOX = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
+WAN = (*COGVIDEOX[:4], *(f"attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")), "up", "down")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "blocks"), [(COGVIDEOX, 5), (COGVIDEOX, 30), (COGVIDEOX, 42), (WAN, 30), (WAN, 40)]
+)
+def test_alpha_is_judged_on_all_kinds_of_layers_and_all_depths(kinds: tuple[str, ...], blocks: int) -> None:
+    names = [f"blocks.{block}.{kind}" for block in range(blocks) for kind in kinds]
+    judged = spread_out(names, 24)
+    assert len(judged) == len(set(judged)) == 24 and judged == [n for n in names if n in judged]
+    share = 24 / len(kinds)
+    counts = np.array([sum(n.endswith("." + kind) for n in judged) for kind in kinds])
+    assert counts.min() >= share / 2 and counts.max() <= 1.5 * share
+    assert len({n.split(".")[1] for n in judged}) >= min(blocks, 20)
+
+
+def test_fewer_layers_than_wanted_are_all_judged() -> None:
+    assert [spread_out("abc", count) for count in (3, 24)] == [["a", "b", "c"]] * 2
+    assert len(spread_out("abc", 1)) == 1
 
 
 def test_it_beats_rounding_and_gptq_adds_to_it() -> None:

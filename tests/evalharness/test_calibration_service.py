@@ -130,6 +130,40 @@ def test_hessian_rows_of_a_call_are_limited() -> None:
     torch.testing.assert_close(found, rows.T @ rows / 2)
 
 
+def test_an_input_given_by_name_and_a_plain_timestep_count_too() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_q = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, timestep: float) -> Tensor:
+            out: Tensor = self.to_q(input=x)
+            return out
+
+    model, x = Named(), torch.randn(2, 5, 6)
+
+    def sampler() -> Iterator[int]:
+        model(x, timestep=600.0)
+        yield 0
+
+    found = calibrate(model, sampler(), Needs(layers=("to_q",), prompts=1), 0, track)["to_q"]
+    wanted = np.zeros((4, 6), np.float32)
+    wanted[2] = np.abs(x.numpy().reshape(-1, 6)).max(0)
+    np.testing.assert_array_equal(found.absmax, wanted)
+
+
+@pytest.mark.parametrize("rows", [0, 40])
+def test_nothing_kept_holds_on_to_a_whole_input(rows: int) -> None:
+    """At 30,000 tokens a view of the first input would be 100 MB a layer."""
+    torch.manual_seed(0)
+    model = Attention()
+    found = calibrate(model, runs(model), Needs(prompts=1, rows=rows, hessian=False), 0, track)
+    for statistics in found.values():
+        kept = statistics.rows
+        assert kept.shape == (rows, kept.shape[1])
+        assert kept.untyped_storage().nbytes() == 4 * rows * kept.shape[1]
+
+
 def test_nan_names_the_first_layer_in_order_of_execution() -> None:
     model = Attention()
     with pytest.raises(ValueError, match=r"layer to_q holds NaN or infinity \(prompt 1\)"):

@@ -135,6 +135,21 @@ def test_a_shared_weight_is_stored_once_and_runs_twice() -> None:
     assert count_macs(model, lambda: model(torch.randn(5, 4))).linear == {(16, 16): 2 * 5 * 16}
 
 
+def test_a_module_in_two_places_is_stored_once_and_runs_twice() -> None:
+    shared = nn.Linear(4, 4, bias=False)
+    model = nn.Sequential(nn.Sequential(shared), nn.Sequential(shared))
+    assert count_cost(model).total_bits == 16 * 16
+    assert count_macs(model, lambda: model(torch.randn(5, 4))).linear == {(16, 16): 2 * 5 * 16}
+    low = nn.Sequential(nn.Sequential(Low()), nn.Linear(16, 8, bias=False))
+    low.append(low[0])
+    cost = count_cost(low)
+    assert (cost.described_weights, cost.described_bits) == (128, 512 + 512 + 768)
+    assert count_macs(low, lambda: low(torch.randn(5, 8))).linear == {
+        (4, 6): 2 * 5 * 128,
+        (16, 16): 2 * 5 * 48 + 5 * 128,
+    }
+
+
 def test_transposed_convolution_against_a_dense_matrix() -> None:
     layer = nn.ConvTranspose1d(2, 3, kernel_size=4, stride=2, bias=False)
     x = torch.randn(1, 2, 5)
