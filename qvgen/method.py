@@ -121,7 +121,7 @@ class TrainedMethod(QuantMethod):
         QuantMethod.__post_init__(self)
 
     def expected(self) -> dict[str, Any]:
-        # Tells fair from author mode, in checkpoints of every age. Slots leave super() without its class here.
+        # Tells fair from author mode in checkpoints of every age. Slots leave super() without its class.
         return QuantMethod.expected(self) | {"a_range": self.quant_config().a_range}
 
 
