@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ class Adapter(nn.Module):
 
     Scale-aware learning rate: EfficientDM gives A and B of a layer the rate ``eta * unit``, unit being
     the layer's mean weight step. Here the trained tensors are A / unit and B / unit, all at the rate
-    eta. AdamW's step does not depend on the size of gradients, so both are the same thing (but for its
-    epsilon and the clipping of gradients), and one optimiser group serves all layers.
+    eta, and their gradients are those of A and B. So AdamW's moments, its epsilon and the clipping of
+    the gradient norm see what they see in EfficientDM, and one optimiser group serves all layers.
 
     Args:
         shape: [out, in] of the weight.
@@ -46,8 +47,27 @@ class Adapter(nn.Module):
         self.register_buffer("unit", torch.tensor(unit, device=device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``W + B A``, [out, in], in the dtype of ``weight``."""
-        return weight + ((self.B * self.unit) @ (self.A * self.unit)).to(weight.dtype)
+        """``W + B A``, [out, in], in the dtype of ``weight``; never under autocast, as in ``convert_``."""
+        with torch.autocast(weight.device.type, enabled=False):
+            low_rank = _in_units(self.B, self.unit) @ _in_units(self.A, self.unit)
+        return weight + low_rank.to(weight.dtype)
+
+
+class _InUnits(torch.autograd.Function):
+    """``stored * unit``, whose gradient goes to ``stored`` as it is: that of A or B, not of A / unit."""
+
+    @staticmethod
+    def forward(ctx: Any, stored: Tensor, unit: Tensor) -> Tensor:
+        return stored * unit
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _in_units(stored: Tensor, unit: Tensor) -> Tensor:
+    product: Tensor = _InUnits.apply(stored, unit)  # type: ignore[no-untyped-call]
+    return product
 
 
 def attach_adapters_(model: nn.Module, rank: int, seed: int, *, scale_aware: bool) -> None:

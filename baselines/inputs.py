@@ -6,6 +6,7 @@ moments by timestep of the very batches that are trained on, also where there is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -57,6 +58,9 @@ class InputStats:
             getattr(self, name).index_add_(0, bucket, values.double().sum(1))
         self.low, self.high = torch.minimum(self.low, rows.min()), torch.maximum(self.high, rows.max())
         stride = max(1, rows.numel() // SAMPLES_PER_CALL)
+        # Else some channels would never be looked at, and the large ones are few.
+        while math.gcd(stride, x.shape[-1]) > 1:
+            stride += 1
         self.samples.append((rows[:, ::stride], bucket))
 
     def mean_abs(self) -> float:

@@ -51,11 +51,14 @@ def start_normalised_(model: nn.Module, stats: Mapping[str, InputStats], timeste
     for name, quantizer in static_quantizers(model).items():
         found = stats[name]
         shift, scale = found.moments()
-        if name not in timestep_aware:
+        if name in timestep_aware:
+            scale = torch.where(scale > 0, scale, 1.0)  # a constant input
+            sample = found.sample(shift, scale)
+            low, high = sample.min(), sample.max()
+        else:
             shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
-        scale = torch.where(scale > 0, scale, 1.0)  # a constant input
-        sample = found.sample(shift, scale)
-        quantizer.start_(*_searched(sample, sample.min(), sample.max(), quantizer.q_max))
+            sample, low, high = found.sample(), found.low, found.high
+        quantizer.start_(*_searched(sample, low, high, quantizer.q_max))
         quantizer.normalise_(shift, scale)
 
 

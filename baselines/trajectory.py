@@ -38,6 +38,7 @@ class _OtherBatches:
         self.state_folder: Path | None = extras(ctx).state_folder
         self.rewind_log = extras(ctx).rewind_log
         self.validation_batches = extras(ctx).validation_batches
+        self.sample_videos = extras(ctx).sample_videos
 
     def batches(self, batch_size: int) -> Iterator[Any]:
         return self._draw(batch_size)

@@ -120,6 +120,10 @@ class TrainedMethod(QuantMethod):
         object.__setattr__(self, "recipe", from_mapping(TrainRecipe, given, "recipe"))
         QuantMethod.__post_init__(self)
 
+    def expected(self) -> dict[str, Any]:
+        # Tells fair from author mode in checkpoints of every age. Slots leave super() without its class.
+        return QuantMethod.expected(self) | {"a_range": self.quant_config().a_range}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KDQAT(TrainedMethod):
@@ -166,8 +170,7 @@ class KDQAT(TrainedMethod):
     def expected(self) -> dict[str, Any]:
         usual = KDQAT(w_bits=self.w_bits, a_bits=self.a_bits)
         chosen = {name: getattr(self, name) for name in _QUANTIZERS}
-        # Slots leave super() without its class here.
-        return QuantMethod.expected(self) | {k: v for k, v in chosen.items() if v != getattr(usual, k)}
+        return TrainedMethod.expected(self) | {k: v for k, v in chosen.items() if v != getattr(usual, k)}
 
     def training_config(self) -> QuantConfig | QVGenConfig:
         """What is trained: the quantizers, and Phi where there is one."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from baselines.inputs import InputStats, observe_inputs
+from baselines.inputs import SAMPLES_PER_CALL, InputStats, observe_inputs
 from baselines.static_steps import (
     UNSEEN_STEP,
     start_lsq_,
@@ -170,6 +170,17 @@ def test_statistics_are_numpys() -> None:
     assert torch.equal(stats.sample(), x.flatten())
 
 
+@pytest.mark.parametrize("shape", [(2, 204, 240), (8, 204, 240), (2, 3, 24576), (1, 2048, 160)])
+def test_the_sample_looks_at_every_channel(shape: tuple[int, int, int]) -> None:
+    """Few channels of a transformer are large; a stride that divides their number would miss them."""
+    x = torch.arange(shape[-1], dtype=torch.float32).expand(shape)
+    stats = InputStats.empty(1, CPU)
+    stats.add(x, torch.zeros(shape[0], dtype=torch.long))
+    assert len(stats.sample().unique()) > 0.25 * shape[-1]
+    assert len(stats.sample()) <= max(2 * SAMPLES_PER_CALL, shape[0])
+    assert float(stats.sample().mean()) == pytest.approx(float(x.mean()), rel=0.05)
+
+
 def one_layer(
     symmetric: bool = True, buckets: int = 1, bits: int = 3
 ) -> tuple[nn.Module, StaticActivationQuantizer]:
@@ -197,6 +208,18 @@ def test_the_search_beats_the_extremes_on_heavy_tails() -> None:
     error = (static_fake_quant(x, widest, -low / widest, 7) - x).abs().pow(2.4).sum()
     assert (quantizer(x) - x).abs().pow(2.4).sum() < 0.9 * error
     assert quantizer.scale().item() < widest.item()
+
+
+def test_what_is_not_normalised_starts_as_the_search_does() -> None:
+    """The widest candidate spans all values, also those that the sample left out."""
+    x = torch.rand(2, 9, 7, generator=torch.Generator().manual_seed(5))
+    stats = stats_of(x, torch.zeros(2, dtype=torch.long), 1)
+    stats.high = torch.tensor(1.25)  # of a value that was not kept
+    for start in (start_search_, lambda model, found: start_normalised_(model, found, set())):
+        model, quantizer = one_layer(symmetric=False, bits=8)
+        start(model, {"0": stats})
+        shrink = quantizer.scale().item() * 255 / 1.25
+        assert round(shrink * 100) == pytest.approx(shrink * 100, abs=1e-3)  # one of 1.00, 0.99, ...
 
 
 @pytest.mark.parametrize("value", [0.0, 2.5, -2.5])

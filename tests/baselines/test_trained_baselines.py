@@ -18,9 +18,11 @@ from baselines.efficientdm import EfficientDM
 from baselines.lsq import LSQ
 from baselines.qdm import QDM
 from baselines.rtn import RTN
+from baselines.trajectory import along_trajectory
 from qvgen.api import convert_, frozen_layers, quant_layers, quantize_
 from qvgen.config import QuantConfig
 from qvgen.method import TrainedMethod
+from qvgen.training.context import Extras
 from qvgen.training.optim import parameter_groups
 from qvgen.training.recipe import TrainRecipe
 
@@ -207,21 +209,38 @@ def test_the_adapter_starts_as_nothing_and_alone_is_trained(make_block: Make) ->
     assert not model.norm.weight.requires_grad and not model.up.bias.requires_grad
 
 
-def test_scale_aware_rate_is_a_rate_for_each_layer() -> None:
-    """AdamW on A / unit and B / unit at eta is AdamW on A and B at eta * unit."""
+@pytest.mark.parametrize("size", [1.0, 1e-9])
+def test_scale_aware_rate_is_a_rate_for_each_layer(size: float) -> None:
+    """AdamW on A / unit and B / unit at eta is AdamW on A and B at eta * unit, its epsilon included."""
     unit, eta, shape = 0.037, 0.01, (6, 5)
     adapter = Adapter(shape, 2, unit, torch.Generator().manual_seed(0), torch.device("cpu")).double()
     a = nn.Parameter((adapter.A * adapter.unit).detach().clone())
     b = nn.Parameter(torch.zeros(6, 2, dtype=torch.float64))
-    ours = torch.optim.AdamW(adapter.parameters(), lr=eta, eps=1e-30, weight_decay=0.0)
-    theirs = torch.optim.AdamW([a, b], lr=eta * float(adapter.unit), eps=1e-30, weight_decay=0.0)
+    ours = torch.optim.AdamW(adapter.parameters(), lr=eta, eps=1e-8, weight_decay=0.0)
+    theirs = torch.optim.AdamW([a, b], lr=eta * float(adapter.unit), eps=1e-8, weight_decay=0.0)
     weight, target = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for _ in range(5):
         for optimizer, product in ((ours, lambda: adapter(weight)), (theirs, lambda: weight + b @ a)):
             optimizer.zero_grad()
-            (product() - target).square().sum().backward()
+            (size * (product() - target).square().sum()).backward()
             optimizer.step()
+        # What the clipping of the global norm sees is the same too.
+        for stored, plain in ((adapter.A, a), (adapter.B, b)):
+            torch.testing.assert_close(stored.grad, plain.grad, atol=0.0, rtol=1e-7)
     torch.testing.assert_close(adapter(weight), weight + b @ a, atol=1e-9, rtol=1e-7)
+    assert not torch.equal(b, torch.zeros_like(b))
+
+
+def test_the_adapter_is_multiplied_out_in_float32_under_autocast() -> None:
+    """As ``convert_`` does after training, or another weight would be stored than the trained one."""
+    adapter = Adapter((6, 5), 2, 0.5, torch.Generator().manual_seed(0), torch.device("cpu"))
+    nn.init.normal_(adapter.B, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = adapter(weight)
+    assert inside.dtype == torch.float32
+    by_hand = weight.double() + 0.25 * adapter.B.double() @ adapter.A.double()
+    torch.testing.assert_close(inside.double(), by_hand, atol=1e-6, rtol=1e-6)
 
 
 def test_weights_norms_and_biases_stay_frozen(make_block: Make, make_context: Any) -> None:
@@ -252,6 +271,43 @@ def test_author_mode_trains_on_the_trajectory_where_there_is_one(make_block: Mak
     assert without.drawn > 0
     with pytest.raises(AssertionError, match="data asked for"):
         dataclasses.replace(method, data="clips").apply(make_block(), Sampling(make_block()))
+
+
+def test_a_trajectory_keeps_the_other_members_of_the_context(make_block: Make, make_context: Any) -> None:
+    """As ``Extras`` lists them: a recipe that samples videos is no error in author mode."""
+
+    class Sampling(type(make_context(make_block()))):  # type: ignore[misc]
+        seen: list[int]
+
+        def trajectories(self, batch_size: int) -> Iterator[Any]:
+            return super().batches(batch_size)
+
+        def validation_batches(self, batch_size: int) -> Iterator[Any]:
+            return super().batches(batch_size)
+
+        def sample_videos(self, transformer: nn.Module, step: int) -> None:
+            self.seen.append(step)
+
+    ctx = Sampling(make_block())
+    ctx.seen = []
+    recipe = {"steps": 4, "batch_size": 4, "sample_every": 2, "validate_every": 4, "log_every": 4}
+    EfficientDM(w_bits=4, a_bits=4, mode="author", recipe=recipe).apply(make_block(), ctx)
+    assert ctx.seen == [2, 4] and "val_loss" in ctx.records[0]
+    assert set(Extras.__slots__) <= set(vars(along_trajectory(ctx)))
+
+
+@pytest.mark.parametrize("cls", [LSQ, QDM, EfficientDM])
+def test_a_checkpoint_of_the_other_mode_is_refused(
+    cls: type[TrainedMethod], make_block: Make, make_context: Any, tmp_path: Path
+) -> None:
+    fair, author = (cls(w_bits=4, a_bits=4, mode=m, recipe={"steps": 1}) for m in ("fair", "author"))  # type: ignore[call-arg]
+    for made, other, kind in ((fair, author, "dynamic"), (author, fair, "static")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        made.save(made.apply(make_block(), make_context(make_block())), folder)
+        made.load(make_block(), folder)
+        with pytest.raises(ValueError, match=f"has a_range '{kind}'"):
+            other.load(make_block(), folder)
 
 
 def test_a_killed_author_training_resumes_to_the_same_codes(
