@@ -139,3 +139,15 @@ def test_quantizing_after_training_on_a_cpu() -> None:
         first, again, target = row("benchmarks.md", f"`{name}`")
         assert (first, again) == (f"{found['seconds']:.1f}", f"{found['seconds_calibrated']:.1f}")
         assert target == ("" if found["target_s"] is None else f"{found['target_s']:.0f}")
+
+
+@pytest.mark.parametrize("method", ["viditq", "svdquant"])
+def test_calibrating_and_quantizing_at_full_size(method: str) -> None:
+    found = record("ptq_time-h100.json")["parts"][method]
+    seconds = {name: phase["seconds"] for name, phase in found["phases"].items()}
+    peak = max(phase["peak_gb"] for phase in found["phases"].values())
+    total, calibration, rest, shown_peak, target = row("benchmarks.md", f"`{method}`, CogVideoX-2B")
+    assert found["complete"] and found["groups_done"] == found["groups"]
+    assert total == f"{sum(seconds.values()):.1f}" and calibration == f"{seconds.pop('calibration'):.1f}"
+    assert rest == f"{sum(seconds.values()):.1f}" and shown_peak == f"{peak:.1f}"
+    assert float(target) == found["ratios"]["target_s"] > found["ratios"]["seconds"]
