@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,16 @@ def test_calibrating_and_quantizing_at_full_size(method: str) -> None:
     assert total == f"{sum(seconds.values()):.1f}" and calibration == f"{seconds.pop('calibration'):.1f}"
     assert rest == f"{sum(seconds.values()):.1f}" and shown_peak == f"{peak:.1f}"
     assert float(target) == found["ratios"]["target_s"] > found["ratios"]["seconds"]
+
+
+def test_the_calibrated_half_of_the_full_table() -> None:
+    results = json.loads((ROOT / "results" / "tinyworld" / "calibrated" / "results.json").read_text())
+    rows = {(r["method"], r["w_bits"], r["a_bits"]): r["minus_reference"] for r in results["pooled"]}
+    widths = [(8, 8), (4, 8), (4, 6), (4, 4), (3, 3), (2, 2)]
+    for method in ("svdquant", "viditq", "gptq", "rtn", "rtn-minmax", "rtn-static"):
+        shown = [
+            [float(x) for x in re.findall(r"-?[\d.]+", cell)] for cell in row("methods/README.md", method)
+        ]
+        for cell, width in zip(shown, widths, strict=True):
+            found = rows[method, *width]
+            assert cell == pytest.approx([100 * found[key] for key in ("value", "lo", "hi")], abs=0.0501)
