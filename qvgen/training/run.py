@@ -10,8 +10,11 @@ from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.schedule import RankSchedule
 from qvgen.training.context import TrainContext
-from qvgen.training.loop import train_
+from qvgen.training.loop import train_, train_and_end_
+from qvgen.training.parallel import world_size
 from qvgen.training.recipe import TrainRecipe
+from qvgen.training.sharding import check_shared, convert_sharded_
+from qvgen.training.start import quantize_by_layers_
 
 
 def quantize_and_train_(
@@ -23,6 +26,9 @@ def quantize_and_train_(
 ) -> nn.Module:
     """Quantize, train and convert ``model`` in place; float32 while training, its own dtype after.
 
+    Several processes take ``model`` from where it is, on the device or the host, block by block: no device
+    ever holds all of it in float32 unless ``prepare`` asks for it.
+
     Args:
         model: full precision.
         config: the quantizers.
@@ -33,12 +39,17 @@ def quantize_and_train_(
     Raises:
         ValueError: as ``quantize_`` and ``train_``.
     """
+    check_shared(recipe)
     dtype = next(model.parameters()).dtype
+    schedule = RankSchedule.of(config, recipe.steps) if isinstance(config, QVGenConfig) else None
+    if prepare is None and world_size() > 1:
+        quantize_by_layers_(model, config, ctx.skip_layers, ctx.device)
+        train_and_end_(
+            model, recipe, ctx, schedule, lambda trained: convert_sharded_(trained, model, ctx.device, dtype)
+        )
+        return model
     quantize_(nn.Module.float(model), config, ctx.skip_layers)
     if prepare is not None:
         prepare(model)
-    schedule = None
-    if isinstance(config, QVGenConfig):
-        schedule = RankSchedule.of(config, recipe.steps)
     train_(model, recipe, ctx, schedule=schedule)
     return nn.Module.to(convert_(model), dtype)

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT_VERSION = 2
@@ -30,7 +30,7 @@ def write_state(header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
         OSError: the system's, which ``save_file`` hides: a full disk shall be known as one.
     """
     text = json.dumps({"version": FORMAT_VERSION, **header})
-    metadata = {_HEADER: text, _CHECKSUM: checksum(text, tensors)}
+    metadata = {_HEADER: text, _CHECKSUM: checksum(text, tensors, tensors.__getitem__)}
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
@@ -40,29 +40,52 @@ def write_state(header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
-    """Header, tensors, and whether both are what was written.
+class StateFile:
+    """A file of ``write_state`` that is open for reading, tensor by tensor.
+
+    Attributes:
+        header: as written.
+        names: of the tensors.
 
     Raises:
         ValueError: not a file of ``write_state``, or a header that lacks something.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        text = metadata[_HEADER]
-        header = json.loads(text)
-        tensors = load_file(path)
-    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
-        raise unreadable(path, str(error) or type(error).__name__) from error
-    if not isinstance(header, dict):
-        raise unreadable(path, "its header is no mapping")
-    if header.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path} is of another version of this program; delete it to start anew")
-    _check_kinds(path, header, _KINDS)
-    _check_kinds(path, header["log"], _LOG_KINDS)
-    if not all(isinstance(kind, str) for kind in header["random"]):
-        raise unreadable(path, "its random states have no names")
-    return header, tensors, metadata.get(_CHECKSUM) == checksum(text, tensors)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            metadata = self._file.metadata() or {}
+            self._text, self._checksum = metadata[_HEADER], metadata.get(_CHECKSUM)
+            header = json.loads(self._text)
+            self.names = set(self._file.keys())
+        except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
+            raise unreadable(path, str(error) or type(error).__name__) from error
+        if not isinstance(header, dict):
+            raise unreadable(path, "its header is no mapping")
+        if header.get("version") != FORMAT_VERSION:
+            raise ValueError(f"{path} is of another version of this program; delete it to start anew")
+        _check_kinds(path, header, _KINDS)
+        _check_kinds(path, header["log"], _LOG_KINDS)
+        if not all(isinstance(kind, str) for kind in header["random"]):
+            raise unreadable(path, "its random states have no names")
+        self.header: dict[str, Any] = header
+
+    def tensor(self, name: str) -> Tensor:
+        """One of ``names``, on the CPU.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise unreadable(self.path, str(error)) from error
+        return tensor
+
+    def intact(self) -> bool:
+        """Whether header and tensors are what was written; reads all of them."""
+        return self._checksum == checksum(self._text, self.names, self.tensor)
 
 
 def _check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
@@ -74,11 +97,11 @@ def _check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]
             raise unreadable(path, f"its {key} is {value!r}, below zero")
 
 
-def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+def checksum(text: str, names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
     """Of the header's text and of every tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        hash_tensor(digest, name, tensors[name])
+    for name in sorted(names):
+        hash_tensor(digest, name, tensor(name))
     return digest.hexdigest()
 
 
