@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RESTING_GROUP = "weights"
 _ELEMENTS_AT_ONCE = 1 << 26
+_PINNED_AT_ONCE = 1 << 30  # bytes; torch rounds pinned memory up to powers of two
+_ALIGNED = 512
 
 
 class HostMomentsAdamW(torch.optim.AdamW):
@@ -22,6 +24,27 @@ class HostMomentsAdamW(torch.optim.AdamW):
     ``on_device`` makes of it what AdamW would have. A step takes parts of about 2^26 numbers; the
     next part's moments travel while one is worked on, and those of the last part travel back.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def rest_for(self, local: Tensor) -> Tensor:
+        """Memory of the host, pinned where ``local`` is on CUDA, for what ``local`` holds."""
+        if not local.is_cuda:
+            return torch.empty_like(local)
+        size = local.numel() * local.element_size()
+        if self._used + size > self._chunk.numel():
+            self._chunk = torch.empty(max(size, _PINNED_AT_ONCE), dtype=torch.uint8, pin_memory=True)
+            self._used = 0
+        taken = self._chunk[self._used : self._used + size].view(local.dtype).view(local.shape)
+        self._used += -(-size // _ALIGNED) * _ALIGNED
+        return taken
+
+    def at_rest(self, value: Tensor) -> Tensor:
+        """The reverse of ``on_device``: a plain tensor of the host with the shard of ``value``."""
+        return self.rest_for(_local(value)).copy_(_local(value))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -88,7 +111,7 @@ class _Travel:
         if self.cuda:
             self._work.wait_stream(self._in)
 
-    def take_back(self, optimizer: torch.optim.Optimizer, part: Sequence[nn.Parameter]) -> None:
+    def take_back(self, optimizer: HostMomentsAdamW, part: Sequence[nn.Parameter]) -> None:
         """Copy the moments of ``part`` to the host once the work so far is done."""
         if self.cuda:
             self._out.wait_stream(self._work)
@@ -98,7 +121,7 @@ class _Travel:
                 value = _local(state[key])
                 rest = state.get(f"rest_{key}")
                 if rest is None:
-                    rest = torch.empty(value.shape, dtype=value.dtype, pin_memory=self.cuda)
+                    rest = optimizer.rest_for(value)
                 if self.cuda:
                     with torch.cuda.stream(self._out):
                         rest.copy_(value, non_blocking=True)
@@ -138,13 +161,6 @@ def on_device(parameter: Tensor, value: Tensor) -> Tensor:
         value, parameter.device_mesh, parameter.placements, run_check=False,
         shape=parameter.shape, stride=parameter.stride(),
     )  # fmt: skip
-
-
-def at_rest(value: Tensor) -> Tensor:
-    """The reverse of ``on_device``: a plain tensor of the host with the shard of ``value``."""
-    local = _local(value)
-    rest = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-    return rest.copy_(local)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ class TrainRecipe:
             it would pull a logarithm or logit to 0, which means nothing.
         warmup: share of the steps in which the learning rate rises linearly.
         grad_clip: largest global gradient norm.
+        skip_bad_steps: steps in a row that may be left out because their loss or gradient is not finite,
+            as one bad clip makes it; one more ends the training. 0: the first one does. Otherwise each
+            step waits for the device.
         loss: ``distill``: mean squared error to the full-precision teacher's output; ``task``: to
             the training target of the model itself; ``distill+task``: the first plus
             ``task_weight`` times the second.
@@ -75,6 +78,7 @@ class TrainRecipe:
     weight_decay: float = 1e-4
     warmup: float = 0.1
     grad_clip: float = 1.0
+    skip_bad_steps: int = 0
     loss: Loss = "distill"
     task_weight: float = 1.0
     precision: Precision = "fp32"
@@ -96,7 +100,8 @@ class TrainRecipe:
         check_int("batch_size", self.batch_size, 1, 10**6)
         check_int("accumulate", self.accumulate, 1, 10**6)
         check_int("log_every", self.log_every, 1, 10**9)
-        for name in ("log_layers_every", "validate_every", "sample_every", "save_every"):
+        counts = ("log_layers_every", "validate_every", "sample_every", "save_every", "skip_bad_steps")
+        for name in counts:
             check_int(name, getattr(self, name), 0, 10**9)
         check_float("save_every_s", self.save_every_s, 0.0, math.inf, open_high=True)
         check_float("task_weight", self.task_weight, 0.0, math.inf, open_high=True)
@@ -123,8 +128,9 @@ class TrainRecipe:
             raise ValueError("checkpointing_keeps says nothing without gradient_checkpointing: true")
         if self.compile != "off" and self.teacher == "host":
             raise ValueError("teacher: host does not go with compile, which fixes addresses; use sharded")
-        if self.compile == "graph" and self.offload != "off":
-            raise ValueError("offload does not go with compile: graph; use compile: default")
+        for name, usual in (("offload", "off"), ("skip_bad_steps", 0)):
+            if self.compile == "graph" and getattr(self, name) != usual:
+                raise ValueError(f"{name} does not go with compile: graph; use compile: default")
 
     def lr_factor(self, step: int) -> float:
         """Factor of every learning rate at ``step``: linear warm-up, then cosine to zero."""

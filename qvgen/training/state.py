@@ -28,7 +28,7 @@ from qvgen.files import atomic_path, remove_leftovers
 from qvgen.schedule import RankSchedule
 from qvgen.training.background import Background
 from qvgen.training.context import TrainContext, extras
-from qvgen.training.host_moments import MOMENTS, at_rest, on_device
+from qvgen.training.host_moments import MOMENTS, HostMomentsAdamW, on_device
 from qvgen.training.log import TrainLog
 from qvgen.training.optim import parameter_groups, resting_moments
 from qvgen.training.parallel import agreed, assign_, rank, text_from_first, whole, world_size
@@ -37,9 +37,9 @@ from qvgen.training.state_file import StateFile, hash_tensor, unreadable, write_
 
 STATE_NAME = "train_state.safetensors"
 _SHARE_OF_TIME = 0.05  # of a training that timed saving may take: a large model's state is large
-# Fields of the recipe that change where and when, and no number.
+# Fields of the recipe that say where and when, and change no number of a training that does not diverge.
 _NO_PART_OF_IDENTITY = (
-    "save_every", "save_every_s", "save_async", "checkpointing_keeps", "teacher", "offload"
+    "save_every", "save_every_s", "save_async", "checkpointing_keeps", "teacher", "offload", "skip_bad_steps",
 )  # fmt: skip
 
 
@@ -135,16 +135,18 @@ class TrainState:
 
         for name, tensor in _model_tensors(self._student).items():
             fill(tensor, f"model/{name}")
-        resting = resting_moments(self._optimizer)
+        optimizer = self._optimizer
+        resting = resting_moments(optimizer)
         for parameter in self._trained():
             name = self._names[id(parameter)]
             if f"step/{name}" not in header["names"]:  # it had no gradient so far
                 continue
             state = {key: fill(torch.zeros_like(parameter), f"{key}/{name}") for key in MOMENTS}
             if id(parameter) in resting:
-                state = {key: at_rest(value) for key, value in state.items()}
+                assert isinstance(optimizer, HostMomentsAdamW)
+                state = {key: optimizer.at_rest(value) for key, value in state.items()}
             step = torch.zeros((), device=parameter.device)
-            self._optimizer.state[parameter] = {"step": fill(step, f"step/{name}"), **state}
+            optimizer.state[parameter] = {"step": fill(step, f"step/{name}"), **state}
         fill(self._log.sums, "log/sums")
         self._log.restore(header["log"])
         now = _random_state(self._ctx.device)

@@ -54,7 +54,7 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = safe_open(path, framework="pt")
+            self._file: Any = safe_open(path, framework="pt")
             metadata = self._file.metadata() or {}
             self._text, self._checksum = metadata[_HEADER], metadata.get(_CHECKSUM)
             header = json.loads(self._text)

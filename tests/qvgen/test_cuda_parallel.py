@@ -31,6 +31,7 @@ def test_a_start_by_blocks_is_that_of_the_whole_model(found: dict[str, Any]) -> 
             assert differing == [], name
         assert all(".phi." in tensor for tensor in differing), name
     assert found["ends"] == []
+    assert found["bad"] == {"steps": [[1, None], [2, None], [4, 1]], "finite": True}
 
 
 def test_no_gpu_holds_more_than_its_shard_and_some_blocks(found: dict[str, Any]) -> None:
@@ -44,9 +45,9 @@ def test_no_gpu_holds_more_than_its_shard_and_some_blocks(found: dict[str, Any])
 def test_each_option_trains_alike(name: str, found: dict[str, Any]) -> None:
     """As far as the GPU's kernels repeat themselves; losses of the same weights are the same."""
     plain, other = found["trainings"]["plain"], found["trainings"][name]
-    assert len(plain["log"]) == len(other["log"]) == 6
+    assert len(plain["log"]) == len(other["log"]) == 4
     assert other["log"][0]["loss"] == pytest.approx(plain["log"][0]["loss"], rel=1e-5)
     for ours, theirs in zip(other["log"], plain["log"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
     if name == "all":
-        assert other["saved"] == 4
+        assert other["saved"] == 2
