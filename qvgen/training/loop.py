@@ -12,12 +12,13 @@ from qvgen.schedule import RankSchedule
 from qvgen.training.checkpointing import set_gradient_checkpointing
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.decay import RankDecay
+from qvgen.training.identity import training_identity
 from qvgen.training.log import TrainLog, TrainResult
 from qvgen.training.optim import build_optimizer, set_learning_rate
 from qvgen.training.parallel import share
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.sharding import check_shared, shard, unshard_
-from qvgen.training.state import TrainState, training_identity
+from qvgen.training.state import TrainState
 from qvgen.training.step import build_step
 from qvgen.training.teacher import place_teacher_
 from qvgen.training.validation import Validation

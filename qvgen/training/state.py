@@ -8,39 +8,31 @@ saved step: contexts promise the same ones at every call.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from qvgen.api import quant_layers
-from qvgen.config import to_json
 from qvgen.contents import check_contents
 from qvgen.diverged import DivergedError
 from qvgen.files import atomic_path, remove_leftovers
-from qvgen.schedule import RankSchedule
 from qvgen.training.background import Background
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.host_moments import MOMENTS, HostMomentsAdamW, on_device
 from qvgen.training.log import TrainLog
-from qvgen.training.optim import parameter_groups, resting_moments
+from qvgen.training.optim import resting_moments
 from qvgen.training.parallel import agreed, assign_, rank, text_from_first, whole, world_size
 from qvgen.training.recipe import TrainRecipe
-from qvgen.training.state_file import StateFile, hash_tensor, unreadable, write_state
+from qvgen.training.state_file import StateFile, unreadable, write_state
 
 STATE_NAME = "train_state.safetensors"
 _SHARE_OF_TIME = 0.05  # of a training that timed saving may take: a large model's state is large
-# Fields of the recipe that say where and when, and change no number of a training that does not diverge.
-_NO_PART_OF_IDENTITY = (
-    "save_every", "save_every_s", "save_async", "checkpointing_keeps", "teacher", "offload", "skip_bad_steps",
-)  # fmt: skip
 
 
 class TrainState:
@@ -75,11 +67,11 @@ class TrainState:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Wait for a state that is being written; its error is raised unless there is another one."""
-        try:
-            self._background.wait()
-        except BaseException:
-            if kind is None:
-                raise
+        if kind is None:
+            self._by_first(self._background.wait)
+        else:
+            with contextlib.suppress(BaseException):
+                self._background.wait()
 
     def restore(self) -> int:
         """Take over a saved state if there is one; returns the step to go on with, else 0.
@@ -121,8 +113,6 @@ class TrainState:
         file = StateFile(self.path)
         self._refuse_foreign(file.header["identity"])
         self._check_tensors(file)
-        if not file.intact():
-            raise unreadable(self.path, "altered since it was written: its checksum differs")
         return file
 
     @torch.no_grad()
@@ -155,7 +145,7 @@ class TrainState:
             self._random[kind] = sent.cpu()
 
     def _check_tensors(self, file: StateFile) -> None:
-        """Exactly the tensors that this training has, and a step that lies within it."""
+        """Exactly the tensors that this training has, as they were written, and a step within it."""
         header = file.header
         if not 0 < header["step"] < self._recipe.steps:
             raise unreadable(self.path, f"step {header['step']} of {self._recipe.steps}")
@@ -170,15 +160,11 @@ class TrainState:
         for kind in {"cpu", *header["random"]}:  # one of another kind of device is carried, not used
             name = f"random/{kind}"
             wanted[name] = now.get(kind, file.tensor(name) if name in file.names else now["cpu"])
-        for name in sorted({*wanted, *file.names}):
-            self._check_tensor(name, wanted.get(name), file)
+        for name in sorted(wanted.keys() ^ file.names):
+            raise unreadable(self.path, f"{name} is {'missing' if name in wanted else 'surplus'}")
+        file.check(lambda name, found: self._check_tensor(name, wanted[name], found))
 
-    def _check_tensor(self, name: str, wanted: Tensor | None, file: StateFile) -> None:
-        if name not in file.names:
-            raise unreadable(self.path, f"{name} is missing")
-        if wanted is None:
-            raise unreadable(self.path, f"{name} is surplus")
-        found = file.tensor(name)
+    def _check_tensor(self, name: str, wanted: Tensor, found: Tensor) -> None:
         if found.shape != wanted.shape:
             raise unreadable(self.path, f"{name} is {tuple(found.shape)}, not {tuple(wanted.shape)}")
         try:
@@ -205,7 +191,8 @@ class TrainState:
         """
         if self.path is None or step == self._recipe.steps:
             return
-        self._background.raise_error()
+        if world_size() == 1:
+            self._background.raise_error()
         every, seconds = self._recipe.save_every, self._recipe.save_every_s
         due = bool(every) and step % every == 0
         if not due and seconds and (world_size() == 1 or self._log.is_due(step - 1)):
@@ -229,8 +216,8 @@ class TrainState:
         """
         assert self.path is not None
         path = self.path
-        if self._recipe.save_async:
-            self._background.wait()  # before there are two copies of a state
+        if self._recipe.save_async:  # before there are two copies of a state
+            self._by_first(self._background.wait)
         random = _random_state(self._ctx.device)
         header = {
             "identity": self._identity,
@@ -240,13 +227,26 @@ class TrainState:
         }
         header = json.loads(json.dumps(header))  # as it is now: the log goes on
         plain = self._on_host(random, step)
-        if rank() > 0:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
         if self._recipe.save_async:
-            self._background.start(lambda: _write(header, plain, path))
+            self._by_first(lambda: self._background.start(lambda: _write(header, plain, path)))
         else:
-            _write(header, plain, path)
+            self._by_first(lambda: _write(header, plain, path))
+
+    def _by_first(self, work: Callable[[], None]) -> None:
+        """The first process does it; an error of the system is raised by all, so that none waits for it."""
+        problem: OSError | None = None
+        if rank() == 0:
+            try:
+                work()
+            except OSError as error:
+                problem = error
+        if world_size() > 1:
+            found = None if problem is None else [problem.errno, problem.strerror, str(problem.filename)]
+            said = json.loads(text_from_first(json.dumps(found), self._ctx.device))
+            if problem is None and said is not None:
+                problem = OSError(*said)
+        if problem is not None:
+            raise problem
 
     @torch.no_grad()
     def _on_host(self, random: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -298,6 +298,7 @@ class TrainState:
 
 
 def _write(header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         write_state(header, tensors, temporary)
 
@@ -314,36 +315,3 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
-
-
-def training_identity(
-    student: nn.Module, recipe: TrainRecipe, schedule: RankSchedule | None, seed: int
-) -> dict[str, Any]:
-    """What must agree for a state to be resumed, flat, so that an error can name what differs.
-
-    ``student`` is the untrained one: its weights tell one model from another. Every process must ask.
-    """
-    parts: dict[str, Mapping[str, Any]] = {
-        "recipe": {k: v for k, v in asdict(recipe).items() if k not in _NO_PART_OF_IDENTITY},
-        "schedule": {} if schedule is None else asdict(schedule),
-        "quantizers": next((to_json(layer.config) for _, layer in quant_layers(student)), {}),
-    }
-    flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-    plain: dict[str, Any] = json.loads(
-        json.dumps({**flat, "seed": seed, "model": _model_hash(student)}, default=str)
-    )
-    return plain
-
-
-def _model_hash(student: nn.Module) -> str:
-    """Names and shapes of all parameters; all values of the weights, so that no other model passes."""
-    digest = hashlib.sha256()
-    weights = {id(p) for p in parameter_groups(student).get("weights", [])}
-    for name, parameter in student.named_parameters():
-        if id(parameter) in weights:
-            value = whole(parameter.detach())
-            if rank() == 0:
-                hash_tensor(digest, name, value)
-        else:
-            digest.update(f"{name} {tuple(parameter.shape)};".encode())
-    return text_from_first(digest.hexdigest()[:16], next(student.parameters()).device)

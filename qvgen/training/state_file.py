@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def write_state(header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
         OSError: the system's, which ``save_file`` hides: a full disk shall be known as one.
     """
     text = json.dumps({"version": FORMAT_VERSION, **header})
-    metadata = {_HEADER: text, _CHECKSUM: checksum(text, tensors, tensors.__getitem__)}
+    metadata = {_HEADER: text, _CHECKSUM: checksum(text, tensors)}
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
@@ -83,9 +83,19 @@ class StateFile:
             raise unreadable(self.path, str(error)) from error
         return tensor
 
-    def intact(self) -> bool:
-        """Whether header and tensors are what was written; reads all of them."""
-        return self._checksum == checksum(self._text, self.names, self.tensor)
+    def check(self, look: Callable[[str, Tensor], None]) -> None:
+        """Call ``look`` with each tensor, by name; then say whether header and tensors are what was written.
+
+        Raises:
+            ValueError: they are not, a tensor cannot be read, or as ``look``.
+        """
+        digest = hashlib.sha256(self._text.encode())
+        for name in sorted(self.names):
+            tensor = self.tensor(name)
+            look(name, tensor)
+            hash_tensor(digest, name, tensor)
+        if self._checksum != digest.hexdigest():
+            raise unreadable(self.path, "altered since it was written: its checksum differs")
 
 
 def _check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
@@ -97,11 +107,11 @@ def _check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]
             raise unreadable(path, f"its {key} is {value!r}, below zero")
 
 
-def checksum(text: str, names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Of the header's text and of every tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(text.encode())
-    for name in sorted(names):
-        hash_tensor(digest, name, tensor(name))
+    for name in sorted(tensors):
+        hash_tensor(digest, name, tensors[name])
     return digest.hexdigest()
 
 
