@@ -37,6 +37,7 @@ def _shard(teacher: nn.Module, device: torch.device, rests: bool) -> None:
     options: dict[str, Any] = {"mesh": device_mesh(device), "reshard_after_forward": True}
     if rests:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=True)
+    teacher.requires_grad_(False)  # then a block may have parameters of several dtypes, as diffusers' have
     for unit in (*blocks(teacher), teacher):
         fully_shard(unit, **options)
 

@@ -33,6 +33,7 @@ from tests.qvgen.parallel_training import Blocks
 QUANT = QuantConfig(w_bits=3, a_bits=4, learn_clip=True)
 RECIPE: dict[str, Any] = {
     "steps": 4, "batch_size": 2, "accumulate": 2, "lr_weights": 2e-3, "log_every": 1, "validate_every": 3,
+    "precision": "bf16",
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "sharded teacher": {"teacher": "sharded"},
@@ -67,7 +68,12 @@ class WanContext(Context):
         self.records: list[dict[str, Any]] = []
 
     def teacher(self) -> nn.Module:
-        return wan().to(self.device).eval().requires_grad_(False)
+        """In bfloat16 but for what diffusers keeps in float32, as a pipeline is loaded."""
+        made = wan().to(self.device)
+        for name, parameter in made.named_parameters():
+            if not any(part in name for part in made._keep_in_fp32_modules):  # type: ignore[operator, union-attr]
+                parameter.data = parameter.data.bfloat16()
+        return made.eval()
 
     def batches(self, batch_size: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(self.seed)

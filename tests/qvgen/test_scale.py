@@ -343,12 +343,12 @@ class Bad(Context):
 
 def test_a_bad_step_is_left_out(tmp_path: Path) -> None:
     ctx = Bad(tmp_path)
-    ctx.bad = (9, 10, 20)
+    ctx.bad = (9, 10, 18)
     train(ctx, tmp_path, skip_bad_steps=2, log_every=1)
     changed = [any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in pairwise(ctx.seen)]
-    assert [step for step, moved in enumerate(changed) if not moved] == [9, 10, 20]
+    assert [step for step, moved in enumerate(changed) if not moved] == [9, 10, 18]
     told = {record["step"]: record["skipped"] for record in lines(tmp_path) if "skipped" in record}
-    assert told == {12: 2, 22: 1} and len(lines(tmp_path)) == 37 - 3
+    assert told == {12: 2, 20: 1} and len(lines(tmp_path)) == 37 - 3
     assert all(torch.isfinite(torch.tensor(record["loss"])) for record in lines(tmp_path))
 
 
