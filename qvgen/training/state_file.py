@@ -54,7 +54,7 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            self._file = _opened(path)
             metadata = self._file.metadata() or {}
             self._text, self._checksum = metadata[_HEADER], metadata.get(_CHECKSUM)
             header = json.loads(self._text)
@@ -96,6 +96,11 @@ class StateFile:
             hash_tensor(digest, name, tensor)
         if self._checksum != digest.hexdigest():
             raise unreadable(self.path, "altered since it was written: its checksum differs")
+
+
+def _opened(path: Path) -> Any:
+    """A ``safe_open``, whose methods have no types."""
+    return safe_open(path, framework="pt")
 
 
 def _check_kinds(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
