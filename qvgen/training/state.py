@@ -12,8 +12,8 @@ import contextlib
 import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qvgen.contents import check_contents
 from qvgen.diverged import DivergedError
-from qvgen.files import atomic_path, remove_leftovers
+from qvgen.files import remove_leftovers
 from qvgen.training.background import Background
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.host_moments import MOMENTS, HostMomentsAdamW, on_device
@@ -29,9 +29,10 @@ from qvgen.training.log import TrainLog
 from qvgen.training.optim import resting_moments
 from qvgen.training.parallel import agreed, assign_, rank, text_from_first, whole, world_size
 from qvgen.training.recipe import TrainRecipe
-from qvgen.training.state_file import StateFile, unreadable, write_state
+from qvgen.training.state_file import Layout, StateFile, StateWriter, new_state, unreadable
 
 STATE_NAME = "train_state.safetensors"
+_Named = Iterator[tuple[str, Tensor]]
 _SHARE_OF_TIME = 0.05  # of a training that timed saving may take: a large model's state is large
 
 
@@ -226,20 +227,54 @@ class TrainState:
             "random": sorted(random),
         }
         header = json.loads(json.dumps(header))  # as it is now: the log goes on
-        plain = self._on_host(random, step)
-        if self._recipe.save_async:
-            self._by_first(lambda: self._background.start(lambda: _write(header, plain, path)))
-        else:
-            self._by_first(lambda: _write(header, plain, path))
+        parts = self._parts(random)
+        layout = {name: (value.dtype, tuple(like.shape)) for name, (like, value) in parts.items()}
+        if not self._recipe.save_async:
+            self._write_through(header, layout, self._gathered(parts, step))
+            return
+        copies = {}
+        for name, value in self._gathered(parts, step):
+            if rank() == 0:
+                copies[name] = value.cpu() if value.device.type != "cpu" else value.clone()
+
+        def write() -> None:
+            with new_state(path, header, layout) as writer:
+                for name in sorted(copies):
+                    writer.put(name, copies.pop(name))
+
+        self._by_first(lambda: self._background.start(write))
+
+    def _write_through(self, header: Mapping[str, Any], layout: Layout, tensors: _Named) -> None:
+        """Without a copy: the first process writes each tensor as it comes."""
+        assert self.path is not None
+        problem: OSError | None = None
+        try:
+            with contextlib.ExitStack() as stack:
+                writer: StateWriter | None = None
+                try:
+                    if rank() == 0:
+                        writer = stack.enter_context(new_state(self.path, header, layout))
+                    for name, value in tensors:
+                        if writer is not None:
+                            writer.put(name, value)
+                finally:  # also after an error: the others are still sending
+                    deque(tensors, maxlen=0)
+        except OSError as error:
+            problem = error
+        self._tell(problem)
 
     def _by_first(self, work: Callable[[], None]) -> None:
-        """The first process does it; an error of the system is raised by all, so that none waits for it."""
+        """The first process does it."""
         problem: OSError | None = None
         if rank() == 0:
             try:
                 work()
             except OSError as error:
                 problem = error
+        self._tell(problem)
+
+    def _tell(self, problem: OSError | None) -> None:
+        """An error of the first process is raised by all, so that none waits for it."""
         if world_size() > 1:
             found = None if problem is None else [problem.errno, problem.strerror, str(problem.filename)]
             said = json.loads(text_from_first(json.dumps(found), self._ctx.device))
@@ -249,41 +284,37 @@ class TrainState:
             raise problem
 
     @torch.no_grad()
-    def _on_host(self, random: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        """All of the state, whole, in the first process; nothing in the others.
+    def _gathered(self, parts: Mapping[str, tuple[Tensor, Tensor]], step: int) -> _Named:
+        """Name and whole value of each part, by name; every process must take all of them.
 
         Raises:
-            DivergedError: a state that only leads to the same end must not take an older one's place.
+            DivergedError: at the end: such a state only leads to the same end, and must not take the
+                place of an older one.
         """
-        plain: dict[str, Tensor] = {}
         finite: dict[str, Tensor] = {}
-        parameters = {f"model/{name}" for name, _ in self._student.named_parameters()}
-        for name, tensor in self._tensors(random):
-            value = whole(tensor.detach())
-            if name in parameters or name == "log/sums":
+        checked = {"log/sums", *(f"model/{name}" for name, _ in self._student.named_parameters())}
+        for name in sorted(parts):
+            value = whole(on_device(*parts[name]).detach())
+            if name in checked:
                 finite[name] = value.isfinite().all()
-            if rank() == 0:
-                copied = self._recipe.save_async and value.device.type == "cpu"
-                plain[name] = value.clone() if copied else value.cpu().contiguous()
+            yield name, value
         found = torch.stack([flag.to(self._ctx.device) for flag in finite.values()]).tolist()
-        for name, fine in sorted(zip(finite, found, strict=True)):
+        for name, fine in zip(finite, found, strict=True):
             if not fine:
                 raise DivergedError(
                     f"training diverged: {name.removeprefix('model/')} holds NaN or infinity after {step} "
                     "steps; lower lr_scales or lr_weights, or train with precision fp32"
                 )
-        return plain
 
-    def _tensors(self, random: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of all that is saved, one after the other: parts of it come from the host."""
-        for name, tensor in _model_tensors(self._student).items():
-            yield f"model/{name}", tensor
+    def _parts(self, random: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """All that is saved, by name: a tensor of its whole shape, and its value, which may be a shard."""
+        parts = {f"model/{name}": (tensor, tensor) for name, tensor in _model_tensors(self._student).items()}
         for parameter in self._trained():
             for key, value in self._optimizer.state.get(parameter, {}).items():
-                yield f"{key}/{self._names[id(parameter)]}", on_device(parameter, value)
-        for kind, value in random.items():
-            yield f"random/{kind}", value
-        yield "log/sums", self._log.sums
+                like = parameter if key in MOMENTS else value
+                parts[f"{key}/{self._names[id(parameter)]}"] = (like, value)
+        parts |= {f"random/{kind}": (value, value) for kind, value in random.items()}
+        return {**parts, "log/sums": (self._log.sums, self._log.sums)}
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -295,12 +326,6 @@ class TrainState:
                     f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
                     f"{self._identity.get(key)!r}; delete the file to start anew"
                 )
-
-
-def _write(header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        write_state(header, tensors, temporary)
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -192,36 +192,36 @@ def test_a_block_that_rests_answers_as_before() -> None:
 # In the background.
 
 
-def slowly(tensors: Any, path: Path, metadata: Any) -> None:
-    """As ``save_file``, in two goes with a pause between."""
-    real_save(tensors, path, metadata)
-    data = Path(path).read_bytes()
-    Path(path).write_bytes(data[: len(data) // 2])
-    time.sleep(0.02)
-    Path(path).write_bytes(data)
+real_put, real_finish = state_file.StateWriter.put, state_file.StateWriter.finish
 
 
-real_save = state_file.save_file
+def slowly(writer: Any, name: str, tensor: torch.Tensor) -> None:
+    time.sleep(0.001)
+    real_put(writer, name, tensor)
 
 
 def test_states_written_in_the_background(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One at a time, from a copy: steps go on while it is written, and what is read is of its step."""
-    running, most, threads = 0, 0, set()
+    running, most, threads = set(), 0, set()
 
-    def watched(tensors: Any, path: Path, metadata: Any) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
+    def watched(writer: Any, name: str, tensor: torch.Tensor) -> None:
+        nonlocal most
+        running.add(id(writer))
+        most = max(most, len(running))
         threads.add(threading.current_thread().name)
-        before = {name: tensor.clone() for name, tensor in tensors.items()}
-        time.sleep(0.05)
-        assert all(torch.equal(t, before[name]) for name, t in tensors.items()), "a copy, not the weights"
-        real_save(tensors, path, metadata)
-        running -= 1
+        before = tensor.clone()
+        time.sleep(0.002)
+        assert torch.equal(tensor, before), "a copy, not the weights"
+        real_put(writer, name, tensor)
 
-    monkeypatch.setattr(state_file, "save_file", watched)
+    def finished(writer: Any) -> None:
+        running.discard(id(writer))
+        real_finish(writer)
+
+    monkeypatch.setattr(state_file.StateWriter, "put", watched)
+    monkeypatch.setattr(state_file.StateWriter, "finish", finished)
     with pytest.raises(Interrupted):
         train(Fragile(tmp_path, kill_at=28), tmp_path, save_async=True, save_every=1)
     assert saved_step(tmp_path) == 14, "what was being written when the training failed is whole"
@@ -234,13 +234,13 @@ def test_an_error_in_the_background_comes_up(tmp_path: Path, monkeypatch: pytest
     """At the next step that could save, and at the end; the older state stays."""
     calls = []
 
-    def full(tensors: Any, path: Path, metadata: Any) -> None:
-        calls.append(path)
+    def full(writer: Any) -> None:
+        calls.append(writer)
         if len(calls) == fails_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        real_save(tensors, path, metadata)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real_finish(writer)
 
-    monkeypatch.setattr(state_file, "save_file", full)
+    monkeypatch.setattr(state_file.StateWriter, "finish", full)
     for fails_at, saved in ((2, 5), (7, 30)):  # 7: of step 35, the last one of 37
         calls.clear()
         folder = tmp_path / str(fails_at)
@@ -255,10 +255,10 @@ def test_timed_saves_wait_for_the_one_before(tmp_path: Path, monkeypatch: pytest
     """They are put off while one is being written, and so never hold the training up."""
     release, begun = threading.Event(), []
 
-    def held(*arguments: Any) -> None:
-        begun.append(arguments)
+    def held(writer: Any) -> None:
+        begun.append(writer)
         assert release.wait(20)
-        real_save(*arguments)
+        real_finish(writer)
 
     class Ends(Context):
         def track(self, steps: range, what: str) -> Iterator[int]:
@@ -267,7 +267,7 @@ def test_timed_saves_wait_for_the_one_before(tmp_path: Path, monkeypatch: pytest
             yield steps[-1]
 
     monkeypatch.setattr(state, "_SHARE_OF_TIME", 1e9)
-    monkeypatch.setattr(state_file, "save_file", held)
+    monkeypatch.setattr(state_file.StateWriter, "finish", held)
     train(Ends(tmp_path), tmp_path, save_async=True, save_every=0, save_every_s=1e-9)
     assert len(begun) == 1 and saved_step(tmp_path) == 1
 
@@ -290,7 +290,7 @@ def test_work_in_the_background_one_by_one() -> None:
 
 
 def _until_killed(folder: Path) -> None:
-    state_file.save_file = slowly
+    state_file.StateWriter.put = slowly  # type: ignore[method-assign]
     train(Context(folder), folder, save_async=True, save_every=1, offload="moments")
 
 
