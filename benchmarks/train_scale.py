@@ -18,11 +18,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from benchmarks.qat_training import Batch
 from evalharness.machine.costs import training_memory
 from evalharness.machine.preflight import Training, need_of
 from evalharness.modeloptions import ModelOptions
@@ -37,13 +38,6 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 12,
     "freq_dim": 8, "ffn_dim": 36, "num_layers": 2,
 }  # fmt: skip
-
-
-class Batch(NamedTuple):
-    """One ``TrainBatch``; its target is not looked at, the teacher's output is."""
-
-    inputs: dict[str, Any]
-    target: Tensor
 
 
 class Measured:
