@@ -8,7 +8,7 @@ more of it than its shard and one block, beyond what was there already.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from qvgen.api import finish_, module_names, put_, quant_layers, refuse_active_phis, refuse_bad_scales
 from qvgen.linear import FrozenQuantLinear
+from qvgen.training.dtypes import restore_dtypes_
 from qvgen.training.parallel import whole, world_size
 from qvgen.training.recipe import TrainRecipe
 
@@ -95,9 +96,9 @@ def unshard_(trained: nn.Module, student: nn.Module, device: torch.device) -> No
 
 @torch.no_grad()
 def convert_sharded_(
-    trained: nn.Module, student: nn.Module, device: torch.device, dtype: torch.dtype
+    trained: nn.Module, student: nn.Module, device: torch.device, dtypes: Mapping[str, torch.dtype]
 ) -> nn.Module:
-    """``convert_`` of what was trained, in ``student`` and ``dtype``, one layer at a time.
+    """``convert_`` of what was trained, in ``student``, one layer at a time; then ``restore_dtypes_``.
 
     Raises:
         ValueError: as ``convert_``.
@@ -106,14 +107,17 @@ def convert_sharded_(
     refuse_active_phis(layers)
     refuse_bad_scales(layers, whole)
     sources, places = _sources(trained, student), module_names(student)
-    for _, layer in list(quant_layers(student)):
+    untrained = dict(quant_layers(student))
+    for name in list(untrained):
+        layer = untrained.pop(name)
         for tensor in (*layer.parameters(), *layer.buffers()):
             _fill(tensor, sources, device)
-        put_(student, places[layer], nn.Module.to(FrozenQuantLinear.from_trained(layer), dtype))
+        frozen = nn.Module.to(FrozenQuantLinear.from_trained(layer), dtypes[f"{name}.weight"])
+        put_(student, places.pop(layer), frozen)
     for tensor in (*student.parameters(), *student.buffers()):
         _fill(tensor, sources, device)
     config = next(iter(layers.values())).config
-    return nn.Module.to(finish_(student, config), dtype)
+    return restore_dtypes_(finish_(student, config), dtypes)
 
 
 def _sources(trained: nn.Module, student: nn.Module) -> dict[int, Tensor]:

@@ -50,10 +50,10 @@ def quantize_by_layers_(
             raise ValueError(f"layer {name}: {error}") from None
         put_(model, places[linear], layer)
         layers.append(layer)
-    if divided and world_size() > 1:
+    if world_size() > 1:  # also of what all have found: each will keep but a shard of it
         for number, layer in enumerate(layers):
             for tensor in _start_of(layer):
-                distributed.broadcast(tensor, number % world_size())
+                distributed.broadcast(tensor, number % world_size() if divided else 0)
     return model.requires_grad_(True)
 
 

@@ -6,6 +6,7 @@ that must be.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.training import start
+from qvgen.training.dtypes import dtypes_of, restore_dtypes_
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.run import quantize_and_train_
 from qvgen.training.sharding import convert_sharded_, shard, unshard_
@@ -144,14 +146,17 @@ def starts(device: torch.device) -> dict[str, Any]:
 
 def ends(device: torch.device) -> list[str]:
     """Tensors of a model converted from its shards that differ from those of ``convert_``."""
-    plain = quantize_(nn.Module.float(blocks_model(torch.bfloat16)).to(device), QUANT)
-    student = quantize_by_layers_(blocks_model(torch.bfloat16), QUANT, (), device)
+    model = blocks_model(torch.bfloat16)
+    model.get_parameter("blocks.1.net.0.bias").data = model.get_parameter("blocks.1.net.0.bias").float()
+    dtypes = dtypes_of(model)
+    plain = quantize_(nn.Module.float(copy.deepcopy(model)).to(device), QUANT)
+    student = quantize_by_layers_(model, QUANT, (), device)
     trained = shard(student, device)
-    ours, theirs = convert_sharded_(trained, student, device, torch.bfloat16), convert_(plain)
-    nn.Module.to(theirs, torch.bfloat16)
+    ours, theirs = convert_sharded_(trained, student, device, dtypes), convert_(plain)
+    restore_dtypes_(theirs, dtypes)
     left = sum(p.to_local().untyped_storage().nbytes() for p in trained.parameters())  # type: ignore[attr-defined]
     assert left == 0, "shards are given free"
-    assert {p.dtype for p in ours.parameters()} == {p.dtype for p in theirs.parameters()}
+    assert dtypes_of(ours) == dtypes_of(theirs)
     mine, other = (dict(m.named_buffers()) | dict(m.named_parameters()) for m in (ours, theirs))
     assert mine.keys() == other.keys()
     return [name for name, value in digest(mine).items() if value != digest(other)[name]]
