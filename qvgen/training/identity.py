@@ -20,7 +20,8 @@ from qvgen.training.state_file import hash_tensor
 
 # Fields of the recipe that say where and when, and change no number of a training that does not diverge.
 _NO_PART_OF_IDENTITY = (
-    "save_every", "save_every_s", "save_async", "checkpointing_keeps", "teacher", "offload", "skip_bad_steps",
+    "save_every", "save_every_s", "save_async", "gradient_checkpointing", "checkpointing_keeps", "teacher",
+    "offload", "skip_bad_steps",
 )  # fmt: skip
 
 
@@ -55,3 +56,10 @@ def _model_hash(student: nn.Module) -> str:
         else:
             digest.update(f"{name} {tuple(parameter.shape)};".encode())
     return text_from_first(digest.hexdigest()[:16], next(student.parameters()).device)
+
+
+def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """The first key by which two identities differ; older states name some that are no part of one now."""
+    ignored = {f"recipe.{name}" for name in _NO_PART_OF_IDENTITY}
+    keys = sorted({*wanted, *found} - ignored)
+    return next((key for key in keys if wanted.get(key) != found.get(key)), None)

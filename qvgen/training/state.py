@@ -25,6 +25,7 @@ from qvgen.files import remove_leftovers
 from qvgen.training.background import Background
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.host_moments import MOMENTS, HostMomentsAdamW, on_device
+from qvgen.training.identity import differing
 from qvgen.training.log import TrainLog
 from qvgen.training.optim import resting_moments
 from qvgen.training.parallel import agreed, assign_, rank, text_from_first, whole, world_size
@@ -320,12 +321,12 @@ class TrainState:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _refuse_foreign(self, found: Mapping[str, Any]) -> None:
-        for key in sorted({*self._identity, *found}):
-            if self._identity.get(key) != found.get(key):
-                raise ValueError(
-                    f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
-                    f"{self._identity.get(key)!r}; delete the file to start anew"
-                )
+        key = differing(found, self._identity)
+        if key is not None:
+            raise ValueError(
+                f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
+                f"{self._identity.get(key)!r}; delete the file to start anew"
+            )
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:

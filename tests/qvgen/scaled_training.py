@@ -97,6 +97,9 @@ class WanContext(Context):
     def log(self, record: Any) -> None:
         self.records.append({key: value for key, value in record.items() if key != "seconds"})
 
+    def rewind_log(self, lines: int) -> None:
+        del self.records[lines:]
+
 
 def wan() -> nn.Module:
     from diffusers import WanTransformer3DModel
@@ -199,20 +202,27 @@ def held_at_once(device: torch.device) -> dict[str, int]:
 
 
 def trainings(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Log lines and weights of one training under each variant."""
+    """Log lines and weights of one training under each variant.
+
+    The state that ``all`` left after two steps is then gone on from without any option: ``resumed``.
+    """
     found: dict[str, Any] = {}
-    for number, (name, changes) in enumerate({"plain": {}, **VARIANTS}.items()):
-        if device.type == "cpu" and name not in ("plain", "all"):
+    variants = {"plain": {}, **VARIANTS, "resumed": {}}
+    records: list[dict[str, Any]] = []
+    for name, changes in variants.items():
+        if device.type == "cpu" and name not in ("plain", "all", "resumed"):
             continue  # what all of them together leave as it is, each does
-        place = folder / str(number)
-        ctx = WanContext(place, device)
-        if not changes.get("save_every"):
+        ctx = WanContext(folder, device)
+        if name not in ("all", "resumed"):
             ctx.state_folder = None  # type: ignore[assignment]
-        config = QVGenConfig(quant=QUANT, rank=4)
-        model = quantize_and_train_(wan().to(device), config, TrainRecipe(**{**RECIPE, **changes}), ctx)
-        found[name] = {"log": ctx.records, "weights": digest(dict(model.state_dict()))}
-        if changes.get("save_every") and distributed.get_rank() == 0:
-            with safe_open(place / "state" / "train_state.safetensors", framework="pt") as file:
+        if name == "resumed":
+            ctx.records = records
+        recipe = TrainRecipe(**{**RECIPE, "save_every_s": 0.0, **changes})
+        model = quantize_and_train_(wan().to(device), QVGenConfig(quant=QUANT, rank=4), recipe, ctx)
+        found[name] = {"log": list(ctx.records), "weights": digest(dict(model.state_dict()))}
+        if name == "all":
+            records = ctx.records
+            with safe_open(folder / "state" / "train_state.safetensors", framework="pt") as file:
                 found[name]["saved"] = json.loads(file.metadata()["train_state"])["step"]
     return found
 

@@ -41,7 +41,7 @@ def test_no_gpu_holds_more_than_its_shard_and_some_blocks(found: dict[str, Any])
     assert held["whole"] / 2 < held["most"] < held["whole"] / 2 + 3 * held["block"]
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.parametrize("name", [*VARIANTS, "resumed"])
 def test_each_option_trains_alike(name: str, found: dict[str, Any]) -> None:
     """As far as the GPU's kernels repeat themselves; losses of the same weights are the same."""
     plain, other = found["trainings"]["plain"], found["trainings"][name]

@@ -65,9 +65,10 @@ def test_two_processes_block_by_block(tmp_path: Path) -> None:
     assert found["bad"]["finite"]
     assert found["bad"]["steps"] == [[1, None], [2, None], [4, 1]]
     trained = found["trainings"]
-    assert trained.keys() == {"plain", "all"} and len(trained["plain"]["log"]) == 4
-    assert trained["all"]["log"] == trained["plain"]["log"]
-    assert trained["all"]["weights"] == trained["plain"]["weights"]
+    assert trained.keys() == {"plain", "all", "resumed"} and len(trained["plain"]["log"]) == 4
+    for name in ("all", "resumed"):
+        assert trained[name]["log"] == trained["plain"]["log"], name
+        assert trained[name]["weights"] == trained["plain"]["weights"], name
     assert trained["all"]["saved"] == 2
 
 
