@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import WARMUP, Deadline, elapsed_ms, enqueue_ms, peak_mb, ratio, summary, unfused
 from qvgen.api import quantize_
 from qvgen.config import QuantConfig, QVGenConfig
-from qvgen.training.loop import set_gradient_checkpointing
+from qvgen.training.checkpointing import set_gradient_checkpointing
 from qvgen.training.optim import build_optimizer
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.step import TrainStep

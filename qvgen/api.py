@@ -66,6 +66,18 @@ def convert_(model: nn.Module) -> nn.Module:
     if not layers:
         raise ValueError("convert_ found no quantized layer: call quantize_ on the model first")
     places = module_names(model)
+    refuse_active_phis(layers)
+    refuse_bad_scales(layers)
+    config = next(iter(layers.values())).config
+    for name in list(layers):  # one by one let go: a large model's weights must not be there twice
+        layer = layers.pop(name)
+        put_(model, places.pop(layer), FrozenQuantLinear.from_trained(layer))
+    return finish_(model, config)
+
+
+@torch.no_grad()
+def refuse_active_phis(layers: Mapping[str, QuantLinear]) -> None:
+    """Raise ValueError if a Phi still has a part in what its layer computes."""
     for name, layer in layers.items():
         if layer.phi is not None and bool((layer.phi.gamma != 0).any()):
             raise ValueError(
@@ -73,10 +85,6 @@ def convert_(model: nn.Module) -> nn.Module:
                 "finish the rank decay before convert_; a Phi that was kept (phi_end keep) is no part of "
                 "a low-bit model, phi_end drop removes it at the last step"
             )
-    refuse_bad_scales(layers)
-    for layer in layers.values():
-        put_(model, places[layer], FrozenQuantLinear.from_trained(layer))
-    return finish_(model, next(iter(layers.values())).config)
 
 
 @torch.no_grad()

@@ -37,6 +37,8 @@ _ELEMENTWISE = {True: 78.0, False: 267.0}  # CogVideoX, Wan
 # Working memory of the decoder for a pixel of a frame, whole (read off reports for both), and its tile.
 _DECODER_BYTES = {True: 34_700.0, False: 20_700.0}
 _TILE_PIXELS = {True: 240 * 360, False: 256 * 256}
+# Moments that an optimizer with offload has on the GPU at once: three parts of 2^26 numbers.
+_MOMENTS_AT_WORK = 3 * 2**26 * 8.0
 # An encoded video's bytes for a pixel of a frame, at the harness's codec setting.
 VIDEO_BYTES = 0.12
 
@@ -206,11 +208,14 @@ def training_memory(
     checkpointing: bool,
     rank: int = 0,
     teacher: bool = True,
+    teacher_place: str = "whole",
+    offload: bool = False,
+    keeps_attention: bool = False,
 ) -> dict[str, float]:
     """Bytes on each GPU while a quantized model trains under the loop of ``qvgen.training``.
 
-    Student, gradients and both moments of AdamW are float32 and sharded over the GPUs; the teacher lies
-    whole on each, in bfloat16; activations are those of one pass of ``batch_size`` samples.
+    Student, gradients and both moments of AdamW are float32 and sharded over the GPUs; the teacher is
+    bfloat16; activations are those of one pass of ``batch_size`` samples.
 
     Args:
         spec: the model.
@@ -220,6 +225,10 @@ def training_memory(
         checkpointing: whether blocks are computed again in the backward pass.
         rank: of Phi; 0 without it.
         teacher: whether there is one.
+        teacher_place: ``whole`` on each GPU, ``sharded`` or on the ``host``: ``recipe.teacher``.
+        offload: whether the moments of the weights rest on the host: ``recipe.offload``.
+        keeps_attention: whether checkpointed blocks keep what attention gave: one hidden state for each
+            attention, of which Wan's blocks have two.
     """
     shape = _shape(spec)
     numbers = float(spec.experts * shape.parameters)
@@ -228,25 +237,37 @@ def training_memory(
     token = 2.0 * shape.width
     # Kept for the backward pass of a block: about 16 widths and 4 hidden layers a token in bfloat16, and
     # float32 copies of fake-quantized inputs and weights of the block at work.
-    block = batch_size * work.tokens * (16 * token + 4 * 2.0 * shape.hidden)
-    kept = batch_size * work.tokens * token * shape.layers if checkpointing else block * (shape.layers - 1)
-    block_weights = 3 * 4.0 * shape.parameters / shape.layers
+    working = batch_size * work.tokens * (16 * token + 4 * 2.0 * shape.hidden)
+    kept = batch_size * work.tokens * token * shape.layers if checkpointing else working * (shape.layers - 1)
+    if checkpointing and keeps_attention:
+        kept += batch_size * work.tokens * token * shape.layers * (1 if shape.joint_text else 2)
+    block = shape.parameters / shape.layers
+    at_work = 3 * 4.0 * block if gpus > 1 else 4.0 * block
+    if teacher and teacher_place != "whole":
+        at_work += 2 * 2.0 * block
+    resting = 8.0 * numbers / gpus - _MOMENTS_AT_WORK if offload else 0.0
     return {
-        "student, gradients, moments": 16.0 * (numbers + phi) / gpus,
-        "whole blocks while at work": block_weights if gpus > 1 else block_weights / 3,
-        "teacher": 2.0 * numbers if teacher else 0.0,
+        "student, gradients, moments": 16.0 * (numbers + phi) / gpus - max(0.0, resting),
+        "whole blocks while at work": at_work,
+        "teacher": 2.0 * numbers * {"whole": 1.0, "sharded": 1.0 / gpus}.get(teacher_place, 0.0)
+        if teacher
+        else 0.0,
         "the pipeline's own copy": 2.0 * numbers,
-        "activations": kept + block,
+        "activations": kept + working,
     }
 
 
-def start_memory(spec: ModelSpec, gpus: int) -> float:
+def start_memory(spec: ModelSpec, gpus: int, teacher: bool = True) -> float:
     """Bytes on each GPU before the first step.
 
-    The float32 student is whole on every GPU and, where several share it, copied once to be sharded.
+    On one GPU the float32 student beside the pipeline's own weights. Several take the student block by
+    block from a copy in bfloat16; then there is a whole copy for the teacher, beside the shards.
     """
     numbers = float(spec.experts * _shape(spec).parameters)
-    return numbers * (4.0 + 2.0) if gpus == 1 else numbers * (8.0 + 2.0)
+    if gpus == 1:
+        return numbers * (4.0 + 2.0)
+    copied = 2.0 * numbers
+    return 2.0 * numbers + max(copied, 4.0 * numbers / gpus + (copied if teacher else 0.0))
 
 
 def _linear_sides(shape: TransformerShape) -> int:

@@ -28,6 +28,9 @@ class Training:
     checkpointing: bool
     rank: int = 0
     teacher: bool = True
+    teacher_place: str = "whole"
+    offload: bool = False
+    keeps_attention: bool = False
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any], rank: int, gpus: int) -> Training:
@@ -38,18 +41,26 @@ class Training:
             checkpointing=bool(recipe.get("gradient_checkpointing", False)),
             rank=rank,
             teacher=recipe.get("loss", "distill") != "task",
+            teacher_place=str(recipe.get("teacher", "whole")),
+            offload=recipe.get("offload", "off") == "moments",
+            keeps_attention=recipe.get("checkpointing_keeps", "nothing") == "attention",
         )
 
     @property
     def words(self) -> str:
         keep = "on" if self.checkpointing else "off"
-        return f"{self.gpus} GPUs, batch_size {self.batch_size}, gradient_checkpointing {keep}"
+        words = f"{self.gpus} GPUs, batch_size {self.batch_size}, gradient_checkpointing {keep}"
+        if self.keeps_attention:
+            words += ", checkpointing_keeps attention"
+        if self.teacher_place != "whole":
+            words += f", teacher {self.teacher_place}"
+        return words + (", offload moments" if self.offload else "")
 
 
 def need_of(spec: ModelSpec, settings: VideoSettings, training: Training) -> tuple[float, dict[str, float]]:
     """Bytes on each GPU at most, and the parts of a step's."""
     parts = training_memory(spec, settings, **dataclasses.asdict(training))
-    return max(sum(parts.values()), start_memory(spec, training.gpus)), parts
+    return max(sum(parts.values()), start_memory(spec, training.gpus, training.teacher)), parts
 
 
 def preflight(spec: ModelSpec, settings: VideoSettings, training: Training, memory: float) -> None:
@@ -59,13 +70,17 @@ def preflight(spec: ModelSpec, settings: VideoSettings, training: Training, memo
         return
     step = sum(parts.values())
     where = (
-        f"before its first step, where the whole student lies on each GPU (a step takes {step / GB:.0f})"
+        f"before its first step, where whole models lie on each GPU (a step takes {step / GB:.0f})"
         if need > step
         else ", ".join(f"{name} {size / GB:.1f}" for name, size in parts.items())
     )
-    fits = [
-        other.words for other in _others(training) if need_of(spec, settings, other)[0] <= _USABLE * memory
-    ]
+    fits = list(
+        dict.fromkeys(
+            other.words
+            for other in _others(training)
+            if need_of(spec, settings, other)[0] <= _USABLE * memory
+        )
+    )
     advice = (
         f"what would fit: {'; or '.join(fits[:_SUGGESTIONS])}"
         if fits
@@ -83,4 +98,9 @@ def _others(training: Training) -> Iterator[Training]:
     for gpus in (training.gpus, *(count for count in (2, 4, 8, 16, 32) if count > training.gpus)):
         for size in sorted({training.batch_size, max(1, training.batch_size // 2), 1}, reverse=True):
             for checkpointing in (training.checkpointing, True):
-                yield dataclasses.replace(training, gpus=gpus, batch_size=size, checkpointing=checkpointing)
+                for offload in (training.offload, True):
+                    for place in (training.teacher_place, "sharded" if gpus > 1 else "host"):
+                        yield dataclasses.replace(
+                            training, gpus=gpus, batch_size=size, checkpointing=checkpointing,
+                            offload=offload, teacher_place=place,
+                        )  # fmt: skip

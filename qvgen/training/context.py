@@ -39,7 +39,11 @@ class TrainContext(Protocol):
     def skip_layers(self) -> tuple[str, ...]: ...
 
     def teacher(self) -> nn.Module:
-        """The frozen full-precision model, on ``device``, in eval mode."""
+        """The frozen full-precision model, on ``device``, in eval mode.
+
+        With ``recipe.teacher`` it is moved or sharded in place, and answers as before: of several
+        processes, once all of them call it.
+        """
         ...
 
     def batches(self, batch_size: int) -> Iterator[Any]:

@@ -40,6 +40,7 @@ class TrainLog:
         self._ctx, self._recipe, self._student = ctx, recipe, student
         self.sums = torch.zeros(2, device=next(student.parameters()).device)
         self._count = 0
+        self._bad = 0
         self._lines = 0
         self._losses: list[float] = []
         self._pending: dict[str, float | int | str] = {}
@@ -74,12 +75,16 @@ class TrainLog:
         """Count one step; writes a line if one is due.
 
         Raises:
-            DivergedError: the loss or the gradient norm is not finite.
+            DivergedError: the loss or the gradient norm is not finite, more often than the recipe allows.
             ValueError: a scale is not positive.
         """
-        self.sums += torch.stack(losses)
-        self._count += 1
-        if not self.is_due(step):
+        if not self._recipe.skip_bad_steps or losses.finite():
+            self.sums += torch.stack(losses)
+            self._count += 1
+            self._bad = 0
+        else:
+            self._skip(step)
+        if not self.is_due(step) or not self._count:
             return
         mean_loss, mean_norm = (self.sums / self._count).tolist()
         if not math.isfinite(mean_loss) or not math.isfinite(mean_norm):
@@ -104,6 +109,16 @@ class TrainLog:
         self._pending.clear()
         self.sums.zero_()
         self._count = 0
+
+    def _skip(self, step: int) -> None:
+        """Count a step that was left out; the next line has their number as ``skipped``."""
+        self._bad += 1
+        self._pending["skipped"] = int(self._pending.get("skipped", 0)) + 1
+        if self._bad > self._recipe.skip_bad_steps:
+            raise DivergedError(
+                f"training diverged: no finite loss and gradient in the {self._bad} steps up to {step + 1}; "
+                "lower lr_scales or lr_weights, or look for NaN in the training data"
+            )
 
     def result(self) -> TrainResult:
         """Of the whole training, steps before a resume included."""

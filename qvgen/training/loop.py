@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from qvgen.api import quant_layers
 from qvgen.schedule import RankSchedule
+from qvgen.training.checkpointing import set_gradient_checkpointing
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.decay import RankDecay
+from qvgen.training.identity import training_identity
 from qvgen.training.log import TrainLog, TrainResult
 from qvgen.training.optim import build_optimizer, set_learning_rate
-from qvgen.training.parallel import shard, share, unshard_
+from qvgen.training.parallel import share
 from qvgen.training.recipe import TrainRecipe
-from qvgen.training.state import TrainState, training_identity
+from qvgen.training.sharding import check_shared, shard, unshard_
+from qvgen.training.state import TrainState
 from qvgen.training.step import build_step
+from qvgen.training.teacher import place_teacher_
 from qvgen.training.validation import Validation
 
 
@@ -25,10 +31,12 @@ def train_(
 
     Where ``ctx.state_folder`` holds the state of a killed run of the same training, that run goes
     on: on a CPU to the same bits as if it had never stopped. Where ``torch.distributed`` runs,
-    all processes train one student together, see ``qvgen.training.parallel``.
+    all processes train one student together, see ``qvgen.training.sharding``: meanwhile, and after
+    an error, ``student`` itself is empty.
 
     Args:
-        student: a model from ``quantize_``, float32, on ``ctx.device``.
+        student: a model from ``quantize_``, float32, on ``ctx.device``; of several processes, each has
+            the same one, and it may be on the host.
         recipe: the numbers; ``recipe.loss`` says whether the teacher is used.
         ctx: teacher, batches, prediction, log, progress bar; see ``qvgen.training.context``.
         schedule: rank decay of Phi; needed exactly where the student has Phi.
@@ -39,41 +47,58 @@ def train_(
             or model that lacks what the recipe asks for.
         DivergedError: later: the loss became NaN or infinite; the message says what to change.
     """
+    check_shared(recipe)
     check_student(student, recipe, schedule)
+    return train_and_end_(
+        student, recipe, ctx, schedule, lambda trained: unshard_(trained, student, ctx.device)
+    )
+
+
+def train_and_end_(
+    student: nn.Module,
+    recipe: TrainRecipe,
+    ctx: TrainContext,
+    schedule: RankSchedule | None,
+    end: Callable[[nn.Module], object],
+) -> TrainResult:
+    """``train_``, but ``end`` takes what was trained back from where it was sharded to."""
     student.train()
     if recipe.gradient_checkpointing:
-        set_gradient_checkpointing(student, True)
+        set_gradient_checkpointing(student, True, keep=recipe.checkpointing_keeps)
+    trained = shard(student, ctx.device)
     resumable = extras(ctx).state_folder is not None  # else nobody asks, and hashing a large model takes time
-    identity = training_identity(student, recipe, schedule, ctx.seed) if resumable else {}
-    trained = shard(student, recipe)
+    identity = training_identity(trained, recipe, schedule, ctx.seed) if resumable else {}
     optimizer = build_optimizer(trained, recipe)
     decay = RankDecay(trained, schedule, ctx.seed) if schedule is not None else None
-    teacher = ctx.teacher() if recipe.loss != "task" else None
+    teacher = place_teacher_(ctx.teacher(), recipe, ctx.device) if recipe.loss != "task" else None
     take_step = build_step(trained, teacher, optimizer, recipe, ctx)
     validation = Validation(trained, teacher, recipe, ctx)
     log = TrainLog(ctx, recipe, trained)
-    state = TrainState(trained, optimizer, log, recipe, identity, ctx)
-    first = state.restore()
-    batches = state.batches(first)
+    with TrainState(trained, optimizer, log, recipe, identity, ctx) as state:
+        first = state.restore()
+        batches = state.batches(first)
 
-    for step in ctx.track(range(first, recipe.steps), "train"):
-        stage = decay.before_step(step, optimizer) if decay is not None else None
-        if stage is not None and stage.begins:
-            log.stage_begins(step, stage)
-        set_learning_rate(optimizer, recipe.lr_factor(step))
-        losses = take_step(share([next(batches) for _ in range(recipe.accumulate)]))
+        for step in ctx.track(range(first, recipe.steps), "train"):
+            stage = decay.before_step(step, optimizer) if decay is not None else None
+            if stage is not None and stage.begins:
+                log.stage_begins(step, stage)
+            set_learning_rate(optimizer, recipe.lr_factor(step))
+            losses = take_step(share([next(batches) for _ in range(recipe.accumulate)]))
 
-        if validation.is_due(step):
-            log.validation("val_loss", validation.loss())
-        if decay is not None and step + 1 == recipe.steps:
-            decay.finish()
-            if recipe.validate_every:
-                log.validation("val_loss_end", validation.loss())
-        validation.sample_if_due(step)
-        log.add(step, losses, optimizer, stage)
-        state.save_if_due(step + 1)
+            if validation.is_due(step):
+                log.validation("val_loss", validation.loss())
+            if decay is not None and step + 1 == recipe.steps:
+                decay.finish()
+                if recipe.validate_every:
+                    log.validation("val_loss_end", validation.loss())
+            validation.sample_if_due(step)
+            log.add(step, losses, optimizer, stage)
+            state.save_if_due(step + 1)
 
-    unshard_(trained, student, ctx.device)
+    if trained is not student:  # make room for whole weights
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
+    end(trained)
     if recipe.gradient_checkpointing:
         set_gradient_checkpointing(student, False)
     student.eval()
@@ -120,18 +145,3 @@ def check_student(student: nn.Module, recipe: TrainRecipe, schedule: RankSchedul
                 f"layer {name}: Phi has {rank} columns, the schedule is for {min(schedule.rank, most)}; "
                 "make it by RankSchedule.of from the config that quantize_ was given"
             )
-
-
-def set_gradient_checkpointing(model: nn.Module, on: bool) -> None:
-    """Turn it on or off by the model's own method, as diffusers' and transformers' models have it.
-
-    Raises:
-        ValueError: the model cannot do it.
-    """
-    change = getattr(model, f"{'enable' if on else 'disable'}_gradient_checkpointing", None)
-    if change is None:
-        raise ValueError(
-            f"gradient_checkpointing: {type(model).__name__} has no enable_gradient_checkpointing(); "
-            "turn it off, or lower batch_size and raise accumulate"
-        )
-    change()

@@ -1,23 +1,20 @@
-"""Training on several processes: FSDP2 over whatever ``torchrun`` started.
+"""What several processes of one training tell each other.
 
 Every process calls ``train_`` with the same arguments after ``init_process_group``. The passes of a
 step (``recipe.accumulate``) are shared among them, so that one recipe gives the same steps on any
-number of processes. Weights, gradients and Adam's moments are sharded; the teacher and, once, the
-student before it is sharded lie whole in each process.
+number of processes. What lies where is the matter of ``qvgen.training.sharding``.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qvgen.auxiliary import Phi
-from qvgen.training.recipe import TrainRecipe
 
 
 def world_size() -> int:
@@ -35,69 +32,30 @@ def share(batches: Sequence[Any]) -> Sequence[Any]:
     return batches[rank() :: world_size()]
 
 
-def shard(student: nn.Module, recipe: TrainRecipe) -> nn.Module:
-    """``student`` itself on one process, else a copy sharded block by block.
-
-    While the copy trains, ``student`` waits in the memory of the host; ``unshard_`` brings it back.
-
-    Raises:
-        ValueError: the passes of a step cannot be shared evenly, or a step is to be one CUDA graph.
-    """
-    if world_size() == 1:
-        return student
-    if recipe.accumulate % world_size():
-        raise ValueError(
-            f"accumulate is {recipe.accumulate}, but {world_size()} processes share the passes of a step; "
-            f"set it to a multiple of {world_size()} (batch_size is that of one pass)"
-        )
-    if recipe.compile == "graph":
-        raise ValueError("compile: graph works on one process; use compile: off or default")
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    device = next(student.parameters()).device
-    copied = copy.deepcopy(student)
-    student.to("cpu")
-    mesh = init_device_mesh(device.type, (world_size(),))
-    for block in list(_blocks(copied)):
-        fully_shard(block, mesh=mesh)
-    # Else a validation, which has no backward pass, would leave the root's parameters gathered.
-    fully_shard(copied, mesh=mesh, reshard_after_forward=True)
-    return copied
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost lists; lists within a block (``attn.to_out``) are parts of it."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from _blocks(child)
-
-
-@torch.no_grad()
-def unshard_(trained: nn.Module, student: nn.Module, device: torch.device) -> None:
-    """Bring what was trained back into ``student``, on ``device``."""
-    if trained is student:
-        return
-    student.to(device)
-    into = dict(student.named_parameters()) | dict(student.named_buffers())
-    for name, tensor in (*trained.named_parameters(), *trained.named_buffers()):
-        into[name].copy_(whole(tensor))
-
-
 def whole(tensor: Tensor) -> Tensor:
     """All of a sharded tensor; every process must ask. Others come back as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def assign_(tensor: Tensor, value: Tensor) -> None:
-    """Copy a whole ``value``, the same in each process, into a tensor that may be sharded."""
-    value = value.to(tensor.device)
+def assign_(tensor: Tensor, value: Tensor | None) -> None:
+    """Copy a whole ``value`` into a tensor that may be sharded.
+
+    Every process must call; the first one's ``value`` counts, the others may give None.
+    """
+    if world_size() == 1:
+        assert value is not None
+        tensor.copy_(value)
+        return
+    # A contiguous copy of its own: what is sent must not be a view, and what is received is written to.
+    full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    if value is not None:
+        full.copy_(value)
     if isinstance(tensor, DTensor):
-        value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
-    tensor.copy_(value)
+        full = distribute_tensor(full, tensor.device_mesh, tensor.placements)
+    else:
+        distributed.broadcast(full, 0)
+    tensor.copy_(full)
 
 
 @torch.no_grad()
@@ -135,3 +93,16 @@ def agreed(decision: bool, device: torch.device) -> bool:
     flag = torch.tensor([decision], dtype=torch.uint8, device=device)
     distributed.broadcast(flag, 0)
     return bool(flag.item())
+
+
+def text_from_first(text: str, device: torch.device) -> str:
+    """The first process' text in all of them."""
+    if world_size() == 1:
+        return text
+    data = bytearray(text.encode())
+    size = torch.tensor([len(data)], device=device)
+    distributed.broadcast(size, 0)
+    sent = torch.frombuffer(data, dtype=torch.uint8).to(device) if rank() == 0 and data else None
+    got = torch.zeros(int(size.item()), dtype=torch.uint8, device=device) if sent is None else sent
+    distributed.broadcast(got, 0)
+    return bytes(got.cpu().numpy()).decode()

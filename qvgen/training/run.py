@@ -10,8 +10,12 @@ from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.schedule import RankSchedule
 from qvgen.training.context import TrainContext
-from qvgen.training.loop import train_
+from qvgen.training.dtypes import dtypes_of, restore_dtypes_
+from qvgen.training.loop import train_, train_and_end_
+from qvgen.training.parallel import world_size
 from qvgen.training.recipe import TrainRecipe
+from qvgen.training.sharding import check_shared, convert_sharded_
+from qvgen.training.start import quantize_by_layers_
 
 
 def quantize_and_train_(
@@ -21,7 +25,13 @@ def quantize_and_train_(
     ctx: TrainContext,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
-    """Quantize, train and convert ``model`` in place; float32 while training, its own dtype after.
+    """Quantize, train and convert ``model`` in place; float32 while training, its own dtypes after.
+
+    They may differ within a model: of Wan diffusers loads norms and modulation tables in float32 whatever
+    the rest is in.
+
+    Several processes take ``model`` from where it is, on the device or the host, block by block: no device
+    ever holds all of it in float32 unless ``prepare`` asks for it.
 
     Args:
         model: full precision.
@@ -33,12 +43,17 @@ def quantize_and_train_(
     Raises:
         ValueError: as ``quantize_`` and ``train_``.
     """
-    dtype = next(model.parameters()).dtype
+    check_shared(recipe)
+    dtypes = dtypes_of(model)
+    schedule = RankSchedule.of(config, recipe.steps) if isinstance(config, QVGenConfig) else None
+    if prepare is None and world_size() > 1:
+        quantize_by_layers_(model, config, ctx.skip_layers, ctx.device)
+        train_and_end_(
+            model, recipe, ctx, schedule, lambda trained: convert_sharded_(trained, model, ctx.device, dtypes)
+        )
+        return model
     quantize_(nn.Module.float(model), config, ctx.skip_layers)
     if prepare is not None:
         prepare(model)
-    schedule = None
-    if isinstance(config, QVGenConfig):
-        schedule = RankSchedule.of(config, recipe.steps)
     train_(model, recipe, ctx, schedule=schedule)
-    return nn.Module.to(convert_(model), dtype)
+    return restore_dtypes_(convert_(model), dtypes)

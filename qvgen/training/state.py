@@ -8,34 +8,33 @@ saved step: contexts promise the same ones at every call.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from qvgen.api import quant_layers
-from qvgen.config import to_json
 from qvgen.contents import check_contents
 from qvgen.diverged import DivergedError
-from qvgen.files import atomic_path, remove_leftovers
-from qvgen.schedule import RankSchedule
+from qvgen.files import remove_leftovers
+from qvgen.training.background import Background
 from qvgen.training.context import TrainContext, extras
+from qvgen.training.host_moments import MOMENTS, HostMomentsAdamW, on_device
+from qvgen.training.identity import differing
 from qvgen.training.log import TrainLog
-from qvgen.training.optim import parameter_groups
-from qvgen.training.parallel import agreed, assign_, rank, whole, world_size
+from qvgen.training.optim import resting_moments
+from qvgen.training.parallel import agreed, assign_, rank, text_from_first, whole, world_size
 from qvgen.training.recipe import TrainRecipe
-from qvgen.training.state_file import hash_tensor, read_state, unreadable, write_state
+from qvgen.training.state_file import Layout, StateFile, StateWriter, new_state, unreadable
 
 STATE_NAME = "train_state.safetensors"
+_Named = Iterator[tuple[str, Tensor]]
 _SHARE_OF_TIME = 0.05  # of a training that timed saving may take: a large model's state is large
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_NO_PART_OF_IDENTITY = ("save_every", "save_every_s")
 
 
 class TrainState:
@@ -63,60 +62,111 @@ class TrainState:
         self._random: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
         self._saving_took = 0.0
+        self._background = Background()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for a state that is being written; its error is raised unless there is another one."""
+        if kind is None:
+            self._by_first(self._background.wait)
+        else:
+            with contextlib.suppress(BaseException):
+                self._background.wait()
 
     def restore(self) -> int:
         """Take over a saved state if there is one; returns the step to go on with, else 0.
 
+        The first process reads; the others take what it sends.
+
         Raises:
             ValueError: the file is damaged, or of another model, recipe, schedule or seed.
         """
-        if self.path is not None and rank() == 0:
-            remove_leftovers(self.path)
-        if self.path is None or not self.path.is_file():
-            if self.path is not None and self._rewind is not None and rank() == 0:
-                self._rewind(0)
+        if self.path is None:
             return 0
-        header, tensors, intact = read_state(self.path)
-        self._refuse_foreign(header["identity"])
-        self._check_tensors(header, tensors)
-        if not intact:
-            raise unreadable(self.path, "altered since it was written: its checksum differs")
-        with torch.no_grad():
-            for name, tensor in _model_tensors(self._student).items():
-                assign_(tensor, tensors[f"model/{name}"])
-            for parameter in self._trained():
-                if f"step/{self._names[id(parameter)]}" in tensors:  # else it had no gradient so far
-                    self._optimizer.state[parameter] = self._moments(parameter, tensors)
-            self._log.sums.copy_(tensors["log/sums"])
-        self._log.restore(header["log"])
-        self._random = {kind: tensors[f"random/{kind}"] for kind in header["random"]}
+        file, problem = None, ""
+        if rank() == 0:
+            remove_leftovers(self.path)
+            try:
+                file = self._examined()
+            except ValueError as error:
+                if world_size() == 1:
+                    raise
+                problem = str(error)
+        header = {} if file is None else {**file.header, "names": sorted(file.names)}
+        said = json.loads(text_from_first(json.dumps([problem, header]), self._ctx.device))
+        if said[0]:
+            raise ValueError(said[0])
+        header = said[1]
         if self._rewind is not None and rank() == 0:
-            self._rewind(header["log"]["lines"])
+            self._rewind(header["log"]["lines"] if header else 0)
+        if not header:
+            return 0
+        self._take(header, None if file is None else file.tensor)
         step: int = header["step"]
         return step
 
-    def _check_tensors(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Exactly the tensors that this training has, and a step that lies within it."""
+    def _examined(self) -> StateFile | None:
+        """The saved state, once all of it has been looked at."""
+        assert self.path is not None
+        if not self.path.is_file():
+            return None
+        file = StateFile(self.path)
+        self._refuse_foreign(file.header["identity"])
+        self._check_tensors(file)
+        return file
+
+    @torch.no_grad()
+    def _take(self, header: Mapping[str, Any], read: Callable[[str], Tensor] | None) -> None:
+        """``read`` is None in processes that the first one sends all tensors to."""
+
+        def fill(tensor: Tensor, name: str) -> Tensor:
+            assign_(tensor, None if read is None else read(name))
+            return tensor
+
+        for name, tensor in _model_tensors(self._student).items():
+            fill(tensor, f"model/{name}")
+        optimizer = self._optimizer
+        resting = resting_moments(optimizer)
+        for parameter in self._trained():
+            name = self._names[id(parameter)]
+            if f"step/{name}" not in header["names"]:  # it had no gradient so far
+                continue
+            state = {key: fill(torch.zeros_like(parameter), f"{key}/{name}") for key in MOMENTS}
+            if id(parameter) in resting:
+                assert isinstance(optimizer, HostMomentsAdamW)
+                state = {key: optimizer.at_rest(value) for key, value in state.items()}
+            step = torch.zeros((), device=parameter.device)
+            optimizer.state[parameter] = {"step": fill(step, f"step/{name}"), **state}
+        fill(self._log.sums, "log/sums")
+        self._log.restore(header["log"])
+        now = _random_state(self._ctx.device)
+        for kind in set(header["random"]) & set(now):
+            sent = fill(now[kind].to(self._ctx.device), f"random/{kind}")
+            self._random[kind] = sent.cpu()
+
+    def _check_tensors(self, file: StateFile) -> None:
+        """Exactly the tensors that this training has, as they were written, and a step within it."""
+        header = file.header
         if not 0 < header["step"] < self._recipe.steps:
             raise unreadable(self.path, f"step {header['step']} of {self._recipe.steps}")
         wanted = {f"model/{name}": tensor for name, tensor in _model_tensors(self._student).items()}
         for parameter in self._trained():
             name = self._names[id(parameter)]
-            if any(f"{key}/{name}" in tensors for key in (*_MOMENTS, "step")):
-                wanted |= {f"{key}/{name}": parameter for key in _MOMENTS}
+            if any(f"{key}/{name}" in file.names for key in (*MOMENTS, "step")):
+                wanted |= {f"{key}/{name}": parameter for key in MOMENTS}
                 wanted[f"step/{name}"] = torch.zeros(())
         wanted["log/sums"] = self._log.sums
         now = _random_state(self._ctx.device)
         for kind in {"cpu", *header["random"]}:  # one of another kind of device is carried, not used
-            wanted[f"random/{kind}"] = now.get(kind, tensors.get(f"random/{kind}", now["cpu"]))
-        for name in sorted({*wanted, *tensors}):
-            self._check_tensor(name, wanted.get(name), tensors.get(name))
+            name = f"random/{kind}"
+            wanted[name] = now.get(kind, file.tensor(name) if name in file.names else now["cpu"])
+        for name in sorted(wanted.keys() ^ file.names):
+            raise unreadable(self.path, f"{name} is {'missing' if name in wanted else 'surplus'}")
+        file.check(lambda name, found: self._check_tensor(name, wanted[name], found))
 
-    def _check_tensor(self, name: str, wanted: Tensor | None, found: Tensor | None) -> None:
-        if found is None:
-            raise unreadable(self.path, f"{name} is missing")
-        if wanted is None:
-            raise unreadable(self.path, f"{name} is surplus")
+    def _check_tensor(self, name: str, wanted: Tensor, found: Tensor) -> None:
         if found.shape != wanted.shape:
             raise unreadable(self.path, f"{name} is {tuple(found.shape)}, not {tuple(wanted.shape)}")
         try:
@@ -136,14 +186,21 @@ class TrainState:
         return batches
 
     def save_if_due(self, step: int) -> None:
-        """Save after ``step`` steps if the recipe's steps or seconds have passed; never at the end."""
+        """Save after ``step`` steps if the recipe's steps or seconds have passed; never at the end.
+
+        Raises:
+            OSError: the system's, of this state or of the one that was being written.
+        """
         if self.path is None or step == self._recipe.steps:
             return
+        if world_size() == 1:
+            self._background.raise_error()
         every, seconds = self._recipe.save_every, self._recipe.save_every_s
         due = bool(every) and step % every == 0
         if not due and seconds and (world_size() == 1 or self._log.is_due(step - 1)):
             wait = max(seconds, self._saving_took / _SHARE_OF_TIME)
-            due = agreed(time.monotonic() - self._saved_at >= wait, self._ctx.device)
+            passed = time.monotonic() - self._saved_at >= wait
+            due = agreed(passed and not self._background.busy, self._ctx.device)
         if due:
             begun = time.monotonic()
             self.save(step)
@@ -153,58 +210,123 @@ class TrainState:
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps in place of an older one, whole or not at all.
 
+        With ``recipe.save_async`` it is copied to the host now and written while the training goes on.
+
         Raises:
             DivergedError: the training diverged.
+            OSError: the system's.
         """
         assert self.path is not None
+        path = self.path
+        if self._recipe.save_async:  # before there are two copies of a state
+            self._by_first(self._background.wait)
         random = _random_state(self._ctx.device)
-        tensors = {f"model/{name}": tensor for name, tensor in _model_tensors(self._student).items()}
-        for parameter in self._trained():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{self._names[id(parameter)]}"] = value
-        tensors |= {f"random/{kind}": value for kind, value in random.items()}
-        tensors["log/sums"] = self._log.sums
         header = {
             "identity": self._identity,
             "step": step,
             "log": self._log.state(),
             "random": sorted(random),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
-        self._refuse_diverged(plain, step)
-        if rank() > 0:
+        header = json.loads(json.dumps(header))  # as it is now: the log goes on
+        parts = self._parts(random)
+        layout = {name: (value.dtype, tuple(like.shape)) for name, (like, value) in parts.items()}
+        if not self._recipe.save_async:
+            self._write_through(header, layout, self._gathered(parts, step))
             return
-        with atomic_path(self.path) as temporary:
-            write_state(header, plain, temporary)
+        copies = {}
+        for name, value in self._gathered(parts, step):
+            if rank() == 0:
+                copies[name] = value.cpu() if value.device.type != "cpu" else value.clone()
 
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        def write() -> None:
+            with new_state(path, header, layout) as writer:
+                for name in sorted(copies):
+                    writer.put(name, copies.pop(name))
 
-    def _moments(self, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        name = self._names[id(parameter)]
-        moments = {key: torch.zeros_like(parameter) for key in _MOMENTS}
-        for key, moment in moments.items():
-            assign_(moment, tensors[f"{key}/{name}"])
-        return {"step": tensors[f"step/{name}"].to(parameter.device, copy=True), **moments}
+        self._by_first(lambda: self._background.start(write))
 
-    def _refuse_diverged(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """A state that only leads to the same end must not take the place of an older one."""
-        names = ["log/sums", *(f"model/{name}" for name, _ in self._student.named_parameters())]
-        for name in names:
-            if not bool(tensors[name].isfinite().all()):
+    def _write_through(self, header: Mapping[str, Any], layout: Layout, tensors: _Named) -> None:
+        """Without a copy: the first process writes each tensor as it comes."""
+        assert self.path is not None
+        problem: OSError | None = None
+        try:
+            with contextlib.ExitStack() as stack:
+                writer: StateWriter | None = None
+                try:
+                    if rank() == 0:
+                        writer = stack.enter_context(new_state(self.path, header, layout))
+                    for name, value in tensors:
+                        if writer is not None:
+                            writer.put(name, value)
+                finally:  # also after an error: the others are still sending
+                    deque(tensors, maxlen=0)
+        except OSError as error:
+            problem = error
+        self._tell(problem)
+
+    def _by_first(self, work: Callable[[], None]) -> None:
+        """The first process does it."""
+        problem: OSError | None = None
+        if rank() == 0:
+            try:
+                work()
+            except OSError as error:
+                problem = error
+        self._tell(problem)
+
+    def _tell(self, problem: OSError | None) -> None:
+        """An error of the first process is raised by all, so that none waits for it."""
+        if world_size() > 1:
+            found = None if problem is None else [problem.errno, problem.strerror, str(problem.filename)]
+            said = json.loads(text_from_first(json.dumps(found), self._ctx.device))
+            if problem is None and said is not None:
+                problem = OSError(*said)
+        if problem is not None:
+            raise problem
+
+    @torch.no_grad()
+    def _gathered(self, parts: Mapping[str, tuple[Tensor, Tensor]], step: int) -> _Named:
+        """Name and whole value of each part, by name; every process must take all of them.
+
+        Raises:
+            DivergedError: at the end: such a state only leads to the same end, and must not take the
+                place of an older one.
+        """
+        finite: dict[str, Tensor] = {}
+        checked = {"log/sums", *(f"model/{name}" for name, _ in self._student.named_parameters())}
+        for name in sorted(parts):
+            value = whole(on_device(*parts[name]).detach())
+            if name in checked:
+                finite[name] = value.isfinite().all()
+            yield name, value
+        found = torch.stack([flag.to(self._ctx.device) for flag in finite.values()]).tolist()
+        for name, fine in zip(finite, found, strict=True):
+            if not fine:
                 raise DivergedError(
                     f"training diverged: {name.removeprefix('model/')} holds NaN or infinity after {step} "
                     "steps; lower lr_scales or lr_weights, or train with precision fp32"
                 )
 
+    def _parts(self, random: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """All that is saved, by name: a tensor of its whole shape, and its value, which may be a shard."""
+        parts = {f"model/{name}": (tensor, tensor) for name, tensor in _model_tensors(self._student).items()}
+        for parameter in self._trained():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                like = parameter if key in MOMENTS else value
+                parts[f"{key}/{self._names[id(parameter)]}"] = (like, value)
+        parts |= {f"random/{kind}": (value, value) for kind, value in random.items()}
+        return {**parts, "log/sums": (self._log.sums, self._log.sums)}
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
     def _refuse_foreign(self, found: Mapping[str, Any]) -> None:
-        for key in sorted({*self._identity, *found}):
-            if self._identity.get(key) != found.get(key):
-                raise ValueError(
-                    f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
-                    f"{self._identity.get(key)!r}; delete the file to start anew"
-                )
+        key = differing(found, self._identity)
+        if key is not None:
+            raise ValueError(
+                f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
+                f"{self._identity.get(key)!r}; delete the file to start anew"
+            )
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -219,34 +341,3 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
-
-
-def training_identity(
-    student: nn.Module, recipe: TrainRecipe, schedule: RankSchedule | None, seed: int
-) -> dict[str, Any]:
-    """What must agree for a state to be resumed, flat, so that an error can name what differs.
-
-    ``student`` is the untrained one: its weights tell one model from another.
-    """
-    parts: dict[str, Mapping[str, Any]] = {
-        "recipe": {k: v for k, v in asdict(recipe).items() if k not in _NO_PART_OF_IDENTITY},
-        "schedule": {} if schedule is None else asdict(schedule),
-        "quantizers": next((to_json(layer.config) for _, layer in quant_layers(student)), {}),
-    }
-    flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-    plain: dict[str, Any] = json.loads(
-        json.dumps({**flat, "seed": seed, "model": _model_hash(student)}, default=str)
-    )
-    return plain
-
-
-def _model_hash(student: nn.Module) -> str:
-    """Names and shapes of all parameters; all values of the weights, so that no other model passes."""
-    digest = hashlib.sha256()
-    weights = {id(p) for p in parameter_groups(student).get("weights", [])}
-    for name, parameter in student.named_parameters():
-        if id(parameter) in weights:
-            hash_tensor(digest, name, parameter)
-        else:
-            digest.update(f"{name} {tuple(parameter.shape)};".encode())
-    return digest.hexdigest()[:16]

@@ -20,10 +20,14 @@ _RECORDING = threading.Lock()  # one at a time in a process
 
 
 class Losses(NamedTuple):
-    """Detached loss and total gradient norm before clipping."""
+    """Detached loss and total gradient norm before clipping, of all processes."""
 
     loss: Tensor
     grad_norm: Tensor
+
+    def finite(self) -> bool:
+        """Whether both are; a wait for the device."""
+        return bool(torch.stack(tuple(self)).isfinite().all())
 
 
 class FixedBatch(NamedTuple):
@@ -35,6 +39,8 @@ class FixedBatch(NamedTuple):
 
 class TrainStep:
     """Forward of teacher and student, backward, clipping, optimiser; call it with its batches.
+
+    With ``recipe.skip_bad_steps`` the optimiser does nothing where loss or gradient is not finite.
 
     Gradients, clipped, are left where they are until the next call.
     """
@@ -62,8 +68,10 @@ class TrainStep:
             loss.backward()
             total += loss.detach()
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.grad_clip)
-        self.optimizer.step()
-        return Losses(mean_over_processes(total), whole(grad_norm))
+        losses = Losses(mean_over_processes(total), whole(grad_norm))
+        if not self.recipe.skip_bad_steps or losses.finite():
+            self.optimizer.step()
+        return losses
 
 
 def training_loss(

@@ -1,4 +1,7 @@
-"""A small training for several processes: ``torchrun ... parallel_training.py FOLDER [STOP_AT_BATCH]``."""
+"""A small training for several processes: ``torchrun ... parallel_training.py FOLDER [STOP_AT_BATCH [all]]``.
+
+``all``: with every option that says where things lie and when they are written.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ RECIPE: dict[str, Any] = {
     "steps": 22, "batch_size": 3, "accumulate": 4, "lr_weights": 2e-3, "log_every": 2, "log_layers_every": 4,
     "save_every": 6, "validate_every": 6,
 }  # fmt: skip
+
+
+ALL: dict[str, Any] = {"teacher": "sharded", "offload": "moments", "save_async": True}
 
 
 class Block(nn.Module):
@@ -79,6 +85,7 @@ def train(folder: Path, stop_at: int | None = None, **changes: Any) -> None:
 if __name__ == "__main__":
     distributed.init_process_group("gloo")
     try:
-        train(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+        stop_at = int(sys.argv[2]) if len(sys.argv) > 2 else None
+        train(Path(sys.argv[1]), stop_at, **(ALL if "all" in sys.argv else {}))
     finally:
         distributed.destroy_process_group()

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from qvgen.training.state_file import StateWriter
 from tests.qvgen import killed_training
 from tests.qvgen.killed_training import Context, train
 
@@ -153,18 +154,16 @@ def test_a_damaged_state_is_an_error_with_its_name(damage: str, tmp_path: Path) 
 def test_a_kill_while_saving_leaves_the_older_state(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import qvgen.training.state_file as state
+    real, calls = StateWriter.finish, []
 
-    real, calls = save_file, []
-
-    def torn(tensors: Any, path: Path, metadata: Any) -> None:
-        calls.append(path)
+    def torn(writer: Any) -> None:
+        calls.append(writer)
         if len(calls) == 3:
-            Path(path).write_bytes(b"half")
+            writer._file.truncate(1000)
             raise Interrupted
-        real(tensors, path, metadata)
+        real(writer)
 
-    monkeypatch.setattr(state, "save_file", torn)
+    monkeypatch.setattr(StateWriter, "finish", torn)
     with pytest.raises(Interrupted):
         train(Context(tmp_path), tmp_path)
     monkeypatch.undo()
@@ -175,13 +174,12 @@ def test_a_kill_while_saving_leaves_the_older_state(
 
 
 def test_a_full_disk_while_saving_is_known_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """safetensors words the system's error; callers that treat a full disk apart need its number."""
-    import qvgen.training.state_file as state
+    """Callers that treat a full disk apart need its number."""
 
     def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(StateWriter, "put", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         train(Context(tmp_path), tmp_path)
     assert caught.value.errno == errno.ENOSPC
@@ -231,6 +229,25 @@ def rewrite(folder: Path, change: Any) -> None:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     save_file(tensors, file, {"train_state": text, "sha256": digest.hexdigest()})
+
+
+def test_the_file_is_what_safetensors_makes_of_it(broken_off: Path, tmp_path: Path) -> None:
+    """Written tensor by tensor: every tensor at a multiple of its size, nothing between or after them."""
+    file = state_file(broken_off)
+    tensors, again = load_file(file), tmp_path / "again.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(tensors, again, metadata)
+    assert file.stat().st_size == pytest.approx(again.stat().st_size, abs=8)  # padding of the head
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    entries = {k: v for k, v in json.loads(data[8 : 8 + length]).items() if k != "__metadata__"}
+    assert (8 + length) % 8 == 0 and entries.keys() == tensors.keys()
+    spans = sorted(entry["data_offsets"] for entry in entries.values())
+    assert [begin for begin, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    assert spans[-1][1] == len(data) - 8 - length
+    for name, entry in entries.items():
+        assert entry["data_offsets"][0] % tensors[name].element_size() == 0
 
 
 def test_rewriting_alone_does_no_harm(broken_off: Path, undisturbed: Path) -> None:

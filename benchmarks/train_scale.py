@@ -1,0 +1,205 @@
+"""Training steps of a full-size Wan with random weights, on as many GPUs as ``torchrun`` starts.
+
+    torchrun --nproc-per-node 2 -m benchmarks.train_scale --model wan2.1-14b --offload moments \
+        --teacher sharded --output out
+
+The whole way is run and measured: quantizing block by block, sharding, steps, a saved state if asked
+for, and the finished model; seconds and peak memory of each, beside what the preflight predicts. Every
+process makes the same random bfloat16 weights on its GPU, from where the training takes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from benchmarks.qat_training import Batch
+from evalharness.machine.costs import training_memory
+from evalharness.machine.preflight import Training, need_of
+from evalharness.modeloptions import ModelOptions
+from evalharness.registry import Registry
+from evalharness.store import atomic_write_text
+from qvgen.config import QuantConfig, QVGenConfig
+from qvgen.training.parallel import rank, world_size
+from qvgen.training.recipe import TrainRecipe
+from qvgen.training.run import quantize_and_train_
+
+TINY: dict[str, Any] = {
+    "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 12,
+    "freq_dim": 8, "ffn_dim": 36, "num_layers": 2,
+}  # fmt: skip
+
+
+class Measured:
+    """A ``TrainContext`` that measures: phases by name, seconds and peak bytes."""
+
+    seed = 0
+    skip_layers = ()
+
+    def __init__(self, options: argparse.Namespace, device: torch.device, config: Mapping[str, Any]) -> None:
+        self.device, self.config, self.options = device, config, options
+        self.state_folder = options.state
+        self.phases: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+        self._begun = time.perf_counter()
+
+    def phase(self, name: str) -> None:
+        """What ran since the last call was ``name``."""
+        found: dict[str, Any] = {"name": name}
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            found["peak_gb"] = round(torch.cuda.max_memory_allocated(self.device) / 1e9, 2)
+            found["reserved_gb"] = round(torch.cuda.max_memory_reserved(self.device) / 1e9, 2)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        found["seconds"] = round(time.perf_counter() - self._begun, 2)
+        self.phases.append(found)
+        self._begun = time.perf_counter()
+        if rank() == 0:
+            print(found, flush=True)
+
+    def teacher(self) -> nn.Module:
+        self.phase("student quantized and sharded")
+        return transformer(self.config, self.device, seed=0).eval().requires_grad_(False)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        o, config = self.options, self.config
+        size = ((o.frames - 1) // 4 + 1, o.height // 8, o.width // 8)
+        generator = torch.Generator(self.device).manual_seed(1)
+        draw: dict[str, Any] = {"device": self.device, "dtype": torch.bfloat16, "generator": generator}
+        while True:
+            latents = torch.randn(batch_size, config["in_channels"], *size, **draw)
+            text = torch.randn(batch_size, o.text, config["text_dim"], **draw)
+            timestep = torch.randint(0, 1000, (batch_size,), device=self.device, generator=generator)
+            yield Batch(
+                {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}, latents
+            )
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        out: Tensor = model(**batch.inputs, return_dict=False)[0]
+        return out
+
+    def log(self, record: Mapping[str, float | int | str]) -> None:
+        self.records.append(dict(record))
+
+    def track(self, steps: range, what: str) -> Iterator[int]:
+        self.phase("teacher in place")
+        for step in steps:
+            yield step
+            self.phase(f"step {step}")
+
+
+def transformer(config: Mapping[str, Any], device: torch.device, seed: int) -> nn.Module:
+    """Random bfloat16 weights, the same in each process."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            model: nn.Module = WanTransformer3DModel(**config)
+    finally:
+        torch.set_default_dtype(before)
+    return model
+
+
+def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One training; its phases and predictions."""
+    spec = Registry().get("models", options.model)(ModelOptions()).spec
+    config = TINY if options.tiny else spec.shape.config
+    recipe = TrainRecipe(
+        steps=options.steps, batch_size=options.batch_size, accumulate=options.passes * world_size(),
+        lr_weights=3e-5, precision="bf16", gradient_checkpointing=True, checkpointing_keeps=options.keeps,
+        teacher=options.teacher, offload=options.offload, save_async=options.save_async,
+        save_every=options.save_every, log_every=1,
+    )  # fmt: skip
+    quick = options.start == "quick"
+    quant = QuantConfig(w_bits=4, a_bits=4, learn_clip=True, range_init="minmax" if quick else "search")
+    qat: Any = quant
+    if options.rank:
+        qat = QVGenConfig(quant=quant, rank=options.rank, phi_init="random" if quick else "error")
+    context = Measured(options, device, config)
+    model = transformer(config, device, seed=0)
+    context.phase("weights made")
+    quantize_and_train_(model, qat, recipe, context)
+    context.phase("converted")
+    settings = dataclasses.replace(
+        Registry().get("models", options.model)(ModelOptions()).settings,
+        frames=options.frames, height=options.height, width=options.width,
+    )  # fmt: skip
+    asked = Training.of(dataclasses.asdict(recipe), options.rank, world_size())
+    predicted = training_memory(spec, settings, **dataclasses.asdict(asked))
+    predicted.pop("the pipeline's own copy")  # here is none
+    return {
+        "model": options.model,
+        "gpus": world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "clip": [options.frames, options.height, options.width],
+        "start": options.start,
+        "rank": options.rank,
+        "recipe": dataclasses.asdict(recipe),
+        "phases": context.phases,
+        "predicted_gb": {name: round(size / 1e9, 2) for name, size in predicted.items()},
+        "predicted_step_peak_gb": round(sum(predicted.values()) / 1e9, 2),
+        "preflight_gb": round(need_of(spec, settings, asked)[0] / 1e9, 2),
+        "losses": [record["loss"] for record in context.records],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="wan2.1-14b", help="a Wan of known size")
+    parser.add_argument("--tiny", action="store_true", help="two small blocks instead, to try the script")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--passes", type=int, default=1, help="of each process in a step")
+    parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--text", type=int, default=512, help="tokens of a caption")
+    parser.add_argument("--rank", type=int, default=32, help="of Phi; 0: kd-qat")
+    parser.add_argument(
+        "--start", choices=("quick", "full"), default="full", help="quick: no search, and a random Phi"
+    )
+    parser.add_argument("--keeps", choices=("nothing", "attention"), default="nothing")
+    parser.add_argument("--teacher", choices=("whole", "sharded", "host"), default="sharded")
+    parser.add_argument("--offload", choices=("off", "moments"), default="off")
+    parser.add_argument("--state", type=Path, default=None, help="folder of training states")
+    parser.add_argument("--save-every", type=int, default=0)
+    parser.add_argument("--save-async", action="store_true")
+    parser.add_argument("--output", type=Path, default=None, help="folder for train_scale.json")
+    options = parser.parse_args(argv)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    joint = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if joint:
+        distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        found = measure(options, device)
+        if rank() == 0:
+            print(json.dumps(found, indent=1))
+            if options.output is not None:
+                options.output.mkdir(parents=True, exist_ok=True)
+                atomic_write_text(options.output / "train_scale.json", json.dumps(found, indent=1) + "\n")
+    finally:
+        if joint:
+            distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

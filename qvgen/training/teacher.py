@@ -1,0 +1,64 @@
+"""Where the teacher lies: whole on every device, sharded over them, or on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvgen.training.parallel import world_size
+from qvgen.training.recipe import TrainRecipe
+from qvgen.training.sharding import blocks, device_mesh
+
+
+def place_teacher_(teacher: nn.Module, recipe: TrainRecipe, device: torch.device) -> nn.Module:
+    """Bring the frozen ``teacher`` to where ``recipe.teacher`` says, in place; it answers as before.
+
+    ``sharded``: over the processes, in its own dtype; a block is gathered while it works. ``host``: its
+    blocks rest in pinned memory of the host (with several processes each keeps its share) and come to
+    the device one by one; what is in no block stays on the device. Where ``device`` is the host, or a
+    single process is to share, nothing changes.
+    """
+    if recipe.teacher == "whole":
+        return teacher
+    rests = recipe.teacher == "host" and device.type != "cpu"
+    if world_size() > 1:
+        _shard(teacher, device, rests)
+    elif rests:
+        for block in blocks(teacher):
+            _HostBlock(block, device)
+    return teacher
+
+
+def _shard(teacher: nn.Module, device: torch.device, rests: bool) -> None:
+    from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+
+    options: dict[str, Any] = {"mesh": device_mesh(device), "reshard_after_forward": True}
+    if rests:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=True)
+    teacher.requires_grad_(False)  # then a block may have parameters of several dtypes, as diffusers' have
+    for unit in (*blocks(teacher), teacher):
+        fully_shard(unit, **options)
+
+
+class _HostBlock:
+    """Brings a block's parameters to the device before its forward pass and drops that copy after it."""
+
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._resting: list[tuple[nn.Parameter, Tensor]] = []
+        for parameter in block.parameters():
+            host = parameter.data.cpu()
+            parameter.data = host.pin_memory() if device.type == "cuda" else host
+            self._resting.append((parameter, parameter.data))
+        block.register_forward_pre_hook(self._bring)
+        block.register_forward_hook(self._drop, always_call=True)
+
+    def _bring(self, *_: Any) -> None:
+        for parameter, host in self._resting:
+            parameter.data = host.to(self._device, non_blocking=True)
+
+    def _drop(self, *_: Any) -> None:
+        for parameter, host in self._resting:
+            parameter.data = host
