@@ -126,9 +126,9 @@ def _pooled_row(row: PooledResult, results: Results) -> list[str]:
 def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
     from evalharness.report.rows import (
         AGAINST_REFERENCE,
-        COST_COLUMNS,
         bits_label,
         cost,
+        cost_columns,
         coverage_text,
         estimate_text,
         minus_reference,
@@ -137,7 +137,8 @@ def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
     )
 
     headers = ["method", "bits", "seed", "source", "execution", "coverage", *total_columns(results)]
-    headers += ["mean", AGAINST_REFERENCE, *COST_COLUMNS, "train_minutes"]
+    columns = cost_columns(results)
+    headers += ["mean", AGAINST_REFERENCE, *columns, "train_minutes"]
     differences = minus_reference(results)
     rows = [
         [
@@ -150,7 +151,7 @@ def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
             *(estimate_text(cell.totals.get(name), results) for name in results.totals),
             estimate_text(cell.mean, results),
             estimate_text(differences.get(cell.id), results, signed=True),
-            *(number(cost(cell, column), 2) for column in COST_COLUMNS),
+            *(number(cost(cell, column), 2) for column in columns),
             number(cell.train_minutes, 1),
         ]
         for cell in cells
