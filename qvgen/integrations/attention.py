@@ -18,6 +18,7 @@ from torch.nn import functional
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.reading import linears
 from qvgen.packed.sources import Source
+from qvgen.transformed import TransformedQuantLinear, mark_twins_
 
 Rotary = tuple[Tensor, Tensor]
 TEXT_TOKENS = 512  # of Wan's text encoder, a constant in diffusers too
@@ -141,7 +142,13 @@ class SharedWanProcessor:
         return out
 
 
+SETS = (("to_q", "to_k", "to_v"), ("add_k_proj", "add_v_proj"))
 SHARED = {CogVideoXAttnProcessor2_0: SharedCogVideoXProcessor, WanAttnProcessor: SharedWanProcessor}
+
+
+def is_packed(layer: object) -> bool:
+    """Whether it is a packed linear, or one within a transform of its input."""
+    return isinstance(layer.inner if isinstance(layer, TransformedQuantLinear) else layer, PackedLinear)
 
 
 def share_reads_(model: nn.Module) -> nn.Module:
@@ -153,10 +160,12 @@ def share_reads_(model: nn.Module) -> nn.Module:
     Returns:
         The same ``model``.
     """
+    number = 1
     for module in model.modules():
         replacement = SHARED.get(type(getattr(module, "processor", None)))
-        packed = [isinstance(getattr(module, name, None), PackedLinear) for name in ("to_q", "to_k", "to_v")]
-        if replacement is not None and any(packed):
+        for names in SETS:
+            number = mark_twins_([getattr(module, name) for name in names if hasattr(module, name)], number)
+        if replacement is not None and any(is_packed(getattr(module, name, None)) for name in SETS[0]):
             old: Any = module.processor
             new = replacement()
             if isinstance(new, SharedWanProcessor):
