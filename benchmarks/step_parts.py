@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,9 +17,13 @@ from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tok
 from benchmarks.measuring import Deadline, elapsed_ms, peak_mb, ratio, recorded
 from evalharness.conditions import clocks, conditions
 from evalharness.cost import executed_as
+from evalharness.peers import AbsentError, build_peer
 from evalharness.timing import spread
 from qvgen.integrations.timesteps import cache_timesteps_
 
+PEER_OF = {
+    "float8": "torchao-float8", "int8": "torchao-int8", "nf4": "bitsandbytes-nf4", "quanto": "quanto-int8",
+}  # fmt: skip
 BITS = {"w4a4": (4, 4), "w3a3": (3, 3), "w8a8": (8, 8)}
 BEST_ATTENTION = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 WARM_UP = 2
@@ -64,21 +67,10 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def with_torchao(model: nn.Module, variant: str) -> nn.Module:
-    """Linears of the blocks by torchao, dynamic on both sides; the weights are copied.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    library = importlib.import_module("torchao.quantization")
-    if variant == "float8":
-        config = library.Float8DynamicActivationFloat8WeightConfig(granularity=library.PerRow())
-    else:
-        config = library.Int8DynamicActivationInt8WeightConfig()
-    model = sharing_copy(model)
-    for block in blocks_of(model):
-        library.quantize_(block, config)
-    return model
+def linears_of(model: nn.Module) -> list[str]:
+    """Names of the linears of the blocks: what peers change."""
+    ours = {id(part) for block in blocks_of(model) for part in block.modules()}
+    return [name for name, part in model.named_modules() if type(part) is nn.Linear and id(part) in ours]
 
 
 def build(
@@ -87,8 +79,8 @@ def build(
     """The model of a variant as it is called, and the call that its output is held against."""
     full, device, tiny = MODELS[name], next(base.parameters()).device, given.tiny
     x = inputs(full, device, tiny, given.samples)
-    if variant in ("float8", "int8"):
-        return compiled(with_torchao(base, variant), given.compiler), None
+    if variant in PEER_OF:
+        return build_peer(PEER_OF[variant], base, linears_of(base), compiler=given.compiler), None
     if variant == "bf16_best":
         model = cache_timesteps_(sharing_copy(base), x["timestep"][:1])
         return compiled(model, given.compiler), caller(base, x, best=False)
@@ -130,11 +122,13 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
             calls = {"bf16_eager": eager, "bf16_best": best}
             try:
                 entry = measure_variant(variant, name, base, calls, x, given, deadline)
-            except ImportError as error:
-                found["skipped"][variant] = f"not installed: {error}"
+            except AbsentError as error:
+                found["skipped"][variant] = str(error)
                 continue
             found["variants"][variant] = entry
             found["ratios"][variant] = entry.pop("ratios")
+            print(f"  {name} {variant}: {found['ratios'][variant]}", flush=True)
+            given.save(found)
             gc.collect()
             if kind == "cuda":
                 torch.cuda.empty_cache()

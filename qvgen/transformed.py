@@ -111,7 +111,7 @@ class TransformedQuantLinear(nn.Module):
         return (x if self.rotation is None else self.rotation(x)), hidden
 
     def forward(self, x: Tensor | Prepared) -> Tensor:
-        """[..., out] from x [..., in]; or from what ``prepared`` made of it for layers with the same ``twins``."""
+        """[..., out] from x [..., in], or from what ``prepared`` made of it for layers of one ``twins``."""
         if isinstance(x, Prepared):
             inner, hidden = x.inner, x.hidden
         else:

@@ -161,7 +161,7 @@ def test_models_give_the_same_bits(
 
 
 def transformed_(model: nn.Module, same: bool) -> nn.Module:
-    """Every linear behind a scale, a shift, a rotation and a branch of its own, or q, k, v behind the same."""
+    """Every linear behind a scale, a shift, a rotation and a branch of its own; or q, k, v behind one."""
     generator = torch.Generator().manual_seed(7)
     shared: dict[str, tuple[Tensor, Tensor]] = {}
     transform = Transform(scaled=True, rotated=True, rank=3, shift=0.25)
@@ -189,16 +189,21 @@ def test_layers_behind_the_same_transform(
     shared = pack_(copy.deepcopy(fake), backend)
     monkeypatch.setattr("qvgen.packed.convert.join_reads_", lambda model, fuse: model)
     alone = pack_(fake, backend)
-    turned: Counter[int] = Counter()
-    for model in (shared, alone):
-        for part in model.modules():
-            if isinstance(part, TransformedQuantLinear):
-                own = part.prepared
-                part.prepared = lambda x, own=own, key=id(model): (turned.update([key]), own(x))[1]  # type: ignore[method-assign]
+    turned: Counter[str] = Counter()
+    original = TransformedQuantLinear.prepared
+
+    def counting(self: TransformedQuantLinear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        turned[now] += 1
+        return original(self, x)
+
+    monkeypatch.setattr(TransformedQuantLinear, "prepared", counting)
     with torch.no_grad():
-        got, wanted = shared(**values)[0], alone(**values)[0]
+        now = "shared"
+        got = shared(**values)[0]
+        now = "alone"
+        wanted = alone(**values)[0]
     assert torch.equal(got, wanted)
-    assert turned[id(alone)] - turned[id(shared)] == saved
+    assert turned["alone"] - turned["shared"] == saved
 
 
 def test_images_as_context_of_wan() -> None:
