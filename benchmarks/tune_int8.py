@@ -2,13 +2,16 @@
 
     python benchmarks/tune_int8.py --output qvgen/packed/triton_table.json
 
-A candidate whose result differs from the first one's in any bit is left out and reported. On an
-H100 all of it takes a minute or two. ``--tiny`` runs it in small, in Triton's interpreter too.
+A candidate whose result differs from the first one's in any bit is left out and reported. Those whose warps
+have jobs of their own (Hopper) are first tried on small matrices, in a process of its own with a time limit:
+were they to wait for ever, only they would be left out. On an H100 all of it takes a few minutes. ``--tiny``
+runs it in small, in Triton's interpreter too.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +25,7 @@ import torch
 
 FINAL = 4  # candidates that meet in the second round
 GROUPS = (4, 8, 16)
-SHARED_LIMIT = 227 * 1024
+JOBS_LIMIT_S = 100
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,12 +34,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser = command_line(__doc__, "triton_table.json", repeats=5)
     parser.add_argument("--limit-s", type=float, default=240.0, help="seconds until no further shape begins")
+    parser.add_argument("--shapes", default="", help="only these, as MxNxK, comma-separated")
+    parser.add_argument("--no-jobs", action="store_true", help="leave out warps with jobs of their own")
+    parser.add_argument("--try-jobs", action="store_true", help="only try these on small matrices")
     return parsed(parser, argv)
 
 
-def candidates(tiny: bool, copy_engine: bool) -> list[Any]:
-    """Ways to run a product that fit a multiprocessor."""
-    from qvgen.packed.triton_table import Tiles
+def candidates(tiny: bool, copy_engine: bool, jobs: bool = False) -> list[Any]:
+    """Ways to run a product that fit a multiprocessor; with ``jobs`` those with jobs, too."""
+    from qvgen.packed.triton_table import SHARED_LIMIT, Tiles
 
     if tiny:
         return [
@@ -69,24 +75,80 @@ def candidates(tiny: bool, copy_engine: bool) -> list[Any]:
             found += [one, stay, replace(stay, flatten=True)]
             if split and warps == 8:
                 found += [replace(stay, whole=True), replace(stay, whole=True, flatten=True)]
+    if jobs:
+        found += job_candidates()
     return [t for t in found if t.stages * (t.bm + t.bn) * t.bk <= SHARED_LIMIT]
 
 
-def compile_all(calls: list[tuple[Any, ...]]) -> None:
-    """Compile kernels side by side; those that fail are found when they are timed."""
-    from qvgen.packed import triton_kernels
+def job_candidates() -> list[Any]:
+    """Ways whose warps have jobs of their own."""
+    from qvgen.packed.triton_table import Tiles
 
+    shapes = (
+        (128, 256, 128, 4),
+        (256, 128, 128, 4),
+        (256, 128, 128, 3),
+        (128, 256, 64, 8),
+        (128, 128, 128, 6),
+    )
+    return [Tiles(bm, bn, bk, 4, stages, jobs=True) for bm, bn, bk, stages in shapes]
+
+
+def try_jobs(device: torch.device) -> dict[str, str]:
+    """Each way with jobs on ragged matrices against equal warps: ``equal``, or what is wrong."""
+    from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
+    from qvgen.packed.triton_linear import expand_codes, multiply
+
+    one, found = torch.ones(1, device=device), {}
+    for tiles in job_candidates():
+        wrong = []
+        for m, n, k in ((300, 136, 64), (1000, 264, 448), (40000, 512, 1920), (17776, 1920, 7680)):
+            for bits, gelu, bias in ((4, False, True), (3, True, False)):
+                weight = replace(packed_layer(n, k, bits, device, one, one), gelu=gelu)
+                weight = weight if bias else replace(weight, bias=None)
+                expanded, tokens = (
+                    expand_codes(weight.codes, bits, weight.shape),
+                    drawn_tokens(m, k, bits, device),
+                )
+                plain = multiply(tokens, expanded, weight, BF16, tiles.without_jobs())
+                for _ in range(3):
+                    if not torch.equal(multiply(tokens, expanded, weight, BF16, tiles), plain):
+                        wrong.append(f"{m}x{n}x{k} w{bits}")
+                        break
+        found[str(tiles)] = "equal" if not wrong else f"differs: {', '.join(wrong)}"
+    return found
+
+
+def jobs_work(given: argparse.Namespace, device: torch.device) -> str:
+    """Empty if all ways with jobs gave equal results, in another process; else why they are left out."""
+    from qvgen.packed.triton_product import has_jobs
+
+    if given.no_jobs or given.tiny:
+        return "not asked for"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9 or not has_jobs():
+        return "needs Hopper and Triton 3.6"
+    command = [sys.executable, __file__, "--try-jobs", "--output", f"{given.output}.jobs"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=JOBS_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return f"not through after {JOBS_LIMIT_S} s"
+    lines = done.stdout.splitlines()
+    return "" if done.returncode == 0 else "; ".join([*lines[-6:], *done.stderr.splitlines()[-3:]])
+
+
+def compile_all(calls: list[Any]) -> None:
+    """Compile kernels side by side; those that fail are found when they are timed."""
     try:
         from triton.runtime._async_compile import AsyncCompileMode
     except ImportError:
         return
     with ThreadPoolExecutor(8) as pool, AsyncCompileMode(pool, ignore_errors=True):
-        for programs, operands, constants in calls:
-            triton_kernels.int8_gemm.warmup(*operands, grid=(programs,), **constants)
+        for call in calls:
+            call.kernel.warmup(*call.operands, grid=(call.programs,), **call.constants)
 
 
 def tune_product(
-    shape: tuple[int, int, int], device: torch.device, tiny: bool, repeats: int
+    shape: tuple[int, int, int], device: torch.device, tiny: bool, repeats: int, jobs: bool = False
 ) -> dict[str, Any]:
     """Best tiles of one shape (tokens, rows, columns), with the times of all."""
     from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
@@ -98,7 +160,7 @@ def tune_product(
     expanded = expand_codes(weight.codes, 4, weight.shape)
     sets = [drawn_tokens(m, k, 4, device) for _ in range(1 if tiny else 2)]
     run = partial(multiply, expanded=expanded, weight=weight, out_dtype=BF16)
-    tried = candidates(tiny, copy_engine(device))
+    tried = candidates(tiny, copy_engine(device), jobs)
     if device.type == "cuda":
         out = torch.empty((m, n), dtype=BF16, device=device)
         with suppress(Exception):  # only saves time
@@ -165,17 +227,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.measuring import Deadline, surroundings, write_json
 
     given, device = arguments(argv), on_device()
+    if given.try_jobs:
+        found = try_jobs(device)
+        print("\n".join(f"{tiles}: {text}" for tiles, text in found.items()), flush=True)
+        return 0 if set(found.values()) == {"equal"} else 1
     deadline, errors = Deadline(given.limit_s), 0
     table: dict[str, Any] = {
         **surroundings(device),
         "tiny": given.tiny,
+        "jobs": jobs_work(given, device),
         "gemm": [],
         "quantize": {},
         "rows": [],
     }
+    print(f"warps with jobs of their own: {table['jobs'] or 'tried, equal'}", flush=True)
     for shape in work(given.tiny):
         if deadline.passed:
             break
+        if given.shapes and "x".join(map(str, shape)) not in given.shapes.split(","):
+            continue
         found = attempted(partial(tune_shape, shape, table, device, given))
         if "error" in found:
             errors += 1
@@ -191,7 +261,7 @@ def tune_shape(
     shape: tuple[int, int, int], table: dict[str, Any], device: torch.device, given: argparse.Namespace
 ) -> dict[str, Any]:
     """Add the product of ``shape`` to the table and, once for each width, the quantizer."""
-    table["gemm"].append(tune_product(shape, device, given.tiny, given.repeats))
+    table["gemm"].append(tune_product(shape, device, given.tiny, given.repeats, not table["jobs"]))
     m, _, k = shape
     if str(k) not in table["quantize"] and (given.tiny or m > 4096):
         rows = tune_rows(m, k, device, given.repeats)
