@@ -21,6 +21,7 @@ from evalharness.conditions import clocks, conditions
 from evalharness.cost import executed_as
 from evalharness.peers import AbsentError, build_peer
 from evalharness.timing import spread
+from qvgen.integrations.attention import attend_in_8_bits_
 from qvgen.integrations.timesteps import cache_timesteps_
 
 PEER_OF = {
@@ -90,6 +91,8 @@ def build(
     bits, _, how = variant.partition("_")
     model = packed_model(full, BITS[bits], device, tiny, fuse=how != "unfused")
     plain = packed_model(full, BITS[bits], device, tiny, fuse=False)
+    if how == "attention8":
+        attend_in_8_bits_(model)
     model = cache_timesteps_(model, x["timestep"][:1])
     return (model if how == "eager" else compiled(model, given.compiler)), caller(plain, x, best=True)
 

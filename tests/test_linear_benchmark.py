@@ -50,7 +50,9 @@ def test_where_kernels_cannot_run_every_part_says_so(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_part_in_small(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    done = run_script("linear.py", "--tiny", "--repeats", "1", "--output", str(path), interpreted=True)
+    done = run_script(
+        "linear.py", "--tiny", "--repeats", "1", "--cog-2b-s", "600", "--output", str(path), interpreted=True
+    )
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(path.read_text())
     assert list(results["parts"]) == list(results["ratios"]) == PARTS
