@@ -54,7 +54,7 @@ def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
         if record["method"] == "bf16":
             continue
         bits = Bits(record["w_bits"], record["a_bits"])
-        cell = Cell(record["model"], record["method"], bits, record["seed"], record["options"])
+        cell = Cell.from_json({**record, "label": record["method"]})
         places = fake / "cells" / cell.id, packed / "cells" / f"{record['label']}-{bits.label}-s{cell.seed}"
         if not all((place / "prepare.json").exists() for place in places):
             continue

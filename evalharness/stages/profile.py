@@ -21,7 +21,7 @@ has other libraries' forms of the transformer, each timed in turns with it (``ev
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +61,9 @@ def run(state: RunState) -> StageCount:
     tasks, kept = [], 0
     for cell in state.cells:
         files = state.folder.cell(cell.id)
-        wanted = profile_hash(state.identity, files, _peers(state, cell))
-        if (read_json(files.profile) or {}).get("hash") == wanted:
+        wanted = profile_hash(state.identity, files)
+        record = read_json(files.profile) or {}
+        if record.get("hash") == wanted and set(_peers(state, cell)) <= _measured_peers(record):
             kept += 1
         else:
             tasks.append(_task(state, cell, wanted))
@@ -79,12 +80,15 @@ def run(state: RunState) -> StageCount:
     return StageCount(done=done, kept=kept, failed=failed)
 
 
-def profile_hash(identity: Mapping[str, Any], files: CellFolder, peers: Sequence[str] = ()) -> str | None:
+def profile_hash(identity: Mapping[str, Any], files: CellFolder) -> str | None:
     """Hash of all that a profile depends on; None when the cell is not prepared."""
     record = read_prepare(files)
-    if record is None:
-        return None
-    return digest(["profile", VERSION, dict(identity), record["hash"], *([list(peers)] if peers else [])])
+    return None if record is None else digest(["profile", VERSION, dict(identity), record["hash"]])
+
+
+def _measured_peers(record: Mapping[str, Any]) -> set[str]:
+    """A library that was absent may have been installed since."""
+    return {name for name, peer in record.get("peers", {}).items() if "absent" not in peer}
 
 
 def _peers(state: RunState, cell: Cell) -> tuple[str, ...]:

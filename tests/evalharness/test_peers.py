@@ -141,8 +141,14 @@ def test_a_run_times_them_beside_full_precision_once(toy_run: Callable[..., Any]
     assert with_peers == ["bf16-s0"]
     entry = profiles["bf16-s0"]["peers"]["quanto-int8"]
     assert entry["absent"].startswith("optimum-quanto") or entry["step_ms"] > 0
-    before = (tmp_path / "out" / "cells" / "bf16-s1" / "profile.json").stat().st_mtime_ns
-    assert toy_run(*asked).code == 0  # without them the one record is measured again, the others are kept
-    kept = json.loads((tmp_path / "out" / "cells" / "bf16-s0" / "profile.json").read_text())
-    assert "peers" not in kept
-    assert (tmp_path / "out" / "cells" / "bf16-s1" / "profile.json").stat().st_mtime_ns == before
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    (kept,) = (cell["profile"] for cell in results["cells"] if cell["id"] == "bf16-s0")
+    assert kept["peers"] == profiles["bf16-s0"]["peers"], "they reach the tables"
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/cells/*/profile.json")}
+    assert toy_run(*asked).code == 0  # nobody asks for them: what is there stays
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    assert (
+        toy_run(*asked, "--peers", "quanto-int8,torchao-int8").code == 0
+    )  # one more: that record is renewed
+    changed = [path.parent.name for path, then in files.items() if path.stat().st_mtime_ns != then]
+    assert changed == ["bf16-s0"]
