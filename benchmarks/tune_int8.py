@@ -26,6 +26,7 @@ import torch
 FINAL = 4  # candidates that meet in the second round
 GROUPS = (4, 8, 16)
 JOBS_LIMIT_S = 100
+KEPT = 8
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -186,8 +187,17 @@ def tune_product(
     return {
         "m": m, "n": n, "k": k, "tiles": asdict(best), "ms": times[best],
         "tflops": 2e-9 * m * n * k / times[best], "failed": failed,
-        "tried": [{"tiles": asdict(t), "ms": times[t]} for t in sorted(times, key=lambda t: times[t])],
+        "tried": kept(times),
     }  # fmt: skip
+
+
+def kept(times: dict[Any, float]) -> list[dict[str, Any]]:
+    """The fastest, and the fastest of each kind of kernel: the table is part of the package."""
+    ordered = sorted(times, key=lambda tiles: times[tiles])
+    chosen = ordered[:KEPT]
+    for jobs in (False, True):
+        chosen += [t for t in ordered if t.jobs == jobs][:1]
+    return [{"tiles": asdict(t), "ms": times[t]} for t in dict.fromkeys(chosen)]
 
 
 def timed(actions: list[Any], device: torch.device, repeats: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -47,8 +48,8 @@ class ProductCall(NamedTuple):
 
 @cache
 def has_jobs() -> bool:
-    """Whether this Triton has what ``gluon_kernels`` is written in."""
-    if not AVAILABLE or INTERPRETED:
+    """Whether this Triton has what ``gluon_kernels`` is written in, and ``QVGEN_JOBS`` is not 0."""
+    if not AVAILABLE or INTERPRETED or os.environ.get("QVGEN_JOBS") == "0":
         return False
     try:
         from qvgen.packed import gluon_kernels
