@@ -116,7 +116,7 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
         "variants": {},
         "conditions": conditions(kind, attention, None),
     }
-    with torch.inference_mode():
+    with torch.no_grad():  # as diffusers' pipelines; tensors of other libraries take no inference mode
         base = bf16_model(full, device, given.tiny)
         calls = {"bf16_eager": caller(base, x, best=False)}
         try:

@@ -61,35 +61,40 @@ def _gelu(x):
 
 
 @gluon.jit
-def _finish(
-    acc, y, stored, row, column, rows, columns, scale_ptr, sum_ptr, w_scale_ptr, w_zero_ptr, bias_ptr,
-    HALF: gl.constexpr, BIAS: gl.constexpr, GELU: gl.constexpr, ROWS: gl.constexpr,
+def _of_columns(
+    column, columns, w_scale_ptr, w_zero_ptr, bias_ptr, HALF: gl.constexpr, BIAS: gl.constexpr,
+    layout: gl.constexpr,
 ):  # fmt: skip
-    """Scale, correct and store ``STORED`` columns of sums, as ``triton_kernels._finish`` does."""
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, STORED, 32])
-    acc = gl.convert_layout(acc, layout)
-    at_row = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
+    """What belongs to each of ``STORED`` columns: scale, zero point, bias."""
     at_column = column + gl.arange(0, STORED, layout=gl.SliceLayout(0, layout))
-    row_valid, valid = at_row < rows, at_column < columns
-    scale = gl.load(scale_ptr + at_row, mask=row_valid, other=0.0)
-    total = gl.load(sum_ptr + at_row, mask=row_valid, other=0).to(gl.float32)
-    w_scale = gl.load(w_scale_ptr + at_column, mask=valid, other=0.0)
-    w_zero = HALF - gl.load(w_zero_ptr + at_column, mask=valid, other=0.0)
+    valid = at_column < columns
+    scale = gl.load(w_scale_ptr + at_column, mask=valid, other=0.0)
+    zero = HALF - gl.load(w_zero_ptr + at_column, mask=valid, other=0.0)
+    bias = scale
+    if BIAS:
+        bias = gl.load(bias_ptr + at_column, mask=valid, other=0.0).to(gl.float32)
+    return scale, zero, bias
+
+
+@gluon.jit
+def _finish(
+    acc, scale, total, w_scale, w_zero, bias,
+    BIAS: gl.constexpr, GELU: gl.constexpr, ROWS: gl.constexpr, layout: gl.constexpr,
+):  # fmt: skip
+    """Scale and correct ``STORED`` columns of sums, as ``triton_kernels._finish`` does."""
+    acc = gl.convert_layout(acc, layout)
     zero, sums = gl.expand_dims(w_zero, 0), gl.expand_dims(total, 1)
     value = gl.fma(zero.broadcast_to(ROWS, STORED), sums.broadcast_to(ROWS, STORED), acc.to(gl.float32))
     value = value * gl.expand_dims(scale, 1)
     by_column = gl.expand_dims(w_scale, 0)
     if BIAS:
-        bias = gl.load(bias_ptr + at_column, mask=valid, other=0.0).to(gl.float32)
         shift = gl.expand_dims(bias, 0)
         value = gl.fma(value, by_column.broadcast_to(ROWS, STORED), shift.broadcast_to(ROWS, STORED))
     else:
         value = value * by_column
     if GELU:
         value = _gelu(value)
-    stored.store(value.to(y.dtype))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(y, [row, column], stored)
+    return value
 
 
 @gluon.jit
@@ -110,6 +115,7 @@ def _multiply(
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [4, 1], [16, 128, 32]
     )  # Triton takes no 256 of int8
+    piece: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, STORED, 32])
     stage = 0
     phase = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
@@ -127,10 +133,19 @@ def _multiply(
             if stage == STAGES:
                 stage = 0
                 phase ^= 1
-        acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
-        mbarrier.arrive(empty.index(before), count=1)
+        # What the epilogue needs is on its way while the last products are summed, and for each piece while
+        # the one before it is written.
         row, column = _origin(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
         row += part * ROWS
+        at_row = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, piece))
+        row_valid = at_row < rows
+        scale = gl.load(scale_ptr + at_row, mask=row_valid, other=0.0)
+        total = gl.load(sum_ptr + at_row, mask=row_valid, other=0).to(gl.float32)
+        w_scale, w_zero, bias = _of_columns(
+            column, columns, w_scale_ptr, w_zero_ptr, bias_ptr, HALF, BIAS, piece
+        )
+        acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
+        mbarrier.arrive(empty.index(before), count=1)
         first, second = _halves(acc, ROWS, BN)
         if BN == 2 * STORED:
             parts = (first, second)
@@ -139,12 +154,18 @@ def _multiply(
             three, four = _halves(second, ROWS, BN // 2)
             parts = (one, two, three, four)
         for i in gl.static_range(BN // STORED):
+            next_scale, next_zero, next_bias = w_scale, w_zero, bias
+            if i + 1 < BN // STORED:
+                next_scale, next_zero, next_bias = _of_columns(
+                    column + (i + 1) * STORED, columns, w_scale_ptr, w_zero_ptr, bias_ptr, HALF, BIAS, piece
+                )
+            value = _finish(parts[i], scale, total, w_scale, w_zero, bias, BIAS, GELU, ROWS, piece)
             buffer = stored.index(part * BUFFERS + i % BUFFERS)
             tma.store_wait(pendings=BUFFERS - 1)
-            _finish(
-                parts[i], y, buffer, row, column + i * STORED, rows, columns, scale_ptr, sum_ptr, w_scale_ptr,
-                w_zero_ptr, bias_ptr, HALF, BIAS, GELU, ROWS,
-            )  # fmt: skip
+            buffer.store(value.to(y.dtype))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(y, [row, column + i * STORED], buffer)
+            w_scale, w_zero, bias = next_scale, next_zero, next_bias
     tma.store_wait(pendings=0)
 
 
