@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -25,7 +25,8 @@ import torch
 
 FINAL = 4  # candidates that meet in the second round
 GROUPS = (4, 8, 16)
-JOBS_LIMIT_S = 100
+JOBS_LIMIT_S = 150
+EQUAL = "equal"
 KEPT = 8
 
 
@@ -41,8 +42,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parsed(parser, argv)
 
 
-def candidates(tiny: bool, copy_engine: bool, jobs: bool = False) -> list[Any]:
-    """Ways to run a product that fit a multiprocessor; with ``jobs`` those with jobs, too."""
+def candidates(tiny: bool, copy_engine: bool, jobs: Mapping[str, str]) -> list[Any]:
+    """Ways to run a product that fit a multiprocessor; those with jobs that ``jobs`` calls equal."""
     from qvgen.packed.triton_table import SHARED_LIMIT, Tiles
 
     if tiny:
@@ -76,8 +77,7 @@ def candidates(tiny: bool, copy_engine: bool, jobs: bool = False) -> list[Any]:
             found += [one, stay, replace(stay, flatten=True)]
             if split and warps == 8:
                 found += [replace(stay, whole=True), replace(stay, whole=True, flatten=True)]
-    if jobs:
-        found += job_candidates()
+    found += [tiles for tiles in job_candidates() if jobs.get(str(tiles)) == EQUAL]
     return [t for t in found if t.stages * (t.bm + t.bn) * t.bk <= SHARED_LIMIT]
 
 
@@ -95,46 +95,59 @@ def job_candidates() -> list[Any]:
     return [Tiles(bm, bn, bk, 4, stages, jobs=True) for bm, bn, bk, stages in shapes]
 
 
-def try_jobs(device: torch.device) -> dict[str, str]:
-    """Each way with jobs on ragged matrices against equal warps: ``equal``, or what is wrong."""
+def try_jobs(device: torch.device) -> None:
+    """Print of each way with jobs, when it is known, whether it gives what equal warps give."""
     from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
-    from qvgen.packed.triton_linear import expand_codes, multiply
+    from qvgen.packed.triton_linear import expand_codes, multiply, product_call
 
-    one, found = torch.ones(1, device=device), {}
+    one, wrong = torch.ones(1, device=device), {str(tiles): [] for tiles in job_candidates()}
+    tried: list[tuple[Any, Any, Any]] = []
+    for m, n, k in ((300, 136, 64), (1000, 264, 448), (40000, 512, 1920), (17776, 1920, 7680)):
+        weight = packed_layer(n, k, 4, device, one, one)
+        tried.append((drawn_tokens(m, k, 4, device), expand_codes(weight.codes, 4, weight.shape), weight))
+    tokens, expanded, weight = tried[0]
+    tried.append((tokens, expanded, replace(weight, bias=None, gelu=True)))
+    out = torch.empty((300, 136), dtype=BF16, device=device)
+    ways = [way for tiles in job_candidates() for way in (tiles, tiles.without_jobs())]
+    with suppress(Exception):  # only saves time
+        compile_all(
+            [product_call(tokens, expanded, w, out, way) for way in ways for w in (weight, tried[-1][2])]
+        )
     for tiles in job_candidates():
-        wrong = []
-        for m, n, k in ((300, 136, 64), (1000, 264, 448), (40000, 512, 1920), (17776, 1920, 7680)):
-            for bits, gelu, bias in ((4, False, True), (3, True, False)):
-                weight = replace(packed_layer(n, k, bits, device, one, one), gelu=gelu)
-                weight = weight if bias else replace(weight, bias=None)
-                expanded, tokens = (
-                    expand_codes(weight.codes, bits, weight.shape),
-                    drawn_tokens(m, k, bits, device),
-                )
-                plain = multiply(tokens, expanded, weight, BF16, tiles.without_jobs())
-                for _ in range(3):
-                    if not torch.equal(multiply(tokens, expanded, weight, BF16, tiles), plain):
-                        wrong.append(f"{m}x{n}x{k} w{bits}")
-                        break
-        found[str(tiles)] = "equal" if not wrong else f"differs: {', '.join(wrong)}"
-    return found
+        for tokens, expanded, weight in tried:
+            plain = multiply(tokens, expanded, weight, BF16, tiles.without_jobs())
+            again = [multiply(tokens, expanded, weight, BF16, tiles) for _ in range(3)]
+            if not all(torch.equal(y, plain) for y in again):
+                wrong[str(tiles)].append(f"{len(tokens.codes)}x{weight.shape}")
+        torch.cuda.synchronize(device)
+        print(
+            f"{tiles}: {'differs: ' + ', '.join(wrong[str(tiles)]) if wrong[str(tiles)] else EQUAL}",
+            flush=True,
+        )
 
 
-def jobs_work(given: argparse.Namespace, device: torch.device) -> str:
-    """Empty if all ways with jobs gave equal results, in another process; else why they are left out."""
+def jobs_work(given: argparse.Namespace, device: torch.device) -> dict[str, str]:
+    """Of each way with jobs ``equal``, or why it is left out; found in another process, with a time limit."""
     from qvgen.packed.triton_product import has_jobs
 
+    found = {str(tiles): "not reached" for tiles in job_candidates()}
     if given.no_jobs or given.tiny:
-        return "not asked for"
+        return dict.fromkeys(found, "not asked for")
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9 or not has_jobs():
-        return "needs Hopper and Triton 3.6"
+        return dict.fromkeys(found, "needs Hopper and Triton 3.6")
     command = [sys.executable, __file__, "--try-jobs", "--output", f"{given.output}.jobs"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=JOBS_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return f"not through after {JOBS_LIMIT_S} s"
-    lines = done.stdout.splitlines()
-    return "" if done.returncode == 0 else "; ".join([*lines[-6:], *done.stderr.splitlines()[-3:]])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            text, _ = process.communicate(timeout=JOBS_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            text = process.communicate()[0] + f"\nstopped after {JOBS_LIMIT_S} s"
+    for line in text.splitlines():
+        name, _, verdict = line.partition(": ")
+        found.update({name: verdict} if name in found else {})
+    if set(found.values()) != {EQUAL}:
+        print("\n".join(text.splitlines()[-12:]), flush=True)
+    return found
 
 
 def compile_all(calls: list[Any]) -> None:
@@ -149,7 +162,7 @@ def compile_all(calls: list[Any]) -> None:
 
 
 def tune_product(
-    shape: tuple[int, int, int], device: torch.device, tiny: bool, repeats: int, jobs: bool = False
+    shape: tuple[int, int, int], device: torch.device, tiny: bool, repeats: int, jobs: Mapping[str, str]
 ) -> dict[str, Any]:
     """Best tiles of one shape (tokens, rows, columns), with the times of all."""
     from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
@@ -238,9 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     given, device = arguments(argv), on_device()
     if given.try_jobs:
-        found = try_jobs(device)
-        print("\n".join(f"{tiles}: {text}" for tiles, text in found.items()), flush=True)
-        return 0 if set(found.values()) == {"equal"} else 1
+        try_jobs(device)
+        return 0
     deadline, errors = Deadline(given.limit_s), 0
     table: dict[str, Any] = {
         **surroundings(device),
@@ -250,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "quantize": {},
         "rows": [],
     }
-    print(f"warps with jobs of their own: {table['jobs'] or 'tried, equal'}", flush=True)
+    for tiles, verdict in table["jobs"].items():
+        print(f"{tiles}: {verdict}", flush=True)
     for shape in work(given.tiny):
         if deadline.passed:
             break
@@ -271,7 +284,7 @@ def tune_shape(
     shape: tuple[int, int, int], table: dict[str, Any], device: torch.device, given: argparse.Namespace
 ) -> dict[str, Any]:
     """Add the product of ``shape`` to the table and, once for each width, the quantizer."""
-    table["gemm"].append(tune_product(shape, device, given.tiny, given.repeats, not table["jobs"]))
+    table["gemm"].append(tune_product(shape, device, given.tiny, given.repeats, table["jobs"]))
     m, _, k = shape
     if str(k) not in table["quantize"] and (given.tiny or m > 4096):
         rows = tune_rows(m, k, device, given.repeats)

@@ -152,7 +152,7 @@ def _multiply(
         else:
             one, two = _halves(first, ROWS, BN // 2)
             three, four = _halves(second, ROWS, BN // 2)
-            parts = (one, two, three, four)
+            parts = (one, two, three, four)  # type: ignore[assignment]
         for i in gl.static_range(BN // STORED):
             next_scale, next_zero, next_bias = w_scale, w_zero, bias
             if i + 1 < BN // STORED:
