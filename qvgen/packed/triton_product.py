@@ -55,7 +55,7 @@ def has_jobs() -> bool:
         from qvgen.packed import gluon_kernels
     except (ImportError, AttributeError):  # older Tritons have other names
         return False
-    return gluon_kernels.STORED.value == STORED
+    return bool(gluon_kernels.STORED.value == STORED)
 
 
 def product_call(
