@@ -19,7 +19,7 @@ from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tok
 from benchmarks.measuring import Deadline, elapsed_ms, peak_mb, ratio, recorded, wait
 from evalharness.conditions import clocks, conditions
 from evalharness.cost import executed_as
-from evalharness.peers import AbsentError, build_peer
+from evalharness.peers import AbsentError, build_peer, held_bytes
 from evalharness.timing import spread
 from qvgen.integrations.attention import attend_in_8_bits_
 from qvgen.integrations.timesteps import cache_timesteps_
@@ -189,13 +189,12 @@ def measure_variant(
         True  # both bfloat16 ones have run: one call, to have the clock as it is under load, is enough
     )
     medians = {key: value["ms"] for key, value in times.items()}
-    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
     return {
         "ratios": {f"to_{key}": ratio(medians[key], medians[variant]) for key in calls},
         "times": times,
         "execution": executed_as(model) or "real",
         "distance_to_plain_execution": apart,
-        "weights_mb": sum(tensors.values()) / 1e6,
+        "weights_mb": held_bytes(model) / 1e6,
         "peak_mb_with_bf16_held": peak_mb(ours, device),
         "kernels": kernels_of(ours, device),
     }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["PEERS", "AbsentError", "Peer", "build_peer", "chosen_peers"]
+__all__ = ["PEERS", "AbsentError", "Peer", "build_peer", "chosen_peers", "held_bytes"]
 
 _FLOAT8_CAPABILITY = (8, 9)
 
@@ -124,8 +124,23 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks_of(child)
 
 
-def _as_is(module: nn.Module, linears: Sequence[str]) -> nn.Module:
-    return module
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers, each once; of libraries' own kinds of tensor what is inside."""
+    found = {
+        part.data_ptr(): part.numel() * part.element_size()
+        for tensor in (*module.parameters(), *module.buffers())
+        for part in _plain_parts(tensor)
+    }
+    return sum(found.values())
+
+
+def _plain_parts(tensor: Any) -> Iterator[torch.Tensor]:
+    """A tensor that is a shell around others names them; its own size is that of what it stands for."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_parts(getattr(tensor, name))
 
 
 def _compiled(module: nn.Module, linears: Sequence[str]) -> nn.Module:

@@ -32,7 +32,7 @@ from evalharness.cost import cost_record
 from evalharness.executor import Task
 from evalharness.hashing import digest
 from evalharness.memory import call_memory
-from evalharness.peers import PEERS, AbsentError, build_peer
+from evalharness.peers import PEERS, AbsentError, build_peer, held_bytes
 from evalharness.phases import measure_phases
 from evalharness.records import read_prepare
 from evalharness.runfolder import CellFolder
@@ -167,7 +167,7 @@ def _peer(name: str, session: Session, inputs: Mapping[str, Any], execution: str
         **facts,
         "library": package_version(PEERS[name].library) if PEERS[name].library else None,
         **_step_times(times, device, execution),
-        "executed_mb": _megabytes(_tensor_bytes(built)),
+        "executed_mb": _megabytes(held_bytes(built)),
     }
 
 

@@ -112,6 +112,36 @@ def test_blocks_are_compiled_and_compute_the_same() -> None:
     assert seen
 
 
+class Shell(torch.Tensor):
+    """Stands for float32 [4, 32]; holds int8 codes and a scale a row, as libraries' tensors do."""
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> Shell:
+        made: Shell = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        made.codes, made.scale = codes, scale
+        return made
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0]  # detach, when a parameter is made of it
+
+
+def test_bytes_of_tensors_that_hold_others() -> None:
+    """128 codes and four scales, not 512 bytes of float32; a tensor that two modules share counts once."""
+    model = nn.Module()
+    model.register_buffer("weight", Shell(torch.zeros(4, 32, dtype=torch.int8), torch.ones(4)))
+    assert peers.held_bytes(model) == 4 * 32 + 4 * 4
+    linear = nn.Linear(32, 4)
+    model.a, model.b = linear, nn.Sequential(linear)
+    assert peers.held_bytes(model) == 4 * 32 + 4 * 4 + 4 * (32 * 4 + 4)
+
+
 def test_the_table_of_other_libraries() -> None:
     """One row a peer, from the full-precision cell; the line of one that is absent stands in it."""
     from evalharness.report.tables import markdown, peer_rows
