@@ -92,6 +92,8 @@ def build(
     model = packed_model(full, BITS[bits], device, tiny, fuse=how != "unfused")
     plain = packed_model(full, BITS[bits], device, tiny, fuse=False)
     if how == "attention8":
+        if device.type != "cuda":
+            raise AbsentError("8-bit attention needs an NVIDIA GPU")
         attend_in_8_bits_(model)
     model = cache_timesteps_(model, x["timestep"][:1])
     return (model if how == "eager" else compiled(model, given.compiler)), caller(plain, x, best=True)
