@@ -6,7 +6,8 @@
     return run_parts(given.parts, lambda part: PARTS[part](given, limit_s(given, part)), given)
 
 A part returns a dict with its ``ratios`` and whatever else is to be recorded. One that fails is
-recorded with its error and costs the others nothing; results are written after each part.
+recorded with its error and costs the others nothing; results are written after each part, and within one
+where it calls ``given.save(found)``. ``--limit-s`` holds for all parts together: none begins after it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def command_line(
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     if limits_s is not None:
         parser.add_argument("--parts", default=",".join(limits_s), help="comma-separated; default: all")
+        help_ = "seconds for all parts: none begins after it, and those that run end their measurements"
+        parser.add_argument("--limit-s", type=float, default=float("inf"), help=help_)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--output", type=Path, default=Path(output))
     if repeats is not None:
@@ -76,6 +79,7 @@ def parsed(
                 parser.error(f"--{option}: {name!r} is none of {', '.join(parts)}")
     if not torch.cuda.is_available() and not given.tiny:
         parser.error("torch sees no CUDA device; --tiny tries the script without one")
+    given.started, given.save = time.monotonic(), lambda found: None
     return given
 
 
@@ -85,8 +89,13 @@ def on_device() -> torch.device:
 
 
 def limit_s(given: argparse.Namespace, part: str) -> float:
-    """The seconds of ``--PART-s``."""
-    return float(getattr(given, f"{part}_s"))
+    """The seconds of ``--PART-s``, or what is left of ``--limit-s``."""
+    return min(float(getattr(given, f"{part}_s")), left_s(given))
+
+
+def left_s(given: argparse.Namespace) -> float:
+    """Seconds that are left of ``--limit-s``; endless without one."""
+    return float(getattr(given, "limit_s", None) or float("inf")) - (time.monotonic() - given.started)
 
 
 def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -121,10 +130,19 @@ def run_parts(
     device = on_device()
     parts: dict[str, dict[str, Any]] = {}
     results = {"tiny": given.tiny, **surroundings(device)}
-    for name in names:
-        parts[name] = found = attempted(partial(measure, name))
+
+    def save(name: str, found: dict[str, Any]) -> None:
+        parts[name] = found
         ratios = {part: entry["ratios"] for part, entry in parts.items()}
         write_json(given.output, {**results, **facts(), "ratios": ratios, "parts": parts})
+
+    for name in names:
+        if left_s(given) <= 0:
+            save(name, {"ratios": {}, "skipped": "no time was left", "took_s": 0.0})
+            continue
+        given.save = partial(save, name)
+        found = attempted(partial(measure, name))
+        save(name, found)
         print(f"{name}, {found['took_s']} s", flush=True)
         print_tree(found["ratios"])
         gc.collect()

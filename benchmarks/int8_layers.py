@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qvgen.packed.layout import row_bytes
+from qvgen.packed.layout import centre, pack_rows
 from qvgen.packed.triton_linear import Int8Weight, Tokens, expand_codes
 
 BF16 = torch.bfloat16
@@ -48,8 +48,29 @@ def shapes(groups: list[Group]) -> list[tuple[int, int, int]]:
     return list(dict.fromkeys((g.tokens, rows, g.columns) for g in groups for rows in g.rows))
 
 
-def packed_group(group: Group, bits: int, device: torch.device, own_clips: bool = True) -> list[Int8Weight]:
-    """Uniform codes; each layer clips activations of the same number of bits by its own shares."""
+def drawn_codes(rows: int, columns: int, bits: int, device: torch.device, uniform: bool) -> Tensor:
+    """uint8 codes [rows, columns]: of normal numbers rounded to a range of +-3.25 sigma, or uniform.
+
+    What power a multiplier draws, and so the clock, depends on its operands: codes of normal weights are what
+    stands beside normal bfloat16 weights, uniform ones are the worst.
+    """
+    if uniform:
+        return torch.randint(0, 2**bits, (rows, columns), device=device, dtype=torch.uint8)
+    top = 2**bits - 1
+    parts = [
+        (torch.randn(len(part), columns, device=device) * (top / 6.5) + top / 2)
+        .round_()
+        .clamp_(0, top)
+        .byte()
+        for part in torch.arange(rows).split(2048)
+    ]
+    return torch.cat(parts)
+
+
+def packed_group(
+    group: Group, bits: int, device: torch.device, own_clips: bool = True, uniform: bool = False
+) -> list[Int8Weight]:
+    """Each layer clips activations of the same number of bits by its own shares."""
     count = len(group.rows)
     lower, upper = (
         torch.linspace(start, 1.0, count, device=device)
@@ -58,16 +79,17 @@ def packed_group(group: Group, bits: int, device: torch.device, own_clips: bool 
         for start in (0.9, 0.95)
     )
     return [
-        packed_layer(rows, group.columns, bits, device, lower[i : i + 1], upper[i : i + 1])
+        packed_layer(rows, group.columns, bits, device, lower[i : i + 1], upper[i : i + 1], uniform)
         for i, rows in enumerate(group.rows)
     ]
 
 
 def packed_layer(
-    rows: int, columns: int, bits: int, device: torch.device, lower: Tensor, upper: Tensor
-) -> Int8Weight:
-    """A layer of ``bits`` bits on both sides; ``columns`` is a multiple of 32, so any bytes are codes."""
-    codes = torch.randint(0, 256, (rows, row_bytes(columns, bits)), device=device, dtype=torch.uint8)
+    rows: int, columns: int, bits: int, device: torch.device, lower: Tensor, upper: Tensor,
+    uniform: bool = False,
+) -> Int8Weight:  # fmt: skip
+    """A layer of ``bits`` bits on both sides."""
+    codes = pack_rows(drawn_codes(rows, columns, bits, device, uniform), bits)
     sums = expand_codes(codes, bits, (rows, columns)).sum(1, dtype=torch.int32) + columns * (1 << (bits - 1))
     scale = torch.rand(rows, 1, device=device) * 0.01 + 0.01
     zero = (torch.rand(rows, 1, device=device) * 0.2 + 0.4) * (2**bits - 1)
@@ -78,10 +100,9 @@ def packed_layer(
     )
 
 
-def drawn_tokens(rows: int, columns: int, bits: int, device: torch.device) -> Tokens:
-    """Uniform codes q - z of ``rows`` tokens."""
-    half = 1 << (bits - 1)
-    codes = torch.randint(-half, half, (rows, columns), device=device, dtype=torch.int8)
+def drawn_tokens(rows: int, columns: int, bits: int, device: torch.device, uniform: bool = False) -> Tokens:
+    """Codes q - z of ``rows`` tokens, z in the middle."""
+    codes = centre(drawn_codes(rows, columns, bits, device, uniform), bits)
     scale = torch.rand(rows, device=device) + 0.5
     return Tokens(codes, scale, None, codes.sum(1, dtype=torch.int32))
 

@@ -30,16 +30,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from benchmarks.driver import command_line, parsed
 
     parser = command_line(__doc__, "linear.json", repeats=21, limits_s=LIMITS_S)
+    help_ = "of normal numbers, as bfloat16 weights are drawn, or uniform: power, and so the clock, differ"
+    parser.add_argument("--codes", choices=("normal", "uniform"), default="normal", help=help_)
     return parsed(parser, argv, LIMITS_S)
 
 
-def measurements() -> dict[str, Callable[[torch.device, bool, int, float], dict[str, Any]]]:
+def measurements(uniform: bool) -> dict[str, Callable[[torch.device, bool, int, float], dict[str, Any]]]:
     """What measures each part."""
     from benchmarks.linear_parts import measure_block, measure_expand, measure_gemm, measure_prologue
 
     return {
-        **{name: partial(measure_block, name) for name in ("cog_2b", "wan_1_3b", "wan_14b")},
-        "gemm": measure_gemm,
+        **{name: partial(measure_block, name, uniform=uniform) for name in ("cog_2b", "wan_1_3b", "wan_14b")},
+        "gemm": partial(measure_gemm, uniform=uniform),
         "prologue": measure_prologue,
         "expand": measure_expand,
     }
@@ -56,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def measure(part: str) -> dict[str, Any]:
         if not runs_on(device):
             return {"ratios": {}, "skipped": "needs Triton, and CUDA or TRITON_INTERPRET=1"}
-        return measurements()[part](device, given.tiny, given.repeats, limit_s(given, part))
+        return measurements(given.codes == "uniform")[part](
+            device, given.tiny, given.repeats, limit_s(given, part)
+        )
 
-    return run_parts(given.parts, measure, given)
+    return run_parts(given.parts, measure, given, lambda: {"codes": given.codes})
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -31,6 +34,7 @@ from qvgen.packed.triton_linear import (
     padded_columns,
     quantize_tokens,
 )
+from qvgen.packed.triton_table import Tiles
 
 BITS = (4, 3)
 SETS = 3
@@ -58,23 +62,46 @@ def timed(
     return times
 
 
-def measure_gemm(device: torch.device, tiny: bool, repeats: int, limit_s: float) -> dict[str, Any]:
-    """The integer product with its full epilogue, beside one bfloat16 product, in PFLOP/s."""
+def equal_warps(m: int, n: int, k: int) -> Tiles | None:
+    """The fastest tiles without jobs that were tried, where the table has taken some with jobs."""
+    for entry in json.loads(files("qvgen.packed").joinpath("triton_table.json").read_text())["gemm"]:
+        if (entry["m"], entry["n"], entry["k"]) == (m, n, k) and entry["tiles"].get("jobs"):
+            tried = (Tiles.from_dict(one["tiles"]) for one in entry.get("tried", ()))
+            return next((tiles for tiles in tried if not tiles.jobs), None)
+    return None
+
+
+def measure_gemm(
+    device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False
+) -> dict[str, Any]:
+    """The integer product with its full epilogue, beside one bfloat16 product, in PFLOP/s.
+
+    ``int8_equal_warps`` is the best of the other kernel where one whose warps have jobs is taken;
+    ``int8_from_zero`` multiplies weight codes as they are, 0 and up, not centred ones: the same results.
+    """
     deadline, found, ratios = Deadline(limit_s), {}, {}
     one = torch.ones(1, device=device)
     for m, n, k in all_shapes(tiny):
         if deadline.passed:
             break
-        weight = packed_layer(n, k, 4, device, one, one)
+        weight = packed_layer(n, k, 4, device, one, one, uniform)
         expanded = expand_codes(weight.codes, 4, weight.shape)
+        from_zero = replace(weight, zero_point=weight.zero_point + 8)  # the kernel takes 8 off again
         (plain,) = plain_group(Group("", m, k, (n,)), device)
-        tokens = [drawn_tokens(m, k, 4, device) for _ in range(1 if tiny else SETS)]
+        tokens = [drawn_tokens(m, k, 4, device, uniform) for _ in range(1 if tiny else SETS)]
         inputs = [torch.randn(m, k, device=device, dtype=BF16) for _ in tokens]
+        other = equal_warps(m, n, k)
+        variants: dict[str, Sequence[Callable[[], object]]] = {
+            "int8": [partial(multiply, t, expanded, weight, BF16) for t in tokens],
+            "bf16": [partial(nn.functional.linear, x, *plain) for x in inputs],
+            "int8_from_zero": [partial(multiply, t, expanded + 8, from_zero, BF16) for t in tokens],
+        }
+        if other is not None:
+            variants["int8_equal_warps"] = [
+                partial(multiply, t, expanded, weight, BF16, other) for t in tokens
+            ]
         times = timed(
-            {
-                "int8": [partial(multiply, t, expanded, weight, BF16) for t in tokens],
-                "bf16": [partial(nn.functional.linear, x, *plain) for x in inputs],
-            },
+            variants,
             device,
             repeats,
             deadline,
@@ -86,6 +113,11 @@ def measure_gemm(device: torch.device, tiny: bool, repeats: int, limit_s: float)
         ratios[f"{m}x{n}x{k}"] = {
             "int8_pflop_per_s": ratio(times["int8"]["pflop_per_s"], 1),
             "to_bf16": ratio(times["bf16"]["median_ms"], times["int8"]["median_ms"]),
+            **{
+                f"to_{name}": ratio(times[name]["median_ms"], times["int8"]["median_ms"])
+                for name in times
+                if name.startswith("int8_")
+            },
         }
         del tokens, inputs, expanded, plain, weight
     return {"ratios": ratios, "shapes_m_n_k": found}
@@ -149,7 +181,7 @@ def _all(actions: Sequence[Callable[[], object]]) -> None:
 
 
 def measure_block(
-    name: str, device: torch.device, tiny: bool, repeats: int, limit_s: float
+    name: str, device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False
 ) -> dict[str, Any]:
     """Linears of one block: ours with quantizing and expanding, and ``F.linear`` in bfloat16."""
     deadline = Deadline(limit_s)
@@ -159,8 +191,8 @@ def measure_block(
     torch.manual_seed(0)
     inputs = [torch.randn(1, g.tokens, g.columns, device=device, dtype=BF16) for g in groups]
     plain = [plain_group(g, device) for g in groups]
-    layers = {bits: [packed_group(g, bits, device) for g in groups] for bits in BITS}
-    shared = [packed_group(g, 4, device, own_clips=False) for g in groups]
+    layers = {bits: [packed_group(g, bits, device, True, uniform) for g in groups] for bits in BITS}
+    shared = [packed_group(g, 4, device, False, uniform) for g in groups]
     variants: dict[str, list[Callable[[], object]]] = {
         "bf16": [partial(_plain, x, p) for x, p in zip(inputs, plain, strict=True)],
         **{f"w{b}a{b}": _ours(inputs, layers[b]) for b in BITS},

@@ -33,6 +33,11 @@ class Deadline:
     def passed(self) -> bool:
         return time.monotonic() > self._end
 
+    @property
+    def left(self) -> float:
+        """Seconds until then, negative after it."""
+        return self._end - time.monotonic()
+
 
 def wait(device: torch.device) -> None:
     """Until the device has done what it was given."""

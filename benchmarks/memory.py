@@ -11,6 +11,7 @@ it in small on a CPU.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def weights(given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
         for bits in BITS:
             if deadline.passed:
                 break
+            free_()
             before = held_mb(device)
             model = packed_model(full, bits, device, given.tiny)
             after = held_mb(device)
@@ -63,34 +65,44 @@ def weights(given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
                 "whole_model": ratio(2 * numbers + total - inside, total),
             }
             del model, layers, tensors
+            given.save({"ratios": ratios, "models": found})
     return {"ratios": ratios, "models": found}
+
+
+def free_() -> None:
+    """Give back what nothing refers to any more: models have cycles, which wait for the collector."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load(given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
     """Peaks over the packed size of both ways to load."""
     from benchmarks.driver import on_device
     from benchmarks.full_models import MODELS, packed_model
-    from benchmarks.measuring import ROOT, ratio
+    from benchmarks.measuring import ROOT, Deadline, ratio
     from qvgen.integrations.diffusers import attach_
 
-    device, found, ratios = on_device(), {}, {}
+    device, deadline, found, ratios = on_device(), Deadline(limit_s), {}, {}
     with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
         model: Any = attach_(packed_model(MODELS[given.load_model], (4, 4), device, given.tiny))
         model.save_pretrained(scratch, max_shard_size="4GB")
         del model
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_()
         for how in ("stream", "from_pretrained"):
             done = subprocess.run(
                 [sys.executable, str(ROOT / "benchmarks" / "load_once.py"), scratch, "--how", how,
                  "--device", str(device)],
-                capture_output=True, text=True, check=True, timeout=limit_s,
+                capture_output=True, text=True, check=False, timeout=max(1.0, deadline.left),
             )  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(f"{how}: {(done.stderr.splitlines() or ['no word'])[-1]}")
             found[how] = entry = json.loads(done.stdout.splitlines()[-1])
             ratios[how] = {
                 "host_peak_to_disk": ratio(entry["host_peak"], entry["disk"]),
                 "device_peak_to_disk": ratio(entry["device_peak"], entry["disk"]),
             }
+            given.save({"ratios": ratios, "model": given.load_model, "loads": found})
     return {"ratios": ratios, "model": given.load_model, "loads": found}
 
 
@@ -102,10 +114,15 @@ def denoise(given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
     from benchmarks.step_parts import caller
     from evalharness.memory import peak_within
 
-    device, deadline, full, found = on_device(), Deadline(limit_s), MODELS["wan_14b"], {}
+    device, deadline, full = on_device(), Deadline(limit_s), MODELS["wan_14b"]
+    found: dict[str, Any] = {}
+    gigabytes: dict[str, float | None] = {}
+    size = tokens(full, given.tiny)
+    result = {"ratios": {"peak_allocated_gb": gigabytes}, "tokens": size, "calls": found}
     for bits in BITS:
         if deadline.passed:
             break
+        free_()
         model = packed_model(full, bits, device, given.tiny)
         call = caller(model, inputs(full, device, given.tiny), best=True)
         with torch.inference_mode():
@@ -119,14 +136,9 @@ def denoise(given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
             "process_mb": None if peak.process is None else peak.process / 1e6,
         }
         del model, call
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    gigabytes = {name: entry["allocated_mb"] and entry["allocated_mb"] / 1e3 for name, entry in found.items()}
-    return {
-        "ratios": {"peak_allocated_gb": gigabytes},
-        "tokens": tokens(full, given.tiny),
-        "calls": found,
-    }
+        gigabytes[f"w{bits[0]}a{bits[1]}"] = None if peak.allocated is None else peak.allocated / 1e9
+        given.save(result)
+    return result
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, float], dict[str, Any]]] = {

@@ -5,8 +5,8 @@
 Parts: ``cog_2b`` (49 frames of 480 x 720), ``wan_1_3b`` and ``wan_14b`` (81 frames of 480 x 832), random
 weights. ``bf16_eager`` is what diffusers ships; ``bf16_best`` has cuDNN's attention (else flash),
 compiled blocks and modulation by timestep from a table, as the packed ones have. Every variant takes
-turns with both. torchao's are there where it is installed. ``--tiny`` runs all of it in small on a CPU
-and says nothing about speed.
+turns with both. Other libraries' (``evalharness.peers``) are there where they are installed. Results are
+written after each variant. ``--tiny`` runs all of it in small on a CPU and says nothing about speed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 LIMITS_S = {"cog_2b": 150.0, "wan_1_3b": 170.0, "wan_14b": 240.0}
-VARIANTS = ("w4a4", "w3a3", "float8", "w8a8", "w4a4_graph", "w4a4_unfused", "w4a4_eager", "int8")
+VARIANTS = (
+    "w4a4", "w3a3", "float8", "w8a8", "w4a4_graph", "w4a4_attention8", "w4a4_unfused", "w4a4_eager", "int8",
+    "nf4", "quanto",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,25 +5,32 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import importlib
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tokens
-from benchmarks.measuring import Deadline, elapsed_ms, peak_mb, ratio, recorded
+from benchmarks.measuring import Deadline, elapsed_ms, peak_mb, ratio, recorded, wait
 from evalharness.conditions import clocks, conditions
 from evalharness.cost import executed_as
+from evalharness.peers import AbsentError, build_peer, held_bytes
 from evalharness.timing import spread
+from qvgen.integrations.attention import attend_in_8_bits_
 from qvgen.integrations.timesteps import cache_timesteps_
 
+PEER_OF = {
+    "float8": "torchao-float8", "int8": "torchao-int8", "nf4": "bitsandbytes-nf4", "quanto": "quanto-int8",
+}  # fmt: skip
 BITS = {"w4a4": (4, 4), "w3a3": (3, 3), "w8a8": (8, 8)}
 BEST_ATTENTION = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 WARM_UP = 2
+KERNELS = 20
 Call = Callable[[], Tensor]
 
 
@@ -64,21 +71,10 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def with_torchao(model: nn.Module, variant: str) -> nn.Module:
-    """Linears of the blocks by torchao, dynamic on both sides; the weights are copied.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    library = importlib.import_module("torchao.quantization")
-    if variant == "float8":
-        config = library.Float8DynamicActivationFloat8WeightConfig(granularity=library.PerRow())
-    else:
-        config = library.Int8DynamicActivationInt8WeightConfig()
-    model = sharing_copy(model)
-    for block in blocks_of(model):
-        library.quantize_(block, config)
-    return model
+def linears_of(model: nn.Module) -> list[str]:
+    """Names of the linears of the blocks: what peers change."""
+    ours = {id(part) for block in blocks_of(model) for part in block.modules()}
+    return [name for name, part in model.named_modules() if type(part) is nn.Linear and id(part) in ours]
 
 
 def build(
@@ -87,14 +83,18 @@ def build(
     """The model of a variant as it is called, and the call that its output is held against."""
     full, device, tiny = MODELS[name], next(base.parameters()).device, given.tiny
     x = inputs(full, device, tiny, given.samples)
-    if variant in ("float8", "int8"):
-        return compiled(with_torchao(base, variant), given.compiler), None
+    if variant in PEER_OF:
+        return build_peer(PEER_OF[variant], base, linears_of(base), compiler=given.compiler), None
     if variant == "bf16_best":
         model = cache_timesteps_(sharing_copy(base), x["timestep"][:1])
         return compiled(model, given.compiler), caller(base, x, best=False)
     bits, _, how = variant.partition("_")
     model = packed_model(full, BITS[bits], device, tiny, fuse=how != "unfused")
     plain = packed_model(full, BITS[bits], device, tiny, fuse=False)
+    if how == "attention8":
+        if device.type != "cuda":
+            raise AbsentError("8-bit attention needs an NVIDIA GPU")
+        attend_in_8_bits_(model)
     model = cache_timesteps_(model, x["timestep"][:1])
     return (model if how == "eager" else compiled(model, given.compiler)), caller(plain, x, best=True)
 
@@ -106,6 +106,7 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
     kind = device.type
     given.compiler = "eager" if given.tiny and given.compiler == "inductor" else given.compiler
     x = inputs(full, device, given.tiny, given.samples)
+    given.warm = False
     attention = "torch's choice for bf16_eager, attention_of_best for the others"
     found: dict[str, Any] = {
         "ratios": {},
@@ -117,29 +118,61 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
         "variants": {},
         "conditions": conditions(kind, attention, None),
     }
-    with torch.inference_mode():
+    with torch.no_grad():  # as diffusers' pipelines; tensors of other libraries take no inference mode
         base = bf16_model(full, device, given.tiny)
-        eager = caller(base, x, best=False)
-        best_model, reference = build("bf16_best", name, base, given)
-        best = caller(best_model, x, best=True)
-        found["bf16_best_to_eager_distance"] = distance(best(), reference)
+        calls = {"bf16_eager": caller(base, x, best=False)}
+        try:
+            best_model, reference = build("bf16_best", name, base, given)
+            best = caller(best_model, x, best=True)
+            found["bf16_best_to_eager_distance"] = distance(best(), reference)
+            calls["bf16_best"] = best
+            found["bf16_best_kernels"] = kernels_of(best, device)
+        except Exception as error:  # the packed ones can still be held against the eager one
+            found["error"] = found["skipped"]["bf16_best"] = failure(error)
         for variant in given.variants:
             if deadline.passed:
                 found["skipped"][variant] = "no time was left"
                 continue
-            calls = {"bf16_eager": eager, "bf16_best": best}
             try:
                 entry = measure_variant(variant, name, base, calls, x, given, deadline)
-            except ImportError as error:
-                found["skipped"][variant] = f"not installed: {error}"
-                continue
-            found["variants"][variant] = entry
-            found["ratios"][variant] = entry.pop("ratios")
+            except AbsentError as error:
+                found["skipped"][variant] = str(error)
+            except Exception as error:  # one variant must not cost the others their time
+                found["error"] = found["skipped"][variant] = failure(error)
+            else:
+                found["variants"][variant] = entry
+                found["ratios"][variant] = entry.pop("ratios")
+            said = found["ratios"].get(variant, found["skipped"].get(variant))
+            print(f"  {name} {variant}: {said}", flush=True)
+            given.save(found)
             gc.collect()
             if kind == "cuda":
                 torch.cuda.empty_cache()
     found["clocks"] = clocks(kind)
     return found
+
+
+def failure(error: Exception) -> str:
+    """One line, with the place in the log."""
+    traceback.print_exc()
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def kernels_of(call: Call, device: torch.device) -> list[dict[str, Any]]:
+    """What one call spends its time in, by torch's profiler: the largest first, ``ms`` of all launches."""
+    on_gpu = device.type == "cuda"
+    try:
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+            call()
+            wait(device)
+        name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        rows = sorted(seen.key_averages(), key=lambda row: getattr(row, name), reverse=True)
+    except Exception as error:  # a machine without counters must not cost the times
+        return [{"error": failure(error)}]
+    return [
+        {"name": row.key[:100], "launches": row.count, "ms": round(getattr(row, name) / 1e3, 4)}
+        for row in rows[:KERNELS]
+    ]
 
 
 def measure_variant(
@@ -156,16 +189,19 @@ def measure_variant(
     timed: dict[str, Callable[[], object]] = {**calls, variant: ours}
     if variant.endswith("_graph"):
         timed[variant] = recorded([ours], device)
-    times = turns(timed, device, given.repeats, deadline)
+    times = turns(timed, device, given.repeats, deadline, warm=tuple(calls) if given.warm else ())
+    given.warm = (
+        True  # both bfloat16 ones have run: one call, to have the clock as it is under load, is enough
+    )
     medians = {key: value["ms"] for key, value in times.items()}
-    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
     return {
         "ratios": {f"to_{key}": ratio(medians[key], medians[variant]) for key in calls},
         "times": times,
         "execution": executed_as(model) or "real",
         "distance_to_plain_execution": apart,
-        "weights_mb": sum(tensors.values()) / 1e6,
+        "weights_mb": held_bytes(model) / 1e6,
         "peak_mb_with_bf16_held": peak_mb(ours, device),
+        "kernels": kernels_of(ours, device),
     }
 
 
@@ -178,11 +214,15 @@ def distance(output: Tensor, reference: Call | None) -> float | None:
 
 
 def turns(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, deadline: Deadline
-) -> dict[str, dict[str, Any]]:
-    """Milliseconds of each in turns; after the deadline no further turn begins, the first is finished."""
-    for call in calls.values():
-        for _ in range(WARM_UP):
+    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, deadline: Deadline,
+    warm: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Milliseconds of each in turns; after the deadline no further turn begins, the first is finished.
+
+    Those that are ``warm`` are called once before, the others more often.
+    """
+    for key, call in calls.items():
+        for _ in range(1 if key in warm else WARM_UP):
             call()
     times: dict[str, list[float]] = {key: [] for key in calls}
     for turn in range(repeats):

@@ -12,6 +12,7 @@ from typing import Any
 from evalharness import attention
 from evalharness.api import Bits
 from evalharness.errors import UserError
+from evalharness.peers import PEERS, chosen_peers
 from evalharness.store import parse_json
 
 __all__ = [
@@ -119,6 +120,10 @@ class RunConfig:
         default=attention.DEFAULT,
         metadata={"help": f"the transformer's attention in every row: {', '.join(attention.CHOICES)}"},
     )
+    peers: str = field(
+        default="none",
+        metadata={"help": f"time other libraries' transformers too: all, or {', '.join(PEERS)}"},
+    )
     plugin: list[str] = field(default_factory=list, metadata={"help": "Python file with PLUGINS; repeatable"})
     method_options: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": 'options by method, as in YAML: {"qvgen": {"rank": 16}}'}
@@ -154,6 +159,7 @@ class RunConfig:
             raise UserError(f"--execution {self.execution}: expected fake or packed")
         if self.attention not in attention.CHOICES:
             raise UserError(f"--attention {self.attention}: expected one of {', '.join(attention.CHOICES)}")
+        chosen_peers(self.peers)
 
 
 def comma_list(value: str | Sequence[Any]) -> list[str]:

@@ -25,6 +25,7 @@ from evalharness.errors import UserError, unknown
 from evalharness.hashing import digest, jsonable
 from evalharness.modeloptions import ModelOptions, build_model
 from evalharness.names import check_name
+from evalharness.peers import chosen_peers
 from evalharness.registry import Registry
 from evalharness.sampling import samples_by_dimension, samples_of
 from evalharness.subset import spread_prompts, stratified_prompts
@@ -52,6 +53,7 @@ class RunPlan:
         workers: processes; 0 stands for this one.
         execution: ``fake``, or ``packed``: cells run in the packed form that their method gives them.
         attention: which of torch's attention kernels the transformer runs, of ``attention.CHOICES``.
+        peers: other libraries' transformers that are timed beside the full-precision row.
         model_options: what the model is built with.
         training_data: what tells the model's training data from others; None where it has none of its own.
         executor: who runs the tasks: ``local``, ``torchrun`` or ``ray``.
@@ -82,6 +84,7 @@ class RunPlan:
     chosen_metrics: Mapping[str, str] = field(default_factory=dict)
     execution: str = "fake"
     attention: str = DEFAULT
+    peers: tuple[str, ...] = ()
     track: str = "none"
     model_options: ModelOptions = field(default_factory=ModelOptions)
     training_data: str | None = None
@@ -110,6 +113,7 @@ class RunPlan:
             "load": self.load if self.load in ("auto", "never") else Path(self.load).name,
             "train": self.train,
             "profile": self.profile,
+            **({"peers": list(self.peers)} if self.peers else {}),
             "workers": self.workers,
             "executor": self.executor,
             "memory": self.model_options.memory,
@@ -201,6 +205,7 @@ def build_plan(config: RunConfig, registry: Registry, fingerprint: str | None = 
         plugin_files=tuple(config.plugin),
         execution=config.execution,
         attention=config.attention,
+        peers=chosen_peers(config.peers),
         model_options=options,
         training_data=_training_data(model) if fingerprint is None else None,
         executor=config.executor,

@@ -7,9 +7,9 @@ the input that makes both sides easier to round. SVDQuant adds a low-rank branch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +50,29 @@ class Transform:
         check_float("shift", self.shift, -1e6, 1e6)
 
 
+class Prepared(NamedTuple):
+    """What a transformed layer makes of its input before its own weight comes in; see ``prepared``.
+
+    Attributes:
+        shape: of the input, [..., in].
+        inner: what ``inner`` is called with.
+        hidden: the transformed input times D^T, [..., r]; None without a branch.
+    """
+
+    shape: tuple[int, ...]
+    inner: Any
+    hidden: Tensor | None
+
+
 class TransformedQuantLinear(nn.Module):
     """``y = Qa(H(m (x + c))) W'^T + (m (x + c)) D^T U^T + b'``; parts that are not asked for are left out.
 
     State: that of ``inner`` (codes of W', scales, bias b'), ``input_scale`` m float32 [in],
     ``down`` D [r, in] and ``up`` U [out, r] in the dtype the model computes in. New ones hold zeros,
     to be filled by a method or from a checkpoint.
+
+    Attributes:
+        twins: number of the layers that transform the same input in the same way (``mark_twins_``); 0: none.
     """
 
     input_scale: Tensor | None
@@ -67,6 +84,7 @@ class TransformedQuantLinear(nn.Module):
         self.out_features, self.in_features = inner.out_features, inner.in_features
         self.inner = inner
         self.transform = transform
+        self.twins = 0
         weight, rank = inner.weight, transform.rank
         device = weight.device
         self.rotation = None
@@ -86,19 +104,23 @@ class TransformedQuantLinear(nn.Module):
             x = x + self.transform.shift
         return x if self.input_scale is None else (x * self.input_scale).to(x.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        fused = self._fused_input(x)
-        if fused is not None:
-            return functional.linear(fused, self.inner.weight, self.inner.bias)
+    def prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the quantizer reads, [..., in], and the hidden numbers of the branch, [..., r] or None."""
         x = self.transformed(x)
-        branch = None
-        if self.down is not None and self.up is not None:
-            branch = functional.linear(functional.linear(x, self.down), self.up)
-        if self.rotation is not None:
-            x = self.rotation(x)
-        y = self.inner(x)
-        result: Tensor = y if branch is None else y + branch
-        return result
+        hidden = None if self.down is None else functional.linear(x, self.down)
+        return (x if self.rotation is None else self.rotation(x)), hidden
+
+    def forward(self, x: Tensor | Prepared) -> Tensor:
+        """[..., out] from x [..., in], or from what ``prepared`` made of it for layers of one ``twins``."""
+        if isinstance(x, Prepared):
+            inner, hidden = x.inner, x.hidden
+        else:
+            fused = self._fused_input(x)
+            if fused is not None:
+                return functional.linear(fused, self.inner.weight, self.inner.bias)
+            inner, hidden = self.prepared(x)
+        y: Tensor = self.inner(inner)
+        return y if hidden is None or self.up is None else y + functional.linear(hidden, self.up)
 
     def _fused_input(self, x: Tensor) -> Tensor | None:
         """The quantized input by one kernel, where there is nothing but scale, rotation and range."""
@@ -144,6 +166,43 @@ class TransformedQuantLinear(nn.Module):
         if exact is not None and moved is not None and moved.dtype != exact.dtype:
             self.input_scale = exact.to(moved.device)  # a rounded scale would not cancel the weight's
         return self
+
+
+def mark_twins_(layers: Sequence[nn.Module], first: int = 1) -> int:
+    """Number those of ``layers``, which read one input, that transform it in the same way.
+
+    Their shifts, scales, rotations and lower factors are the same numbers, as SVDQuant's of q, k and v are.
+
+    Args:
+        layers: of any kind.
+        first: the smallest number to give.
+
+    Returns:
+        The next number that is free.
+    """
+    own = [layer for layer in layers if isinstance(layer, TransformedQuantLinear)]
+    for layer in own:
+        layer.twins = 0
+    for i, layer in enumerate(own):
+        others = [other for other in own[i + 1 :] if not other.twins and _alike(layer, other)]
+        if not layer.twins and others:
+            for one in (layer, *others):
+                one.twins = first
+            first += 1
+    return first
+
+
+def _alike(a: TransformedQuantLinear, b: TransformedQuantLinear) -> bool:
+    pairs = ((a.input_scale, b.input_scale), (a.down, b.down))
+    return (
+        a.transform == b.transform
+        and a.in_features == b.in_features
+        and all(
+            (x is None and y is None)
+            or (x is not None and y is not None and x.dtype == y.dtype and torch.equal(x, y))
+            for x, y in pairs
+        )
+    )
 
 
 @torch.no_grad()

@@ -85,3 +85,38 @@ def test_an_interrupt_is_no_failed_part() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         attempted(interrupted)
+
+
+def test_a_limit_for_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds: the first part takes eight of them, the second gets what is left, the third none."""
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    given = given_by("--tiny", "--limit-s", "10", "--three-s", "60", "--output", str(tmp_path / "out.json"))
+    given.one_s = given.two_parts_s = 60.0
+    limits = {}
+
+    def measure(part: str) -> dict[str, Any]:
+        limits[part] = limit_s(given, part)
+        clock[0] += 8 if part == "one" else 3
+        return {"ratios": {part: 1.0}}
+
+    assert run_parts(given.parts, measure, given) == 0
+    assert limits == {"one": 10.0, "two_parts": 2.0}
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["parts"]["three"]["skipped"] == "no time was left"
+    assert found["ratios"] == {"one": {"one": 1.0}, "two_parts": {"two_parts": 1.0}, "three": {}}
+
+
+def test_what_a_part_saves_is_there_when_it_is_killed(tmp_path: Path) -> None:
+    given = given_by("--tiny", "--parts", "one,three", "--output", str(tmp_path / "out.json"))
+
+    def measure(part: str) -> dict[str, Any]:
+        given.save({"ratios": {"half": 0.5}})
+        if part == "three":
+            raise KeyboardInterrupt
+        return {"ratios": {"whole": 1.0}}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_parts(given.parts, measure, given)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["ratios"] == {"one": {"whole": 1.0}, "three": {"half": 0.5}}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qvgen.packed.triton_table import parse
 
@@ -50,7 +51,9 @@ def test_where_kernels_cannot_run_every_part_says_so(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_part_in_small(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    done = run_script("linear.py", "--tiny", "--repeats", "1", "--output", str(path), interpreted=True)
+    done = run_script(
+        "linear.py", "--tiny", "--repeats", "1", "--cog-2b-s", "600", "--output", str(path), interpreted=True
+    )
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(path.read_text())
     assert list(results["parts"]) == list(results["ratios"]) == PARTS
@@ -72,3 +75,40 @@ def test_the_tuner_writes_a_table(tmp_path: Path) -> None:
     entries, _ = parse(path.read_text())
     assert (6, 128, 64) in {(e.m, e.n, e.k) for e in entries} and len(entries) == 7
     assert all(not e["failed"] for e in json.loads(path.read_text())["gemm"])
+
+
+def test_a_kernel_that_hangs_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process finds one way equal, another not, and then waits for ever: the first is kept."""
+    from benchmarks import tune_int8
+    from qvgen.packed import triton_product
+
+    first, second, *others = tune_int8.job_candidates()
+    script = tmp_path / "hangs.py"
+    lines = [f"print({f'{first}: equal'!r}, flush=True)", f"print({f'{second}: differs: 3x4'!r}, flush=True)"]
+    script.write_text("\n".join([*lines, "import time", "time.sleep(600)"]))
+    monkeypatch.setattr(tune_int8, "__file__", str(script))
+    monkeypatch.setattr(tune_int8, "JOBS_LIMIT_S", 3)
+    monkeypatch.setattr(triton_product, "has_jobs", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    given = tune_int8.arguments(["--tiny", "--output", str(tmp_path / "table.json")])
+    given.tiny = False
+    found = tune_int8.jobs_work(given, torch.device("cuda"))
+    assert found.pop(str(first)) == "equal" and found.pop(str(second)) == "differs: 3x4"
+    assert list(found.values()) == ["not reached"] * len(others)
+    kept = tune_int8.candidates(False, True, {str(first): "equal", str(second): "differs: 3x4"})
+    assert [tiles for tiles in kept if tiles.jobs] == [first]
+    assert all(tiles.stages * (tiles.bm + tiles.bn) * tiles.bk <= 227 * 1024 for tiles in kept)
+
+
+def test_normal_and_uniform_codes() -> None:
+    """A range of 6.5 sigma on 16 codes: 2.3 codes a sigma, the ends seldom; uniform ones all alike often."""
+    from benchmarks.int8_layers import drawn_codes
+
+    torch.manual_seed(0)
+    normal, uniform = (drawn_codes(200, 320, 4, torch.device("cpu"), u).float() for u in (False, True))
+    assert normal.shape == uniform.shape == (200, 320)
+    assert float(normal.std()) == pytest.approx(15 / 6.5, rel=0.05) and float(normal.mean()) == pytest.approx(
+        7.5, abs=0.1
+    )
+    assert float(uniform.std()) == pytest.approx((255 / 12) ** 0.5, rel=0.02)
+    assert {0.0, 15.0} <= set(normal.unique().tolist()) and float((normal == 0).float().mean()) < 0.005

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from evalharness.report.recipes import anchors
 from evalharness.report.rows import (
     AGAINST_REFERENCE,
-    COST_COLUMNS,
     bits_label,
     cost,
+    cost_columns,
     coverage_text,
     dimension_text,
     estimate_text,
@@ -69,7 +69,7 @@ def cell_table(results: Results, *, is_folded: bool) -> Table:
     texts = [Column("method", True), Column("bits"), Column("seed")]
     facts = [Column("source", True), Column("execution", True), Column("coverage")]
     facts += [*_total_columns(results), Column("mean"), Column(AGAINST_REFERENCE)]
-    numbers = [Column(name) for name in (*results.dimensions, *COST_COLUMNS, "train_minutes")]
+    numbers = [Column(name) for name in (*results.dimensions, *cost_columns(results), "train_minutes")]
     differences, places = minus_reference(results), anchors(results)
     rows = tuple(
         Row(_cells(cell, differences.get(cell.id), results, places[cell.id]), cell.is_reference)
@@ -111,7 +111,7 @@ def _cells(
         _estimate(cell.mean, results),
         _estimate(difference, results, signed=True),
         *_dimensions(cell, results),
-        *(_number(cost(cell, column), 2) for column in COST_COLUMNS),
+        *(_number(cost(cell, column), 2) for column in cost_columns(results)),
         _number(cell.train_minutes, 1),
     )
 

@@ -11,6 +11,7 @@ Value = str | int | float | None
 
 COUNTED_COLUMNS = ("weight_bits", "act_bits", "low_bit_macs_pct", "stored_mb")
 COST_COLUMNS = ("step_ms", "peak_mem_mb", "weights_mb", *COUNTED_COLUMNS)
+SPEEDUP = "step_speedup"
 AGAINST_REFERENCE = "against full precision"
 _CELL_COLUMNS = ("model", "protocol", "method", "bits_w", "bits_a", "seed")
 
@@ -22,7 +23,18 @@ def leaderboard_columns(results: Results) -> list[str]:
         for name in (*results.dimensions, "mean", *total_columns(results))
         for end in ("", "_lo", "_hi")
     ]
-    return [*_CELL_COLUMNS, "source", "execution", "coverage", *measured, *COST_COLUMNS, "train_minutes"]
+    costs = cost_columns(results)
+    return [*_CELL_COLUMNS, "source", "execution", "coverage", *measured, *costs, "train_minutes"]
+
+
+def cost_columns(results: Results) -> list[str]:
+    """``COST_COLUMNS``, and behind the step's time its speed-up, where a row has one.
+
+    A ``fake`` row has none, so that a run of such rows has no such column.
+    """
+    told = any(cost(cell, SPEEDUP) is not None for cell in results.cells)
+    first, *others = COST_COLUMNS
+    return [first, *([SPEEDUP] if told else []), *others]
 
 
 def total_columns(results: Results) -> list[str]:
@@ -94,7 +106,7 @@ def coverage_text(coverage: float) -> str:
 
 
 def cost(cell: CellResult, column: str) -> float | None:
-    """One of ``COST_COLUMNS`` of a cell, None if it was not measured."""
+    """One of ``cost_columns`` of a cell, None if it was not measured."""
     value: float | None = getattr(cell.profile, column) if cell.profile else None
     return value
 
@@ -131,7 +143,7 @@ def _row(cell: CellResult, results: Results) -> dict[str, Value]:
     row.update(_ends("mean", cell.mean, scale_of(results)))
     for name, column in zip(results.totals, total_columns(results), strict=True):
         row.update(_ends(column, cell.totals.get(name), scale_of(results)))
-    row.update({column: cost(cell, column) for column in COST_COLUMNS})
+    row.update({column: cost(cell, column) for column in cost_columns(results)})
     row["train_minutes"] = cell.train_minutes
     return row
 

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["CsvReporter", "LatexReporter", "MarkdownReporter"]
 
 
+PEERS_NOTE = (
+    "Times of other libraries' forms of the same full-precision transformer, the same linears changed, each "
+    "in turns with it. They were timed, not scored."
+)
+
+
 class CsvReporter:
     """Every score in long form, and one row a cell with intervals."""
 
@@ -88,12 +94,34 @@ def markdown(results: Results) -> str:
     cells = sorted_cells(results)
     parts += ["## Cells", _cell_table(cells, results)]
     parts += ["## Dimensions", _dimension_table(cells, results)]
+    if peers := peer_rows(results):
+        parts += [
+            "## Other libraries",
+            PEERS_NOTE,
+            _table(list(peers[0]), [list(row.values()) for row in peers]),
+        ]
     found = published(results)
     if found is not None and found.is_comparable:
         parts += ["## Published numbers", published_table(found, results).note]
         parts += [_table(*published_markdown(found, results))]
     parts += ["## How to read this", _bullets(legend(results))]
     return "\n\n".join(parts) + "\n"
+
+
+def peer_rows(results: Results) -> list[dict[str, str]]:
+    """Texts of the table of other libraries' transformers, in the order they were measured; by column."""
+    from evalharness.report.rows import number
+
+    rows = []
+    for cell in results.cells:
+        found = (cell.profile.model_extra or {}).get("peers", {}) if cell.profile else {}
+        for name, peer in found.items():
+            sizes = {key: number(peer.get(key), 2) for key in ("step_ms", "step_speedup", "executed_mb")}
+            version, why = str(peer.get("library") or "-"), str(peer.get("absent", ""))
+            rows.append(
+                {"peer": name, "what": str(peer["summary"]), "version": version, **sizes, "why not": why}
+            )
+    return rows
 
 
 def _bullets(lines: Sequence[str]) -> str:
@@ -126,9 +154,9 @@ def _pooled_row(row: PooledResult, results: Results) -> list[str]:
 def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
     from evalharness.report.rows import (
         AGAINST_REFERENCE,
-        COST_COLUMNS,
         bits_label,
         cost,
+        cost_columns,
         coverage_text,
         estimate_text,
         minus_reference,
@@ -137,7 +165,8 @@ def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
     )
 
     headers = ["method", "bits", "seed", "source", "execution", "coverage", *total_columns(results)]
-    headers += ["mean", AGAINST_REFERENCE, *COST_COLUMNS, "train_minutes"]
+    columns = cost_columns(results)
+    headers += ["mean", AGAINST_REFERENCE, *columns, "train_minutes"]
     differences = minus_reference(results)
     rows = [
         [
@@ -150,7 +179,7 @@ def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
             *(estimate_text(cell.totals.get(name), results) for name in results.totals),
             estimate_text(cell.mean, results),
             estimate_text(differences.get(cell.id), results, signed=True),
-            *(number(cost(cell, column), 2) for column in COST_COLUMNS),
+            *(number(cost(cell, column), 2) for column in columns),
             number(cell.train_minutes, 1),
         ]
         for cell in cells

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalharness.report.rows import (
     COUNTED_COLUMNS,
+    SPEEDUP,
     bits_label,
     cost,
     coverage_text,
@@ -182,6 +183,11 @@ def legend(results: Results) -> list[str]:
         lines.append(
             "execution `fake`: quantization is simulated in floating point. Its step time is the cost "
             "of the simulation, so no speed-up is given."
+        )
+    if any(cost(cell, SPEEDUP) is not None for cell in results.cells):
+        lines.append(
+            f"`{SPEEDUP}`: time of a step at full precision over that of the row, both measured in turns in "
+            "one process; `fake` rows have none."
         )
     if any(cost(cell, column) is not None for cell in results.cells for column in COUNTED_COLUMNS):
         lines.append(

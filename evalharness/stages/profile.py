@@ -14,7 +14,8 @@ pipeline and without what else the process holds, so that rows can be compared. 
 has all of that in it: on cpu the resident size of the worker process (Python and libraries too), on
 cuda the allocator's peak (with the full-precision transformer that a worker keeps).
 
-Beside what is measured stands what is counted: ``evalharness.cost``.
+Beside what is measured stands what is counted: ``evalharness.cost``. With ``--peers`` the reference's record
+has other libraries' forms of the transformer, each timed in turns with it (``evalharness.peers``).
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalharness.attention import chosen
+from evalharness.attention import choose_, chosen
 from evalharness.cells import Cell
 from evalharness.conditions import clocks, conditions, tokens_of
 from evalharness.cost import cost_record
 from evalharness.executor import Task
 from evalharness.hashing import digest
 from evalharness.memory import call_memory
+from evalharness.peers import PEERS, AbsentError, build_peer, held_bytes
 from evalharness.phases import measure_phases
 from evalharness.records import read_prepare
 from evalharness.runfolder import CellFolder
@@ -38,6 +40,7 @@ from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
 from evalharness.store import atomic_write_json, read_json
 from evalharness.timing import Times, alternate, spread
+from evalharness.versions import package_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +62,8 @@ def run(state: RunState) -> StageCount:
     for cell in state.cells:
         files = state.folder.cell(cell.id)
         wanted = profile_hash(state.identity, files)
-        if (read_json(files.profile) or {}).get("hash") == wanted:
+        record = read_json(files.profile) or {}
+        if record.get("hash") == wanted and set(_peers(state, cell)) <= _measured_peers(record):
             kept += 1
         else:
             tasks.append(_task(state, cell, wanted))
@@ -80,6 +84,17 @@ def profile_hash(identity: Mapping[str, Any], files: CellFolder) -> str | None:
     """Hash of all that a profile depends on; None when the cell is not prepared."""
     record = read_prepare(files)
     return None if record is None else digest(["profile", VERSION, dict(identity), record["hash"]])
+
+
+def _measured_peers(record: Mapping[str, Any]) -> set[str]:
+    """A library that was absent may have been installed since."""
+    return {name for name, peer in record.get("peers", {}).items() if "absent" not in peer}
+
+
+def _peers(state: RunState, cell: Cell) -> tuple[str, ...]:
+    """They stand beside the full-precision row of one seed."""
+    first = next((one for one in state.cells if one.is_reference), None)
+    return state.plan.peers if cell is first else ()
 
 
 def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,8 +123,10 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         surroundings["tokens"] = tokens_of(loaded.transformer, step)
     executed = _tensor_bytes(loaded.transformer)
     prompt = next(iter(session.prompts.values()))
+    peers = {name: _peer(name, session, inputs, execution) for name in payload.get("peers", ())}
     return {
         **_step_times(times, device, execution),
+        **({"peers": peers} if peers else {}),
         "peak_mem_mb": None if memory.taken is None else _megabytes(executed + memory.taken),
         "step_mem_mb": _megabytes(memory.taken),
         "process_mem_mb": _megabytes(memory.total),
@@ -124,6 +141,46 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "conditions": surroundings,
     }
+
+
+def _peer(name: str, session: Session, inputs: Mapping[str, Any], execution: str) -> dict[str, Any]:
+    """Times of another library's form of the transformer, in turns with full precision; or why not."""
+    import torch
+
+    device, pristine = session.spec.device, session.pristine
+    facts = {"summary": PEERS[name].summary, "bits": PEERS[name].bits}
+    try:
+        built = choose_(build_peer(name, pristine, _linears(session)), session.spec.attention)
+        calls: dict[str, Callable[[], object]] = {
+            "cell": lambda: built(**inputs),
+            "reference": lambda: pristine(**inputs),
+        }
+        with torch.inference_mode():
+            calls["cell"]()  # what a library or a compiler does at the first call belongs to no step
+            times = alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
+    except AbsentError as error:
+        return {**facts, "absent": str(error)}
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        return {**facts, "absent": f"{name} failed when it was called: {type(error).__name__}: {first}"}
+    return {
+        **facts,
+        "library": package_version(PEERS[name].library) if PEERS[name].library else None,
+        **_step_times(times, device, execution),
+        "executed_mb": _megabytes(held_bytes(built)),
+    }
+
+
+def _linears(session: Session) -> list[str]:
+    """Names of the linears that every method of this run quantizes."""
+    from torch import nn
+
+    skipped = set(session.full_precision().skip_layers(session.spec.skip_layers))
+    return [
+        name
+        for name, part in session.pristine.named_modules()
+        if type(part) is nn.Linear and name not in skipped
+    ]
 
 
 def _step_times(times: Mapping[str, Times], device: str, execution: str) -> dict[str, Any]:
@@ -151,6 +208,7 @@ def _task(state: RunState, cell: Cell, wanted: str | None) -> Task:
         "key": prepared.key,
         "hash": wanted,
         "execution": record.get("execution", "fake"),
+        "peers": list(_peers(state, cell)),
     }
     return Task(kind="profile", key=cell.id, payload=payload)
 

@@ -15,9 +15,11 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qvgen.packed.attention8 import attention8
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.reading import linears
 from qvgen.packed.sources import Source
+from qvgen.transformed import TransformedQuantLinear, mark_twins_
 
 Rotary = tuple[Tensor, Tensor]
 TEXT_TOKENS = 512  # of Wan's text encoder, a constant in diffusers too
@@ -38,8 +40,41 @@ def cogvideox_attention(
     if rotary is not None:
         query = _rotated_behind(query, text_length, rotary)
         key = key if attn.is_cross_attention else _rotated_behind(key, text_length, rotary)
-    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if mask is None and in_8_bits(attn):
+        mixed = attention8(query, key, value)
+    else:
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def in_8_bits(attn: Any) -> bool:
+    """Whether ``attend_in_8_bits_`` chose 8-bit operands for this attention."""
+    return bool(getattr(attn, "eight_bits", False))
+
+
+def attend_in_8_bits_(model: nn.Module, on: bool = True) -> nn.Module:
+    """Let self-attention of blocks that share reads run on 8-bit operands, in place: an extra, not exact.
+
+    See ``qvgen.packed.attention8``. Whoever reports a time or a score of such a model has to say so.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: none of its attentions can; ``pack_`` makes those of CogVideoX and Wan ones that can.
+    """
+    found = 0
+    for module in model.modules():
+        if type(getattr(module, "processor", None)) in SHARED.values() and _attends_to_itself(module):
+            module.eight_bits = on  # type: ignore[assignment]
+            found += 1
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no attention with packed projections; call pack_ first")
+    return model
+
+
+def _attends_to_itself(attn: Any) -> bool:
+    return not attn.is_cross_attention
 
 
 def _rotated_behind(x: Tensor, first: int, rotary: Rotary) -> Tensor:
@@ -91,6 +126,9 @@ def wan_attention(
     query, key, value = _heads(attn, attn.norm_q(query), attn.norm_k(key), value)
     if rotary is not None:
         query, key = _rotated(query, rotary), _rotated(key, rotary)
+    if context is None and mask is None and in_8_bits(attn):
+        q, k, v = (one.transpose(1, 2) for one in (query, key, value))
+        return attention8(q, k, v).transpose(1, 2).flatten(2).type_as(query)
     mixed = _dispatched(query, key, value, mask, backend, parallel if context is None else None)
     if image is not None:
         key, value = linears(image, (attn.add_k_proj, attn.add_v_proj))
@@ -141,7 +179,13 @@ class SharedWanProcessor:
         return out
 
 
+SETS = (("to_q", "to_k", "to_v"), ("add_k_proj", "add_v_proj"))
 SHARED = {CogVideoXAttnProcessor2_0: SharedCogVideoXProcessor, WanAttnProcessor: SharedWanProcessor}
+
+
+def is_packed(layer: object) -> bool:
+    """Whether it is a packed linear, or one within a transform of its input."""
+    return isinstance(layer.inner if isinstance(layer, TransformedQuantLinear) else layer, PackedLinear)
 
 
 def share_reads_(model: nn.Module) -> nn.Module:
@@ -153,10 +197,12 @@ def share_reads_(model: nn.Module) -> nn.Module:
     Returns:
         The same ``model``.
     """
+    number = 1
     for module in model.modules():
         replacement = SHARED.get(type(getattr(module, "processor", None)))
-        packed = [isinstance(getattr(module, name, None), PackedLinear) for name in ("to_q", "to_k", "to_v")]
-        if replacement is not None and any(packed):
+        for names in SETS:
+            number = mark_twins_([getattr(module, name) for name in names if hasattr(module, name)], number)
+        if replacement is not None and any(is_packed(getattr(module, name, None)) for name in SETS[0]):
             old: Any = module.processor
             new = replacement()
             if isinstance(new, SharedWanProcessor):

@@ -15,6 +15,7 @@ from qvgen.packed.activations import Quantized, quantize_activations, range_ends
 from qvgen.packed.backends import Backend
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.sources import Read, Source, first_tensor, plain, shape_of
+from qvgen.transformed import Prepared, TransformedQuantLinear
 
 
 def linears(source: Source, layers: Sequence[nn.Module]) -> list[Tensor]:
@@ -30,8 +31,31 @@ def linears(source: Source, layers: Sequence[nn.Module]) -> list[Tensor]:
     return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
 
 
-def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
-    """What to call each of ``layers`` with."""
+def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | Prepared]:
+    """What to call each of ``layers`` with.
+
+    Layers that transform the input in the same way (``transformed.mark_twins_``) share the transform, the
+    lower factor of the branch, and the read of what it gives.
+    """
+    twins: dict[int, dict[int, TransformedQuantLinear]] = {}
+    for i, layer in enumerate(layers):
+        if isinstance(layer, TransformedQuantLinear) and layer.twins:
+            twins.setdefault(layer.twins, {})[i] = layer
+    joined = [members for members in twins.values() if len(members) > 1]
+    alone = [i for i in range(len(layers)) if not any(i in members for members in joined)]
+    found: dict[int, Tensor | Read | Prepared] = {}
+    found |= zip(alone, _reads(source, [layers[i] for i in alone]), strict=True)
+    x = plain(source) if joined else first_tensor(source)
+    for members in joined:
+        inner, hidden = next(iter(members.values())).prepared(x)
+        shared = _reads(inner, [layer.inner for layer in members.values()])
+        shape = tuple(x.shape)
+        found |= {i: Prepared(shape, read, hidden) for i, read in zip(members, shared, strict=True)}
+    return [found[i] for i in range(len(layers))]
+
+
+def _reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
+    """For layers as they are, without transforms."""
     on_kernels = [_has_kernels(layer) and first_tensor(source).numel() > 0 for layer in layers]
     found: dict[int, Tensor | Read] = {}
     ours = [i for i, has in enumerate(on_kernels) if has]

@@ -13,8 +13,6 @@ graphs record them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,67 +22,33 @@ from qvgen.config import MAX_BITS, MIN_BITS
 from qvgen.fused.switch import AVAILABLE, DTYPES, INTERPRETED, MAX_COLUMNS, traced
 from qvgen.fused.token import clip_fits
 from qvgen.levels import SCALE_FLOOR, positive_levels
-from qvgen.packed.layout import LANE, row_bytes
-from qvgen.packed.triton_table import Tiles, row_parts, row_warps, tiles_for
+from qvgen.packed.layout import row_bytes
+from qvgen.packed.triton_operands import Int8Weight, Tokens, capability, copy_engine, padded_columns
+from qvgen.packed.triton_product import multiply, product_call
+from qvgen.packed.triton_table import row_parts, row_warps
+
+__all__ = [
+    "Codes",
+    "Int8Weight",
+    "Tokens",
+    "code_constants",
+    "copy_engine",
+    "empty_codes",
+    "expand_codes",
+    "fits",
+    "int8_linear",
+    "int8_linears",
+    "multiply",
+    "padded_columns",
+    "product_call",
+    "quantize_groups",
+    "quantize_tokens",
+    "runs_on",
+    "split_tokens",
+    "stacked",
+]
 
 EXPAND_BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class Int8Weight:
-    """One packed linear layer.
-
-    Attributes:
-        codes: uint8 [N, row_bytes(K, bits)], contiguous: in each row the codes one after the other,
-            least significant bit first, padded with zeros to a multiple of 32 codes.
-        bits: of a weight code, 2 to 8.
-        shape: (N, K).
-        scale: float32 [N, 1].
-        zero_point: float32 [N, 1], real-valued.
-        row_sums: int32 [N], sums of the codes 0..2^bits-1 of each row; if None, made where they are needed,
-            which is where activation codes are 8-bit and asymmetric.
-        bias: [N] or None, any float dtype.
-        lower, upper: shares of the tokens' ranges that are kept, float32; one number, or one a sample.
-        q_max: largest activation code, 2^b - 1.
-        symmetric: whether activations are quantized symmetrically.
-        gelu: whether GELU, by its tanh formula, follows.
-    """
-
-    codes: Tensor
-    bits: int
-    shape: tuple[int, int]
-    scale: Tensor
-    zero_point: Tensor
-    row_sums: Tensor | None
-    bias: Tensor | None
-    lower: Tensor
-    upper: Tensor
-    q_max: int
-    symmetric: bool
-    gelu: bool = False
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Quantized tokens: ``scale * (codes - zero_point)``.
-
-    Attributes:
-        codes: int8 [M, K rounded up to 32], zeros behind column K. They are q - z, or q - 128 where
-            ``zero_point`` is given.
-        scale: float32 [M].
-        zero_point: int32 [M], z - 128, of asymmetric 8-bit codes; None otherwise.
-        sums: int32 [M], of q - z.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    sums: Tensor
-
-
-def padded_columns(columns: int) -> int:
-    """Codes of a packed row."""
-    return -(-columns // LANE) * LANE
 
 
 def fits(x: Tensor, weight: Int8Weight, out_dtype: torch.dtype | None = None) -> bool:
@@ -127,24 +91,7 @@ def runs_on(device: torch.device) -> bool:
     """Whether ``device`` has what the kernels need; a CPU, in Triton's interpreter, has."""
     if not AVAILABLE:
         return False
-    return INTERPRETED if device.type == "cpu" else device.type == "cuda" and _capability(device) >= (8, 0)
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def copy_engine(device: torch.device) -> bool:
-    """Whether tiles are moved through tensor descriptors: Hopper and later."""
-    return device.type == "cuda" and _capability(device) >= (9, 0)
+    return INTERPRETED if device.type == "cpu" else device.type == "cuda" and capability(device) >= (8, 0)
 
 
 def quantize_tokens(
@@ -223,94 +170,6 @@ def expand_codes(codes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
             codes, out, words, BITS=bits, BLOCK=EXPAND_BLOCK, num_warps=4
         )
     return out
-
-
-def multiply(
-    tokens: Tokens, expanded: Tensor, weight: Int8Weight, out_dtype: torch.dtype, tiles: Tiles | None = None,
-    descriptors: bool | None = None,
-) -> Tensor:  # fmt: skip
-    """[M, N] of ``out_dtype`` from quantized tokens and the expanded codes of ``weight``.
-
-    ``tiles`` instead of the table's, and whether tiles move through tensor ``descriptors`` instead
-    of what the device prefers, are for tuning and tests.
-    """
-    from qvgen.packed import triton_kernels
-
-    out = torch.empty((len(tokens.codes), weight.shape[0]), dtype=out_dtype, device=expanded.device)
-    programs, operands, constants = product_call(tokens, expanded, weight, out, tiles, descriptors)
-    with torch.cuda.device_of(expanded):
-        triton_kernels.int8_gemm[(programs,)](*operands, **constants)
-    return out
-
-
-def product_call(
-    tokens: Tokens, expanded: Tensor, weight: Int8Weight, out: Tensor, tiles: Tiles | None = None,
-    descriptors: bool | None = None,
-) -> tuple[int, tuple[Any, ...], dict[str, Any]]:  # fmt: skip
-    """Programs, operands and constants with which ``multiply`` launches its kernel."""
-    rows, (columns, k_columns) = len(tokens.codes), weight.shape
-    tma = copy_engine(expanded.device) if descriptors is None else descriptors
-    tiles = tiles_for(rows, columns, k_columns, tma) if tiles is None else tiles
-    # The copy engine moves rows of whole 16 bytes.
-    tma_store = tma and columns * out.element_size() % 16 == 0
-    count = -(-rows // tiles.bm) * -(-columns // tiles.bn)
-    programs = min(count, tiles.per_sm * _multiprocessors(expanded.device)) if tiles.per_sm else count
-    a: Any = tokens.codes
-    b: Any = expanded
-    y: Any = out
-    if tma:
-        a, b = _described(a, tiles.bm, tiles.bk), _described(b, tiles.bn, tiles.bk)
-        y = _described(out, tiles.bm, tiles.bn // (2 if tiles.split else 1)) if tma_store else out
-    zero = tokens.zero_point
-    operands = (
-        a, b, y, tokens.scale, tokens.sums if zero is None else zero, tokens.sums,
-        weight.scale, weight.zero_point, tokens.sums if zero is None else _row_sums(expanded, weight),
-        weight.scale if weight.bias is None else weight.bias,
-        rows, columns, k_columns, padded_columns(k_columns), programs,
-    )  # fmt: skip
-    return (
-        programs,
-        operands,
-        {
-            "HALF": 1 << (weight.bits - 1),
-            "OFFSET": zero is not None,
-            "BIAS": weight.bias is not None,
-            "GELU": weight.gelu,
-            "OUT": _triton_dtype(out.dtype),
-            "TMA": tma,
-            "TMA_STORE": tma_store,
-            "BM": tiles.bm,
-            "BN": tiles.bn,
-            "BK": tiles.bk,
-            "GROUP_M": tiles.group,
-            "SPLIT": tiles.split,
-            "WHOLE": tiles.split and tiles.whole,
-            "FLATTEN": tiles.flatten,
-            "INTERPRETED": INTERPRETED,
-            "num_warps": tiles.warps,
-            "num_stages": tiles.stages,
-        },
-    )
-
-
-def _row_sums(expanded: Tensor, weight: Int8Weight) -> Tensor:
-    if weight.row_sums is not None:
-        return weight.row_sums
-    columns = weight.shape[1]
-    return expanded[:, :columns].sum(1, dtype=torch.int32) + (columns << (weight.bits - 1))
-
-
-def _described(matrix: Tensor, rows: int, columns: int) -> Any:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
-
-
-@cache
-def _triton_dtype(dtype: torch.dtype) -> Any:
-    import triton.language as tl
-
-    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 # Farther from every measured shape than these factors, the rule decides.
 NEAR_WEIGHT, NEAR_TOKENS = 1.6, 4.0
+SHARED_LIMIT = 227 * 1024  # bytes of shared memory of a program on Hopper
+STORED = 64  # columns of a result that ``gluon_kernels`` stores at a time
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Tiles:
         split: whether a tile is stored as two halves.
         whole: with ``split``, whether scales and biases of both halves are loaded at once.
         flatten: whether the loads of the next tile overlap the epilogue of this one.
+        jobs: whether warps have jobs of their own (``gluon_kernels``, Hopper); of the rest only sizes,
+            ``stages`` and ``group`` are looked at then.
     """
 
     bm: int
@@ -42,6 +46,7 @@ class Tiles:
     split: bool = False
     whole: bool = False
     flatten: bool = False
+    jobs: bool = False
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Tiles:
@@ -55,6 +60,20 @@ class Tiles:
         if missing or set(data) - known:
             raise ValueError(f"tiles are {data}; expected the keys {', '.join(sorted(known))}")
         return Tiles(**data)
+
+    @property
+    def buffers(self) -> int:
+        """With ``jobs``: pieces of a result that each half of a tile has on their way out at a time."""
+        operands = self.stages * (self.bm + self.bn) * self.bk
+        return 2 if operands + 2 * self.bm * STORED * 2 <= SHARED_LIMIT - 1024 else 1
+
+    def without_jobs(self) -> Tiles:
+        """A way of equal warps with tiles of the same size, for what the other kernel does not do."""
+        if not self.jobs:
+            return self
+        return replace(
+            self, jobs=False, warps=8, stages=min(self.stages, 3), per_sm=1, split=True, flatten=True
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,7 @@ LONG = Tiles(128, 256, 128, warps=8, stages=3, per_sm=1, split=True, flatten=Tru
 POINTERS = Tiles(128, 128, 64, warps=8, stages=3)
 FEW_POINTERS = Tiles(64, 64, 64, warps=4, stages=3)
 SHORT_K = 2560
+LONG_ROW = 8193
 
 
 def parse(text: str) -> tuple[list[Entry], dict[int, int]]:
@@ -125,10 +145,14 @@ def tiles_for(m: int, n: int, k: int, copy_engine: bool) -> Tiles:
 
 
 def row_parts(columns: int) -> tuple[int, int]:
-    """Two powers of two that hold a row, the second 0 where one power wastes no more than a quarter."""
+    """Two powers of two that hold a row, the second 0 where one power wastes no more than a quarter.
+
+    Long rows are two in any case: held as one, 13,824 numbers take so many registers that a multiprocessor
+    has one row in flight in place of two.
+    """
     whole = max(16, 1 << (columns - 1).bit_length())
     head = whole // 2
-    if columns <= 128 or columns > whole * 3 // 4:
+    if columns <= 128 or whole * 3 // 4 < columns < LONG_ROW:
         return whole, 0
     return head, 1 << (columns - head - 1).bit_length()
 

@@ -282,6 +282,7 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         "track",
         "execution",
         "attention",
+        "peers",
         "plugin",
         "method_options",
         "variants",

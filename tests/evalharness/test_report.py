@@ -21,7 +21,7 @@ import pytest
 from evalharness.report import videos
 from evalharness.report.html import HtmlReporter, render
 from evalharness.report.plots import plots
-from evalharness.report.rows import coverage_text, number, sorted_cells
+from evalharness.report.rows import coverage_text, leaderboard_columns, leaderboard_rows, number, sorted_cells
 from evalharness.report.selection import Choice, choose_prompts, shown_cells
 from evalharness.report.tables import CsvReporter, MarkdownReporter, markdown
 from evalharness.report.wording import legend, warnings
@@ -106,6 +106,23 @@ def partial() -> Results:
     scores = {"subject_consistency": [ScoreRow("0000", 0, 0.7)], "color": [ScoreRow("0000", 0, 0.8)]}
     cells[2] = replace(cells[2], scores=scores, n_videos_ok=1, n_failed=1)
     return build(cells)
+
+
+def test_a_speedup_is_a_column_where_a_row_has_one() -> None:
+    """The second number of each row's costs; rows without one show a dash, and the words say what it is."""
+    plain = full()
+    assert not any("speedup" in name for name in leaderboard_columns(plain))
+    cells = [record(method, bits) for method, bits in TABLE]
+    ratio = {**(cells[1].profile or {}), "step_speedup": 1.3456}
+    results = build([cells[0], replace(cells[1], execution="real", profile=ratio), *cells[2:]])
+    columns = leaderboard_columns(results)
+    assert columns.index("step_speedup") == columns.index("step_ms") + 1
+    row = next(row for row in leaderboard_rows(results) if row["method"] == cells[1].method)
+    assert row["step_speedup"] == 1.3456
+    text = markdown(results)
+    assert "| step_ms   | step_speedup   |" in text and "| 12.50     | 1.35           |" in text
+    assert "`step_speedup`: time of a step at full precision" in text
+    assert "step_speedup" not in markdown(plain)
 
 
 class Page(HTMLParser):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qvgen.api import frozen_layers
 from qvgen.config import QuantConfig
 from qvgen.fused import switch
 from qvgen.integrations import attention
@@ -20,6 +21,7 @@ from qvgen.packed.backends import Backend
 from qvgen.packed.convert import pack_, packed_layers
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.reading import linears, reads
+from qvgen.transformed import Transform, TransformedQuantLinear
 from tests.qvgen.packed.models import finished, inputs
 from tests.qvgen.packed.test_linear import frozen
 
@@ -156,6 +158,52 @@ def test_models_give_the_same_bits(
     on_cpu = clips and backend is not Backend.TRITON_INT8
     assert separately == sum(1 for _ in packed_layers(alone))
     assert counts.total() == separately - (0 if on_cpu else saved)
+
+
+def transformed_(model: nn.Module, same: bool) -> nn.Module:
+    """Every linear behind a scale, a shift, a rotation and a branch of its own; or q, k, v behind one."""
+    generator = torch.Generator().manual_seed(7)
+    shared: dict[str, tuple[Tensor, Tensor]] = {}
+    transform = Transform(scaled=True, rotated=True, rank=3, shift=0.25)
+    for name, inner in list(frozen_layers(model)):
+        layer = TransformedQuantLinear(inner, transform)
+        drawn = torch.rand(inner.in_features, generator=generator) + 0.5, torch.randn(3, inner.in_features)
+        attention = name.rpartition(".")[0] if same and ".to_" in name and ".to_out" not in name else name
+        scale, down = shared.setdefault(attention, drawn)
+        layer.input_scale, layer.down = scale.clone(), down.clone()
+        layer.up = torch.randn(inner.out_features, 3, generator=generator)
+        model.set_submodule(name, layer)
+    return model
+
+
+@pytest.mark.parametrize(("backend", "device"), PLACES)
+@pytest.mark.parametrize(("same", "saved"), [(True, 2), (False, 0)])
+@pytest.mark.parametrize("clips", CLIPS[:2])
+def test_layers_behind_the_same_transform(
+    clips: dict[str, Any], same: bool, saved: int, backend: Backend, device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Transformed, projected down and quantized once; the bits that each layer gives alone."""
+    fake = transformed_(finished("cog", layers=1, **clips), same).to(device)
+    values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs("cog").items()}
+    shared = pack_(copy.deepcopy(fake), backend)
+    monkeypatch.setattr("qvgen.packed.convert.join_reads_", lambda model, fuse: model)
+    alone = pack_(fake, backend)
+    turned: Counter[str] = Counter()
+    original = TransformedQuantLinear.prepared
+
+    def counting(self: TransformedQuantLinear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        turned[now] += 1
+        return original(self, x)
+
+    monkeypatch.setattr(TransformedQuantLinear, "prepared", counting)
+    with torch.no_grad():
+        now = "shared"
+        got = shared(**values)[0]
+        now = "alone"
+        wanted = alone(**values)[0]
+    assert torch.equal(got, wanted)
+    assert turned["alone"] - turned["shared"] == saved
 
 
 def test_images_as_context_of_wan() -> None:

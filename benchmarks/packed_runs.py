@@ -1,0 +1,220 @@
+"""Two runs of the same cells, fake-quantized and packed: what became of each score, and why videos differ.
+
+    python benchmarks/packed_runs.py runs/tinyworld runs/tinyworld-real --output packed_runs.json
+
+Scores come from the runs. For every video that is not the same in both, the fake-quantized model makes it
+once more with all latents multiplied by 1 + 2^-23, a single rounding: a packed video no more than twice as
+far from the fake-quantized one as that is explained (``benchmarks/packed_scores.py``). For the first
+``--look-into`` videos of a cell it is also said in which layer codes first fall to the other side of a
+border. Results are written after each video; run again, it goes on with the videos that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evalharness.api import Sample
+    from evalharness.session import Session
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One cell in both runs."""
+
+    fake: Path
+    packed: Path
+    cell: Any
+    checkpoint: Path
+
+
+def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
+    """The packed run's cells that the other has, too: of one method, width and seed.
+
+    Raises:
+        ValueError: a cell that is not what its run is said to be.
+    """
+    from evalharness.api import Bits
+    from evalharness.cells import Cell
+    from evalharness.models.tinyworld import CHECKPOINTS
+
+    for record in json.loads((packed / "manifest.json").read_text())["config"]["cells"]:
+        if record["method"] == "bf16":
+            continue
+        bits = Bits(record["w_bits"], record["a_bits"])
+        cell = Cell.from_json({**record, "label": record["method"]})
+        places = fake / "cells" / cell.id, packed / "cells" / f"{record['label']}-{bits.label}-s{cell.seed}"
+        if not all((place / "prepare.json").exists() for place in places):
+            continue
+        prepared = [json.loads((place / "prepare.json").read_text()) for place in places]
+        if prepared[0]["execution"] != "fake" or prepared[1]["execution"] == "fake":
+            raise ValueError(
+                f"{places[0]} and {places[1]} say {prepared[0]['execution']} and "
+                f"{prepared[1]['execution']}; give the fake-quantized run first, then the packed one"
+            )
+        own = places[0] / "checkpoint"
+        yield Pair(*places, cell, own if own.is_dir() else CHECKPOINTS / f"{record['method']}-{bits.label}")
+
+
+def score_table(cell: Path) -> dict[tuple[str, str], float]:
+    """Sample and dimension -> score, the last where there are several."""
+    lines = (json.loads(line) for line in (cell / "scores.jsonl").read_text().splitlines())
+    return {(one["sample"], one["dimension"]): one["value"] for one in lines if one["value"] is not None}
+
+
+def score_differences(pair: Pair) -> dict[str, Any]:
+    """Packed minus fake: over all scores, and in each dimension; standard error of the mean over samples."""
+    fake, packed = score_table(pair.fake), score_table(pair.packed)
+    by_dimension: dict[str, list[float]] = {}
+    for key in sorted(fake.keys() & packed.keys()):
+        by_dimension.setdefault(key[1], []).append(packed[key] - fake[key])
+    means = {name: statistics.fmean(values) for name, values in by_dimension.items()}
+    errors = {
+        name: statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        for name, values in by_dimension.items()
+    }
+    known = [error for error in errors.values() if error is not None]
+    return {
+        "scores": sum(map(len, by_dimension.values())),
+        "equal": sum(value == 0 for values in by_dimension.values() for value in values),
+        "mean": statistics.fmean(means.values()) if means else None,
+        "mean_standard_error": sum(e**2 for e in known) ** 0.5 / len(known) if known else None,
+        "dimensions": {name: {"mean": means[name], "standard_error": errors[name]} for name in means},
+    }
+
+
+def explain(
+    session: Session, pair: Pair, sample: Sample, models: Mapping[str, nn.Module], folder: Path, look: bool
+) -> dict[str, Any]:
+    """How far both videos are apart and how far one rounding moves the fake-quantized one."""
+    import numpy as np
+
+    from benchmarks.packed_scores import Codes, explained, first_codes, make, parted, psnr
+    from evalharness.video import read_video
+
+    files = [place / "videos" / f"{sample.id}.mp4" for place in (pair.fake, pair.packed)]
+    if files[0].read_bytes() == files[1].read_bytes():
+        return {"explanation": "equal"}
+    fake, packed = (np.asarray(read_video(file).frames) for file in files)
+    decibels = psnr(fake, packed)
+    moved = psnr(fake, make(session, models["moved"], sample, folder / "moved.mp4"))
+    where: dict[str, Any] = {"first_layer": None}
+    if look:
+        codes: dict[str, Codes] = {"fake": {}, "packed": {}}
+        for name, found in codes.items():
+            end = first_codes(models[name], models["packed"], found)
+            make(session, models[name], sample, folder / f"{name}.mp4")
+            end()
+        where = parted(codes["fake"], codes["packed"])
+    text = explained(decibels, moved, where)
+    if not look:
+        text = text.replace("first in None", "not looked into").replace(
+            "in a later step than the first", "codes not looked into"
+        )
+    return {
+        "packed_db": decibels,
+        "moved_db": moved,
+        "explanation": text,
+        **({"codes": where} if look else {}),
+    }
+
+
+def work(session: Session, pair: Pair, given: argparse.Namespace, known: dict[str, Any]) -> Iterator[None]:
+    """Fill in what is missing of one cell; yields after each video."""
+    from benchmarks.packed_scores import moved
+    from evalharness.sampling import samples_of
+    from qvgen.packed.convert import pack_
+
+    known["scores"] = score_differences(pair)
+    videos: dict[str, Any] = known.setdefault("videos", {})
+    samples = samples_of(session.prompts.values(), pair.cell.seed, 1, {})
+    both = [
+        sample
+        for sample in samples
+        if all((place / "videos" / f"{sample.id}.mp4").exists() for place in (pair.fake, pair.packed))
+    ]
+    left = [sample for sample in both if sample.id not in videos]
+    known["videos_in_both"] = len(both)
+    if not left:
+        return
+    fake = session.activate(pair.cell, pair.checkpoint, str(pair.checkpoint)).transformer
+    packed = pack_(copy.deepcopy(fake))
+    models = {"fake": fake, "packed": packed, "moved": moved(fake)}
+    with tempfile.TemporaryDirectory() as folder:
+        for sample in left:
+            look = len(videos) < given.look_into
+            videos[sample.id] = explain(session, pair, sample, models, Path(folder), look)
+            yield
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of a cell."""
+    texts = [video["explanation"] for video in found["videos"].values()]
+    return {
+        "videos": f"{len(texts)} of {found['videos_in_both']}",
+        "equal": sum(text == "equal" for text in texts),
+        "unexplained": sum(text.startswith("UNEXPLAINED") for text in texts),
+        "mean_difference": found["scores"]["mean"],
+        "standard_error": found["scores"]["mean_standard_error"],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """All cells; 0 if every video that was looked at is explained."""
+    from benchmarks.measuring import surroundings, write_json
+    from evalharness.executor import WorkerSpec
+    from evalharness.session import Session
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("fake", type=Path, help="run folder, fake-quantized")
+    parser.add_argument("packed", type=Path, help="run folder, --execution packed")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write, and to go on from")
+    parser.add_argument("--look-into", type=int, default=1, help="videos of a cell whose codes are compared")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="no further video after so long")
+    given = parser.parse_args(argv)
+    import torch
+
+    config = json.loads((given.packed / "manifest.json").read_text())["config"]
+    session = Session(
+        WorkerSpec(
+            model=config["model"], protocol=config["protocol"], device="cpu",
+            skip_layers=config["skip_layers"],
+        )
+    )  # fmt: skip
+    cells: dict[str, Any] = json.loads(given.output.read_text())["cells"] if given.output.exists() else {}
+    facts, end = surroundings(torch.device("cpu")), time.monotonic() + given.limit_s
+
+    def save() -> dict[str, Any]:
+        totals = {name: summary(found) for name, found in cells.items()}
+        write_json(given.output, {"summary": totals, **facts, "cells": cells})
+        return totals
+
+    totals: dict[str, Any] = {}
+    for pair in pairs(given.fake, given.packed):
+        known = cells.setdefault(pair.cell.id, {})
+        for _ in work(session, pair, given, known):
+            totals = save()
+            if time.monotonic() > end:
+                break
+        totals = save()
+        print(f"{pair.cell.id}: {totals[pair.cell.id]}", flush=True)
+        if time.monotonic() > end:
+            break
+    return 1 if any(total["unexplained"] for total in totals.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's own library
+    sys.exit(main())

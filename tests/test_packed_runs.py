@@ -1,0 +1,75 @@
+"""``packed_runs.py``: which cells belong together, and differences of scores worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.packed_runs import Pair, pairs, score_differences, summary
+
+
+def write_run(folder: Path, label: str, execution: str, scores: dict[tuple[str, str], float | None]) -> Path:
+    """A run of one cell of lsq, W4A4, seed 0, with full precision beside it."""
+    cells = [
+        {"model": "tinyworld", "method": "bf16", "label": "bf16", "w_bits": 16, "a_bits": 16, "seed": 0,
+         "options": {}},
+        {"model": "tinyworld", "method": "lsq", "label": label, "w_bits": 4, "a_bits": 4, "seed": 0,
+         "options": {}},
+    ]  # fmt: skip
+    cell = folder / "cells" / f"{label}-w4a4-s0"
+    cell.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"config": {"cells": cells}}))
+    (cell / "prepare.json").write_text(json.dumps({"execution": execution}))
+    lines = [{"sample": s, "dimension": d, "value": value} for (s, d), value in scores.items()]
+    (cell / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+FAKE: dict[tuple[str, str], float | None] = {
+    ("0000-s0", "color"): 0.5, ("0001-s0", "color"): 0.5,
+    ("0000-s0", "scene"): 1.0, ("0002-s0", "scene"): None,
+}  # fmt: skip
+PACKED: dict[tuple[str, str], float | None] = {
+    ("0000-s0", "color"): 0.7, ("0001-s0", "color"): 0.5,
+    ("0000-s0", "scene"): 0.9, ("0003-s0", "scene"): 0.2,
+}  # fmt: skip
+
+
+def test_cells_of_one_method_width_and_seed_belong_together(tmp_path: Path) -> None:
+    fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE)
+    packed = write_run(tmp_path / "packed", "lsq-real", "real", PACKED)
+    (pair,) = pairs(fake, packed)
+    assert (pair.fake.name, pair.packed.name) == ("lsq-w4a4-s0", "lsq-real-w4a4-s0")
+    assert pair.checkpoint.name == "lsq-w4a4" and pair.cell.id == "lsq-w4a4-s0"
+    (pair.fake / "checkpoint").mkdir()
+    assert next(pairs(fake, packed)).checkpoint == pair.fake / "checkpoint"
+
+
+def test_runs_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
+    fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE)
+    other = write_run(tmp_path / "other", "lsq", "fake", FAKE)
+    with pytest.raises(ValueError, match="say fake and fake; give the fake-quantized run first"):
+        list(pairs(fake, other))
+
+
+def test_differences_of_scores(tmp_path: Path) -> None:
+    """Colour: +0.2 and 0, so 0.1 with a standard error of 0.1; scene: -0.1, one score; all: 0."""
+    fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE)
+    packed = write_run(tmp_path / "packed", "lsq-real", "real", PACKED)
+    found: dict[str, Any] = score_differences(next(pairs(fake, packed)))
+    assert (found["scores"], found["equal"]) == (3, 1)
+    assert found["dimensions"]["color"] == pytest.approx({"mean": 0.1, "standard_error": 0.1})
+    assert found["dimensions"]["scene"]["mean"] == pytest.approx(-0.1)
+    assert found["dimensions"]["scene"]["standard_error"] is None
+    assert found["mean"] == pytest.approx(0.0) and found["mean_standard_error"] == pytest.approx(0.1)
+    videos = {
+        "a": {"explanation": "equal"},
+        "b": {"explanation": "UNEXPLAINED: far"},
+        "c": {"explanation": "sums"},
+    }
+    line = summary({"videos": videos, "videos_in_both": 4, "scores": found})
+    assert (line["videos"], line["equal"], line["unexplained"]) == ("3 of 4", 1, 1)
+    assert isinstance(next(pairs(fake, packed)), Pair)
