@@ -22,6 +22,7 @@ __all__ = [
     "JsonLines",
     "atomic_write_bytes",
     "atomic_write_json",
+    "atomic_write_pieces",
     "atomic_write_text",
     "parse_json",
     "read_json",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 TEMP_PREFIX = ".tmp-"
+BLOCK = 1 << 20
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -39,13 +41,27 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: disk full, no permission; the old file is then untouched.
     """
+    _write(path, [data])
+
+
+def atomic_write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """``atomic_write_text`` of a text that comes in pieces and is never whole in memory.
+
+    Raises:
+        OSError: as ``atomic_write_bytes``; whatever the iterator raises. The old file is then untouched.
+    """
+    _write(path, _blocks(pieces))
+
+
+def _write(path: Path, blocks: Iterable[bytes]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
     temp = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for block in blocks:
+                file.write(block)
             file.flush()
             os.fsync(file.fileno())
         temp.chmod(0o666 & ~_umask())
@@ -54,6 +70,19 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         temp.unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
+
+
+def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
+    """The pieces as UTF-8, put together until there is something to write."""
+    held: list[str] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= BLOCK:
+            yield "".join(held).encode("utf-8")
+            held, size = [], 0
+    yield "".join(held).encode("utf-8")
 
 
 def atomic_write_text(path: Path, data: str) -> None:
