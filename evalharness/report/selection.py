@@ -43,7 +43,7 @@ def choose_prompts(cells: Sequence[CellResult], dimensions: Sequence[str], count
     """At most ``count`` prompts by ``RULE``; ties go to the earlier dimension,
     the larger spread over all dimensions, and the smaller id.
     """
-    names, spreads = _spreads(cells, dimensions)
+    names, spreads = spreads_of(cells, dimensions)
     known = ~np.isnan(spreads)
     total = np.zeros(len(names))
     for row in np.where(known, spreads, 0.0):
@@ -67,7 +67,7 @@ def choose_prompts(cells: Sequence[CellResult], dimensions: Sequence[str], count
     return chosen
 
 
-def _spreads(cells: Sequence[CellResult], dimensions: Sequence[str]) -> tuple[Names, NDArray[np.float64]]:
+def spreads_of(cells: Sequence[CellResult], dimensions: Sequence[str]) -> tuple[Names, NDArray[np.float64]]:
     """Prompts in order, and dimension by dimension the largest minus the smallest score over the cells.
 
     Each score is the mean over a prompt's samples; [dimensions, prompts], nan without any.

@@ -12,7 +12,7 @@ import pytest
 from evalharness.report.html import HtmlReporter
 from evalharness.results import CellRecord, Results, ScoreRow, build_results
 from evalharness.video import write_video
-from tests.evalharness.browser import Browser, find_chromium
+from benchmarks.chromium import Browser, find_chromium
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
