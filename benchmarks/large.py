@@ -166,7 +166,7 @@ def _middle(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _differ(written: Mapping[str, Mapping[str, bytes]]) -> set[str]:
-    """Files that are not the same on all sides; of ``results.json`` all but the manifest, which has clocks."""
+    """Files that are not alike; of ``results.json`` all but the manifest, which has clocks, is looked at."""
     first = written["new"]
     return {name for name in first if any(each[name] != first[name] for each in written.values())}
 

@@ -50,7 +50,9 @@ class Columns:
         at = {kind: index for index, kind in enumerate(rests)}
         joined = cls(
             names,
-            _joined([place[table.prompt] for place, (_, table) in zip(places, tables, strict=True)], np.int32),
+            _joined(
+                [place[table.prompt] for place, (_, table) in zip(places, tables, strict=True)], np.int32
+            ),
             rests,
             _joined([np.array([at[k] for k in found], np.int64)[w] for found, w in kinds], np.int64),
             _joined([table.value for _, table in tables], np.float64),
@@ -156,9 +158,7 @@ def mean_over(tables: Sequence[ScoreTable]) -> Columns:
     distinct, place = np.unique(keys, return_inverse=True)
     means = np.bincount(place, weights=values) / np.bincount(place)
     size = max(1, len(numbered[0].rests))
-    return replace(
-        numbered[0], prompt=(distinct // size).astype(np.int32), rest=distinct % size, value=means
-    )
+    return replace(numbered[0], prompt=(distinct // size).astype(np.int32), rest=distinct % size, value=means)
 
 
 def running_sum(values: Floats) -> float:

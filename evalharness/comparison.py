@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from evalharness.api import Total
+from evalharness.columns import Columns
 from evalharness.result_schema import (
     CellResult,
     Difference,
@@ -13,7 +14,6 @@ from evalharness.result_schema import (
     PooledResult,
     Results,
 )
-from evalharness.columns import Columns
 from evalharness.scoretable import ScoreTable
 from evalharness.stats import (
     Key,

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalharness.columns import Columns, Crossed, crossed
-from evalharness.stats import Key, Scores
+from evalharness.stats import Scores
 
 __all__ = [
     "CONFIDENCE",
@@ -45,7 +45,7 @@ __all__ = [
 CONFIDENCE = 0.95
 Floats = NDArray[np.float64]
 Paired = Mapping[str, Scores]
-"""Of one seed: dimension -> video -> difference, or columns of them. The key's ``rest`` must not hold the seed."""
+"""Of one seed: dimension -> differences, video by video. What tells videos apart must not hold the seed."""
 
 _TINY = 1e-24  # a variance below the square of rounding in scores of 0 to 1
 

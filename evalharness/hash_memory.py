@@ -77,7 +77,7 @@ class HashMemory:
         return None
 
     def _key(self, path: str) -> bytes:
-        """Of the path within the memory's own folder, so that a folder may move; no name can be read from it."""
+        """Of the path within the memory's own folder, so that a folder may move. It tells nobody the name."""
         absolute = path if path.startswith(os.sep) else self._here + path
         within = absolute[len(self._root) :] if absolute.startswith(self._root) else absolute
         return hashlib.blake2b(os.fsencode(within), digest_size=_KEY).digest()
@@ -107,4 +107,4 @@ def _merged(known: memoryview, fresh: bytes) -> bytes:
     keys = np.ascontiguousarray(records[:, :_KEY]).view(">u8")
     order = np.lexsort((np.arange(len(records)), keys[:, 1], keys[:, 0]))
     is_last = np.append((keys[order][1:] != keys[order][:-1]).any(axis=1), True)
-    return records[order[is_last]].tobytes()
+    return bytes(records[order[is_last]].tobytes())

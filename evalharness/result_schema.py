@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evalharness.scoretable import ScoreRow, ScoreTable
+from evalharness.scoretable import ScoreRow as ScoreRow
+from evalharness.scoretable import ScoreTable
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)

@@ -32,8 +32,8 @@ from evalharness.result_schema import (
     ScoreRow,
     Source,
 )
-from evalharness.stats import Resampler
 from evalharness.scoretable import CHUNK, ScoreTable
+from evalharness.stats import Resampler
 from evalharness.store import atomic_write_pieces
 from evalharness.totals import total_estimates
 

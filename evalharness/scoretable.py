@@ -29,7 +29,6 @@ Names = tuple[str, ...]
 CHUNK = 8192
 
 
-
 class ScoreRow(NamedTuple):
     """One video's score in one dimension; ``value`` raw, finite."""
 

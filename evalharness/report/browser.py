@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from evalharness.result_schema import CellResult, Results
 
 MOST_SCORES = 500_000
-"""Numbers in the page, some 3 MB. More are cut to the prompts on which the rows differ most; the page says so."""
+"""Numbers in the page, some 3 MB. More are cut to the prompts that differ most, and the page says so."""
 
 _LINE_SEPARATORS = {"\u2028": "\\u2028", "\u2029": "\\u2029"}
 

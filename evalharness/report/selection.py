@@ -87,4 +87,5 @@ def _prompt_means(table: ScoreTable, place: NDArray[np.int32], prompts: int) -> 
     """Mean score of each prompt over its samples; nan without any."""
     rows = place[table.prompt]
     sums, counts = np.bincount(rows, table.value, prompts), np.bincount(rows, minlength=prompts)
-    return np.divide(sums, counts, out=np.full(prompts, np.nan), where=counts > 0)
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(prompts, np.nan), where=counts > 0)
+    return means

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.chromium import Browser, find_chromium
 from evalharness.report.html import HtmlReporter
 from evalharness.results import CellRecord, Results, ScoreRow, build_results
 from evalharness.video import write_video
-from benchmarks.chromium import Browser, find_chromium
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

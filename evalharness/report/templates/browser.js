@@ -37,6 +37,8 @@
   const place = document.getElementById("browse-place");
   const back = document.getElementById("browse-back");
   const on = document.getElementById("browse-on");
+  const page = document.getElementById("browse-page");
+  const ends = { back: document.getElementById("browse-end-back"), on: document.getElementById("browse-end-on") };
   const make = (tag, text, className) => {
     const element = document.createElement(tag);
     if (text !== undefined) element.textContent = text;
@@ -217,14 +219,19 @@
       found.sort((a, b) => (keys[b.at] > keys[a.at]) - (keys[b.at] < keys[a.at]));
     }
     start = Math.max(0, Math.min(start, Math.floor((found.length - 1) / PAGE) * PAGE));
-    const page = found.slice(start, start + PAGE);
+    const shown = found.slice(start, start + PAGE);
+    const pages = Math.max(1, Math.ceil(found.length / PAGE));
     for (const video of list.querySelectorAll("video")) near.unobserve(video);
     const known = new Map();
     const apart = (name) => known.get(name) ?? known.set(name, weights(rows, "spread", [name])).get(name);
-    list.replaceChildren(...page.map((prompt) => article(prompt, rows, apart)));
-    place.textContent = found.length ? `${start + 1} to ${start + page.length} of ${found.length} prompts` : "no prompt fits";
-    back.disabled = start === 0;
-    on.disabled = start + PAGE >= found.length;
+    list.replaceChildren(...shown.map((prompt) => article(prompt, rows, apart)));
+    place.textContent = found.length ? `${start + 1} to ${start + shown.length} of ${found.length} prompts` : "no prompt fits";
+    back.disabled = ends.back.disabled = start === 0;
+    on.disabled = ends.on.disabled = start + PAGE >= found.length;
+    page.max = pages;
+    page.value = start / PAGE + 1;
+    document.getElementById("browse-pages").textContent = `of ${pages}`;
+    document.getElementById("browse-end").hidden = pages === 1;
   };
   form.addEventListener("input", () => { start = 0; show(); });
   form.addEventListener("submit", (event) => event.preventDefault());
@@ -233,8 +240,12 @@
     show();
     document.getElementById("browse").scrollIntoView();
   };
-  back.addEventListener("click", turn(-PAGE));
-  on.addEventListener("click", turn(PAGE));
+  for (const button of [back, ends.back]) button.addEventListener("click", turn(-PAGE));
+  for (const button of [on, ends.on]) button.addEventListener("click", turn(PAGE));
+  page.addEventListener("change", () => {
+    start = Math.max(0, Math.round(Number(page.value) || 1) - 1) * PAGE;
+    turn(0)();
+  });
   show();
 })();
 
