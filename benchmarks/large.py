@@ -137,8 +137,8 @@ def measure(samples: int, folder: Path, roots: Mapping[str, Path], turns: int) -
             written[side] = {name: (folder / name).read_bytes() for name in SAME}
             lines = (folder / "results.json").read_bytes().split(b"\n")
             written[side]["results.json"] = b"\n".join(x for x in lines if not x.startswith(MANIFEST))
-    for side, verbs in taken.items():
-        found[side] = {name: _middle(each) for name, each in verbs.items()}
+    for side, times in taken.items():
+        found[side] = {name: _middle(each) for name, each in times.items()}
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     if any(cell["coverage"] != 1.0 for cell in results["cells"]):
         raise RuntimeError("the made-up records do not cover the run")

@@ -22,13 +22,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalharness.columns import Columns, Crossed, crossed
-from evalharness.stats import Scores
+from evalharness.stats import Keyed, Scores
 
 __all__ = [
     "CONFIDENCE",
@@ -141,13 +141,13 @@ def _crossed(differences: Sequence[Paired]) -> Crossed:
     """By the videos that all seeds have."""
     if all(isinstance(scores, Columns) for each in differences for scores in each.values()):
         return crossed(differences)  # type: ignore[arg-type]  # looked at just now
-    dimensions = sorted(differences[0])
-    common = [sorted(set.intersection(*(set(d[name]) for d in differences))) for name in dimensions]
+    dimensions, keyed = sorted(differences[0]), cast("Sequence[Mapping[str, Keyed]]", differences)
+    common = [sorted(set.intersection(*(set(d[name]) for d in keyed))) for name in dimensions]
     prompts = sorted({key.prompt for keys in common for key in keys})
     place = {prompt: index for index, prompt in enumerate(prompts)}
     parts = []
     for name, keys in zip(dimensions, common, strict=True):
-        values = np.array([[d[name][key] for key in keys] for d in differences], dtype=np.float64)
+        values = np.array([[d[name][key] for key in keys] for d in keyed], dtype=np.float64)
         parts.append((np.array([place[key.prompt] for key in keys], dtype=np.int64), values))
     return Crossed(parts, len(prompts), len({key for keys in common for key in keys}))
 

@@ -14,8 +14,9 @@ from evalharness.executor import Outcome, Task
 from evalharness.hash_memory import HashMemory
 from evalharness.hashing import file_sha256
 from evalharness.runstate import RunState, StageCount
+from evalharness.sampling import Videos
 from evalharness.session import Session
-from evalharness.stages.made import Made, Videos, is_whole
+from evalharness.stages.made import Made, is_whole
 from evalharness.stages.samples import cell_hash, sample_hash
 from evalharness.store import atomic_write_bytes
 from evalharness.video import encode_video
