@@ -48,7 +48,9 @@ def timed(words: Sequence[str], prompts: int, root: Path = ROOT) -> dict[str, An
     code = (
         "import resource, sys; from evalharness.cli.main import main; c = main(sys.argv[1:]); "
         "u = resource.getrusage(resource.RUSAGE_SELF); "
-        "print(c, u.ru_maxrss, u.ru_utime + u.ru_stime, 'torch' in sys.modules, file=sys.stderr)"
+        # Not ru_maxrss, which a process takes over from the one that started it.
+        "m = [x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM')][0]; "
+        "print(c, m, u.ru_utime + u.ru_stime, 'torch' in sys.modules, file=sys.stderr)"
     )
     # A first path beats an installed package, and no file of the current folder shadows it.
     code = f"import sys; sys.path.insert(0, {str(root)!r}); {code}"
