@@ -110,6 +110,6 @@ def _kept(identifiers: list[str], cells: Sequence[CellResult], results: Results,
         return identifiers
     names, spreads = spreads_of(cells, results.dimensions)
     widest = dict(zip(names, np.fmax.reduce(spreads).tolist(), strict=True))
-    most = len(identifiers) * MOST_SCORES // scores
+    most = max(1, len(identifiers) * MOST_SCORES // scores)
     kept = set(sorted(identifiers, key=lambda prompt: (-widest[prompt], prompt))[:most])
     return [prompt for prompt in identifiers if prompt in kept]

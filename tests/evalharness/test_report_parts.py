@@ -145,7 +145,7 @@ def test_prompts_beyond_the_limit_are_those_that_differ_least(
     cells = [record("bf16", 16), replace(record("lsq", 3), scores=worst)]
     data = browser_data(build(cells), tmp_path)
     assert data["all"] == 2 and [prompt[0] for prompt in data["prompts"]] == ["0001"], "0.8 against 0.4"
-    assert all(len(row) == 1 for row in data["scores"]["color"]["rows"])
+    assert [row for row in data["scores"]["color"]["rows"]] == [[80.0], [0.0]]
 
 
 def test_inert_json_is_the_same_data_without_markup() -> None:
