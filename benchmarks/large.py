@@ -1,7 +1,7 @@
 """A run of 100,000 samples: time and peak memory of the report, of resuming, and of reading it.
 
-    python benchmarks/large.py --samples 100000 --output results/reliability
-    python benchmarks/large.py --base CHECKOUT --json results/benchmarks/large.json
+    python benchmarks/large.py
+    python benchmarks/large.py --base CHECKOUT --output results/benchmarks/large.json
 
 The folder is a real one of the toy model at full coverage: a first command makes a few videos, then the
 records of all others are written as the stages write them, with the very hashes that the stages ask for
@@ -194,7 +194,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--samples", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--output", type=Path, default=None)
-    parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--base", type=Path, default=None, help="another checkout, timed in turns")
     options = parser.parse_args(argv)
@@ -205,12 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="large-") as place:
             sizes.append(measure(samples, Path(place) / "run", roots, options.turns))
     print(document(sizes))
-    if options.json is not None:
-        atomic_write_text(options.json, json.dumps({"sizes": sizes}, indent=1) + "\n")
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(options.output / "large.json", json.dumps(sizes, indent=1) + "\n")
-        atomic_write_text(options.output / "large.md", document(sizes))
+        atomic_write_text(options.output, json.dumps({"sizes": sizes}, indent=1) + "\n")
     return 0
 
 

@@ -139,3 +139,24 @@ def test_quantizing_after_training_on_a_cpu() -> None:
         first, again, target = row("benchmarks.md", f"`{name}`")
         assert (first, again) == (f"{found['seconds']:.1f}", f"{found['seconds_calibrated']:.1f}")
         assert target == ("" if found["target_s"] is None else f"{found['target_s']:.0f}")
+
+
+_LARGE = ("aggregate and report", "resume, nothing to do", "report", "compare", "check", "leaderboard merge")
+
+
+@pytest.mark.parametrize("size", record("large.json")["sizes"], ids=lambda size: str(size["samples"]))
+def test_large_runs(size: Any) -> None:
+    for side, word in (("base", "before"), ("new", "after")):
+        shown = row("reliability.md", f"{size['samples']:,}, {word}")
+        found = [size[side][verb] for verb in _LARGE]
+        assert shown == [f"{each['cpu_seconds']:.1f} s, {each['peak_mb']} MB" for each in found]
+        assert not any(each["torch"] for each in found)
+    assert len(size["same bytes"]) == 5, "tables and results.json without its manifest"
+
+
+@pytest.mark.parametrize("size", record("report_page.json")["sizes"], ids=lambda size: str(size["videos"]))
+def test_pages_of_many_videos(size: Any) -> None:
+    steps = ("open_ms", "order_ms", "bits_ms", "dimension_ms", "words_ms")
+    for side, word in (("base", "before"), ("new", "after")):
+        shown = row("report.md", f"{size['videos']:,}, {word}")
+        assert shown == [f"{size[side][step]:.0f}" for step in steps]

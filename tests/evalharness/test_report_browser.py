@@ -164,6 +164,39 @@ def test_prompts_are_filtered_by_dimension_disagreement_bits_and_words(opened: B
     assert opened.run("document.getElementById('browse-place').textContent") == "no prompt fits"
 
 
+def test_pages_are_turned_at_the_end_and_by_number(opened: Browser) -> None:
+    choose(opened, "order", "own")
+    opened.run("document.getElementById('browse-end-on').click()")
+    assert titles(opened)[0] == "a prompt, number 10"
+    go = (
+        "(() => {{ const page = document.getElementById('browse-page'); page.value = {0!r}; "
+        "page.dispatchEvent(new Event('change')); return page.value; }})()"
+    )
+    for typed, there, first in (
+        ("3", "3", 20),
+        ("99", "3", 20),
+        ("", "1", None),
+        ("2.4", "2", 10),
+        ("-1", "1", None),
+    ):
+        assert opened.run(go.format(typed)) == there
+        assert titles(opened)[0] == (SCRIPT if first is None else f"a prompt, number {first}")
+    assert opened.run("document.getElementById('browse-pages').textContent") == "of 3"
+    choose(opened, "text", "number 12")
+    assert opened.run("document.getElementById('browse-end').offsetParent") is None, (
+        "one page: nothing to turn"
+    )
+
+
+def test_videos_of_the_page_are_read_when_they_come_on_screen(opened: Browser) -> None:
+    some = "[...document.querySelectorAll('#videos ~ article video')]"
+    assert opened.run(f"{some}.length") == 50 and opened.run(f"{some}.every((v) => v.preload === 'none')")
+    assert opened.run(f"{some}.filter((v) => v.readyState > 0).length") == 0
+    opened.run(f"{some}[0].scrollIntoView()")
+    opened.wait(f"{some}[0].readyState >= 2 && {some}[0].currentTime > 0")
+    assert opened.run(f"{some}.at(-1).readyState") == 0
+
+
 def test_all_videos_of_a_prompt_keep_in_step(opened: Browser) -> None:
     first = "document.querySelector('#browse-list article')"
     opened.run(f"{first}.scrollIntoView()")
