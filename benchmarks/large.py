@@ -1,12 +1,15 @@
 """A run of 100,000 samples: time and peak memory of the report, of resuming, and of reading it.
 
-    python benchmarks/large.py --samples 100000 --output results/reliability
+    python benchmarks/large.py
+    python benchmarks/large.py --base CHECKOUT --output results/benchmarks/large.json
 
 The folder is a real one of the toy model at full coverage: a first command makes a few videos, then the
-records of
-all others are written as the stages write them, with the very hashes that the stages ask for (their
-videos are hard
-links to one of the first). What is timed are plain commands, each in a process of its own.
+records of all others are written as the stages write them, with the very hashes that the stages ask for
+(their videos are hard links to one of the first). What is timed are plain commands, each in a process of its
+own, some of them in several turns. On a shared machine seconds of the CPU say more than those of the clock.
+
+With ``--base`` the commands of another checkout are timed on the same folder, in turns with these, and what
+both wrote is compared byte by byte.
 """
 
 from __future__ import annotations
@@ -14,17 +17,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evalharness.store import atomic_write_text
 
-PLUGINS = Path(__file__).with_name("large_plugins.py")
+ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = ROOT / "benchmarks" / "large_plugins.py"
+SAME = ("scores.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.tex")
+MANIFEST = b' "manifest": '
 SAMPLES_PER_PROMPT = 5
 CELLS = 2
 
@@ -35,23 +43,36 @@ def command(folder: Path, *more: str) -> list[str]:
     return [*words, "--workers", "0", "--plugin", str(PLUGINS), "--output", str(folder), *more]
 
 
-def timed(words: Sequence[str], prompts: int) -> dict[str, Any]:
-    """Seconds and peak megabytes of ``python -m evalharness ...``."""
+def timed(words: Sequence[str], prompts: int, root: Path = ROOT) -> dict[str, Any]:
+    """Seconds, seconds of the CPU and peak megabytes of ``python -m evalharness ...`` of a checkout."""
     code = (
         "import resource, sys; from evalharness.cli.main import main; c = main(sys.argv[1:]); "
-        "print(c, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "u = resource.getrusage(resource.RUSAGE_SELF); "
+        # Not ru_maxrss, which a process takes over from the one that started it.
+        "m = [x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM')][0]; "
+        "print(c, m, u.ru_utime + u.ru_stime, 'torch' in sys.modules, file=sys.stderr)"
     )
+    # A first path beats an installed package, and no file of the current folder shadows it.
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); {code}"
     environment = {**os.environ, "LARGE_PROMPTS": str(prompts), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(root)
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-P", "-c", code, *words], env=environment, capture_output=True, text=True,
+        check=True, cwd=tempfile.gettempdir(),
+    )  # fmt: skip
     seconds = time.monotonic() - begin
     *said, last = done.stderr.splitlines()
-    status, kilobytes = last.split()
-    if status != "0":
+    status, kilobytes, cpu, torch = last.split()
+    if status != "0" and words[0] != "check":  # a cell without its size is INCOMPLETE there
         raise RuntimeError("\n".join(said))
-    return {"seconds": round(seconds, 1), "peak_mb": round(int(kilobytes) / 1000), "said": said[-1:]}
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(float(cpu), 2),
+        "peak_mb": round(int(kilobytes) / 1000),
+        "torch": torch == "True",
+        "said": said[-1:],
+    }
 
 
 def fill(folder: Path, prompts: int) -> None:
@@ -98,37 +119,72 @@ def fill(folder: Path, prompts: int) -> None:
         files.scores.append(rows)
 
 
-def measure(samples: int, folder: Path) -> dict[str, Any]:
-    """All figures of one size."""
+def measure(samples: int, folder: Path, roots: Mapping[str, Path], turns: int) -> dict[str, Any]:
+    """All figures of one size: side -> command -> medians."""
     prompts = samples // SAMPLES_PER_PROMPT // CELLS
     timed(command(folder, "--limit", "1", "--no-profile"), prompts)
     fill(folder, prompts)
-    found = {
-        "samples": prompts * SAMPLES_PER_PROMPT * CELLS,
-        "aggregate and report": timed(command(folder, "--no-profile"), prompts),
-        "resume, nothing to do": timed(command(folder, "--no-profile"), prompts),
-        "report": timed(["report", str(folder)], prompts),
-        "compare": timed(["compare", str(folder), str(folder)], prompts),
-    }
+    found: dict[str, Any] = {"samples": prompts * SAMPLES_PER_PROMPT * CELLS}
+    taken: dict[str, dict[str, list[dict[str, Any]]]] = {side: {} for side in roots}
+    written: dict[str, dict[str, bytes]] = {}
+    for turn in range(turns):
+        for side, root in roots.items():
+            verbs = _commands(folder)
+            if turn and len(roots) == 1:
+                verbs.pop("aggregate and report")  # once: nothing changes any more
+            for name, words in verbs.items():
+                if words[0] == "leaderboard":
+                    shutil.rmtree(folder.with_name("merged"), ignore_errors=True)
+                taken[side].setdefault(name, []).append(timed(words, prompts, root))
+            written[side] = {name: (folder / name).read_bytes() for name in SAME}
+            lines = (folder / "results.json").read_bytes().split(b"\n")
+            written[side]["results.json"] = b"\n".join(x for x in lines if not x.startswith(MANIFEST))
+    for side, times in taken.items():
+        found[side] = {name: _middle(each) for name, each in times.items()}
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     if any(cell["coverage"] != 1.0 for cell in results["cells"]):
         raise RuntimeError("the made-up records do not cover the run")
+    found["same bytes"] = sorted({name for name in written["new"]} - _differ(written))
     found["report.html, MB"] = round((folder / "report.html").stat().st_size / 1e6, 1)
     return found
 
 
+def _commands(folder: Path) -> dict[str, list[str]]:
+    two = [f"a={folder}", f"b={folder}", "--output", str(folder.with_name("merged"))]
+    return {
+        "aggregate and report": command(folder, "--no-profile"),
+        "resume, nothing to do": command(folder, "--no-profile"),
+        "report": ["report", str(folder)],
+        "compare": ["compare", str(folder), str(folder)],
+        "check": ["check", str(folder), "--against", str(folder)],
+        "leaderboard merge": ["leaderboard", "merge", *two],
+    }
+
+
+def _middle(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of the turns."""
+    middle = {key: statistics.median(turn[key] for turn in turns) for key in ("seconds", "cpu_seconds")}
+    return {**turns[-1], **middle, "peak_mb": max(turn["peak_mb"] for turn in turns), "turns": len(turns)}
+
+
+def _differ(written: Mapping[str, Mapping[str, bytes]]) -> set[str]:
+    """Files that are not alike; of ``results.json`` all but the manifest, which has clocks, is looked at."""
+    first = written["new"]
+    return {name for name in first if any(each[name] != first[name] for each in written.values())}
+
+
 def document(sizes: Sequence[dict[str, Any]]) -> str:
     """Markdown: seconds and megabytes by size."""
-    verbs = [key for key, value in sizes[0].items() if isinstance(value, dict)]
+    verbs = list(sizes[0]["new"])
     lines = [
         "# Large runs",
         "",
-        "Made by `python benchmarks/large.py`. Seconds / peak MB of each command.",
+        "Made by `python benchmarks/large.py`. Seconds of the CPU / peak MB of each command.",
         "",
     ]
     lines += ["| samples | " + " | ".join(verbs) + " | report.html, MB |", "|---" * (len(verbs) + 2) + "|"]
     for size in sizes:
-        cells = [f"{size[verb]['seconds']} s / {size[verb]['peak_mb']} MB" for verb in verbs]
+        cells = [f"{size['new'][v]['cpu_seconds']} s / {size['new'][v]['peak_mb']} MB" for v in verbs]
         lines.append(f"| {size['samples']} | " + " | ".join(cells) + f" | {size['report.html, MB']} |")
     return "\n".join(lines) + "\n"
 
@@ -138,16 +194,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--samples", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--base", type=Path, default=None, help="another checkout, timed in turns")
     options = parser.parse_args(argv)
+    roots = {"base": options.base.resolve()} if options.base is not None else {}
+    roots["new"] = ROOT
     sizes = []
     for samples in options.samples:
         with tempfile.TemporaryDirectory(prefix="large-") as place:
-            sizes.append(measure(samples, Path(place) / "run"))
+            sizes.append(measure(samples, Path(place) / "run", roots, options.turns))
     print(document(sizes))
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(options.output / "large.json", json.dumps(sizes, indent=1) + "\n")
-        atomic_write_text(options.output / "large.md", document(sizes))
+        atomic_write_text(options.output, json.dumps({"sizes": sizes}, indent=1) + "\n")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from evalharness.api import Total
+from evalharness.columns import Columns
 from evalharness.result_schema import (
     CellResult,
     Difference,
@@ -13,9 +14,11 @@ from evalharness.result_schema import (
     PooledResult,
     Results,
 )
+from evalharness.scoretable import ScoreTable
 from evalharness.stats import (
     Key,
     Resampler,
+    Scores,
     bootstrap_ci,
     joint_mean,
     paired_difference,
@@ -25,6 +28,7 @@ from evalharness.totals import total_estimates
 
 __all__ = [
     "CellScores",
+    "columns_of",
     "differences",
     "dimension_estimate",
     "joint_difference",
@@ -34,7 +38,7 @@ __all__ = [
     "scores_of",
 ]
 
-CellScores = Mapping[str, Mapping[Key, float]]
+CellScores = Mapping[str, Scores]
 """Dimension -> video -> score. A video's key holds its seed, so that seeds can be put together."""
 
 
@@ -57,7 +61,17 @@ def scores_of(cells: Iterable[CellResult]) -> dict[str, dict[Key, float]]:
     return table
 
 
-def dimension_estimate(scores: Mapping[Key, float], expected: int, resampler: Resampler) -> DimensionEstimate:
+def columns_of(cells: Sequence[CellResult]) -> dict[str, Columns]:
+    """As ``scores_of``, without an object for each score."""
+    names = dict.fromkeys(name for cell in cells for name in cell.scores)
+    tables = {
+        name: [(cell.seed, ScoreTable.of(cell.scores[name])) for cell in cells if name in cell.scores]
+        for name in names
+    }
+    return {name: Columns.of(parts) for name, parts in tables.items()}
+
+
+def dimension_estimate(scores: Scores, expected: int, resampler: Resampler) -> DimensionEstimate:
     """Mean of one dimension with its interval, and how many videos should be behind it."""
     return DimensionEstimate(**bootstrap_ci(scores, resampler)._asdict(), expected=expected)
 
@@ -81,7 +95,7 @@ def differences(cells: Sequence[CellResult], resampler: Resampler) -> list[Diffe
         reference = references.get((cell.model, cell.seed))
         if cell.is_reference or reference is None:
             continue
-        ours, theirs = scores_of([cell]), scores_of([reference])
+        ours, theirs = columns_of([cell]), columns_of([reference])
         each = {d: paired_difference(ours[d], theirs[d], resampler) for d in ours}
         complete = cell.is_complete and reference.is_complete
         found.append(
@@ -117,7 +131,7 @@ def _pool_one(
     totals: Sequence[Total],
 ) -> PooledResult:
     first = group[0]
-    scores = scores_of(group)
+    scores = columns_of(group)
     expected = {d: sum(cell.dimensions[d].expected for cell in group) for d in scores}
     estimates = {d: dimension_estimate(s, expected[d], resampler) for d, s in scores.items()}
     complete = all(cell.is_complete for cell in group)
@@ -125,7 +139,7 @@ def _pool_one(
     comparable = len(partners) == len(group) and all(partner.is_complete for partner in partners)
     minus_reference = None
     if complete and comparable and not first.is_reference:
-        minus_reference = joint_difference(scores, scores_of(partners), resampler)
+        minus_reference = joint_difference(scores, columns_of(partners), resampler)
     return PooledResult(
         model=first.model,
         method=first.method,

@@ -22,12 +22,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalharness.stats import Key
+from evalharness.columns import Columns, Crossed, crossed
+from evalharness.stats import Keyed, Scores
 
 __all__ = [
     "CONFIDENCE",
@@ -43,8 +44,8 @@ __all__ = [
 
 CONFIDENCE = 0.95
 Floats = NDArray[np.float64]
-Paired = Mapping[str, Mapping[Key, float]]
-"""Of one seed: dimension -> video -> difference. The key's ``rest`` must not hold the seed."""
+Paired = Mapping[str, Scores]
+"""Of one seed: dimension -> differences, video by video. What tells videos apart must not hold the seed."""
 
 _TINY = 1e-24  # a variance below the square of rounding in scores of 0 to 1
 
@@ -120,24 +121,35 @@ def table(differences: Sequence[Paired]) -> tuple[Floats, int]:
     An entry is a prompt's part in one seed: the effect plus the prompt's sum of deviations from each
     dimension's mean, scaled so that rows and columns have the right means. Empty without common videos.
     """
-    dimensions = sorted(differences[0]) if differences else []
-    common = [sorted(set.intersection(*(set(d[name]) for d in differences))) for name in dimensions]
-    videos = len({key for keys in common for key in keys})
-    if not dimensions or not all(common):
-        return np.zeros((len(differences), 0)), videos
-    prompts = sorted({key.prompt for keys in common for key in keys})
-    place = {prompt: index for index, prompt in enumerate(prompts)}
-    z = np.zeros((len(differences), len(prompts)))
+    if not differences or not differences[0]:
+        return np.zeros((len(differences), 0)), 0
+    found = _crossed(differences)
+    if not all(values.size for _, values in found.parts):
+        return np.zeros((len(differences), 0)), found.videos
+    z = np.zeros((len(differences), found.prompts))
     total = 0.0
-    for name, keys in zip(dimensions, common, strict=True):
-        values = np.array([[d[name][key] for key in keys] for d in differences], dtype=np.float64)
+    for name, (columns, values) in zip(sorted(differences[0]), found.parts, strict=True):
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: scores must be finite numbers; leave a missing score out")
         mean = values.mean()
         total += float(mean)
-        columns = np.array([place[key.prompt] for key in keys])
-        np.add.at(z.T, columns, (values - mean).T * (len(prompts) / len(keys)))
-    return (z + total) / len(dimensions), videos
+        np.add.at(z.T, columns, (values - mean).T * (found.prompts / len(columns)))
+    return (z + total) / len(found.parts), found.videos
+
+
+def _crossed(differences: Sequence[Paired]) -> Crossed:
+    """By the videos that all seeds have."""
+    if all(isinstance(scores, Columns) for each in differences for scores in each.values()):
+        return crossed(differences)  # type: ignore[arg-type]  # looked at just now
+    dimensions, keyed = sorted(differences[0]), cast("Sequence[Mapping[str, Keyed]]", differences)
+    common = [sorted(set.intersection(*(set(d[name]) for d in keyed))) for name in dimensions]
+    prompts = sorted({key.prompt for keys in common for key in keys})
+    place = {prompt: index for index, prompt in enumerate(prompts)}
+    parts = []
+    for name, keys in zip(dimensions, common, strict=True):
+        values = np.array([[d[name][key] for key in keys] for d in keyed], dtype=np.float64)
+        parts.append((np.array([place[key.prompt] for key in keys], dtype=np.int64), values))
+    return Crossed(parts, len(prompts), len({key for keys in common for key in keys}))
 
 
 def components(z: Floats) -> Components:

@@ -10,10 +10,11 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
-__all__ = ["digest", "file_sha256", "jsonable", "tree_sha256"]
+__all__ = ["digest", "file_sha256", "jsonable", "plain_digest", "tree_sha256"]
 
 _CHUNK = 1 << 20
 _PLAIN = (str, int, float, bool)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
 
 
 def jsonable(value: Any) -> Any:
@@ -43,8 +44,12 @@ def jsonable(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """Hex SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return plain_digest(jsonable(value)).hex()
+
+
+def plain_digest(value: Any) -> bytes:
+    """The bytes of ``digest`` of what is plain JSON already."""
+    return hashlib.sha256(_CANONICAL(value).encode()).digest()
 
 
 def file_sha256(path: Path) -> str:

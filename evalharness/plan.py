@@ -27,7 +27,7 @@ from evalharness.modeloptions import ModelOptions, build_model
 from evalharness.names import check_name
 from evalharness.peers import chosen_peers
 from evalharness.registry import Registry
-from evalharness.sampling import samples_by_dimension, samples_of
+from evalharness.sampling import Videos, samples_by_dimension, samples_of
 from evalharness.subset import spread_prompts, stratified_prompts
 from evalharness.tracker import check_tracker
 from evalharness.variants import resolve_rows
@@ -102,6 +102,10 @@ class RunPlan:
     def samples(self, cell: Cell) -> list[Sample]:
         """The videos of a cell for this command, in protocol order."""
         return samples_of(self.prompts, cell.seed, self.samples_per_prompt, self.samples_by_dimension)
+
+    def videos(self) -> Videos:
+        """Those of every cell, without a seed yet."""
+        return Videos(self.prompts, self.samples_per_prompt, self.samples_by_dimension)
 
     def record(self) -> dict[str, Any]:
         """The resolved options, for the manifest; paths by their last name only."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from evalharness.compare.selection import Pair, Row
-from evalharness.comparison import joint_difference, resampler_of, scores_of
+from evalharness.comparison import columns_of, joint_difference, resampler_of
 from evalharness.effects import CONFIDENCE, effect, holm
 from evalharness.result_schema import Estimate, PooledResult, Results
 from evalharness.stats import Resampler
@@ -76,18 +76,21 @@ def ranking(results: Results) -> list[BitsRanking]:
 def _rank(results: Results, group: list[PooledResult], resampler: Resampler) -> BitsRanking:
     with_mean = [(row.mean.value, row) for row in group if row.mean and row.mean.value is not None]
     ordered = [row for _, row in sorted(with_mean, key=lambda pair: (-pair[0], pair[1].method))]
-    ranked = tuple(
-        Ranked(row, tuple(_lead(results, row, other, resampler) for other in ordered[place + 1 :]))
-        for place, row in enumerate(ordered)
-    )
-    ranked = _corrected(ranked)
+    scores = [columns_of([results.cell(name) for name in row.cells]) for row in ordered]
+    ranked = []
+    for place, row in enumerate(ordered):
+        below = range(place + 1, len(ordered))
+        leads = [
+            Lead(
+                ordered[other].method,
+                joint_difference(scores[place], scores[other], resampler),
+                _p_value(results, row, ordered[other]),
+            )
+            for other in below
+        ]
+        ranked.append(Ranked(row, tuple(leads)))
     unranked = tuple(sorted({row.method for row in group} - {row.method for row in ordered}))
-    return BitsRanking(group[0].model, group[0].w_bits, group[0].a_bits, ranked, unranked)
-
-
-def _lead(results: Results, row: PooledResult, other: PooledResult, resampler: Resampler) -> Lead:
-    ours, theirs = (scores_of([results.cell(i) for i in each.cells]) for each in (row, other))
-    return Lead(other.method, joint_difference(ours, theirs, resampler), _p_value(results, row, other))
+    return BitsRanking(group[0].model, group[0].w_bits, group[0].a_bits, _corrected(tuple(ranked)), unranked)
 
 
 def _p_value(results: Results, row: PooledResult, other: PooledResult) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from evalharness.errors import UserError
 from evalharness.runfolder import CellFolder
 from evalharness.store import JsonLines, read_json
 
-__all__ = ["Shape", "misfit", "read_prepare", "read_samples", "read_scores"]
+__all__ = ["Shape", "each_sample", "each_score", "misfit", "read_prepare", "read_samples", "read_scores"]
 
 Shape = Mapping[str, tuple[type, ...]]
 
@@ -63,6 +63,15 @@ def read_samples(files: CellFolder) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is damaged.
     """
+    return [record for _, record in each_sample(files)]
+
+
+def each_sample(files: CellFolder) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One by one, each with its place in the file (``JsonLines.at``).
+
+    Raises:
+        UserError: a line is damaged; when it is reached.
+    """
     return _lines(files.samples, SAMPLE)
 
 
@@ -72,6 +81,11 @@ def read_scores(files: CellFolder) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is damaged.
     """
+    return [record for _, record in each_score(files)]
+
+
+def each_score(files: CellFolder) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As ``each_sample``."""
     return _lines(files.scores, SCORE)
 
 
@@ -86,12 +100,11 @@ def misfit(record: Mapping[str, Any], shape: Shape) -> str | None:
     return None
 
 
-def _lines(file: JsonLines, shape: Shape) -> list[dict[str, Any]]:
-    records = file.read()
-    for number, record in enumerate(records, start=1):
+def _lines(file: JsonLines, shape: Shape) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, (place, record) in enumerate(file.each(), start=1):
         if problem := misfit(record, shape):
             raise UserError(_damaged(file.path, number, problem))
-    return records
+        yield place, record
 
 
 def _damaged(path: Path, number: int, problem: str) -> str:

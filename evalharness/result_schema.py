@@ -8,9 +8,12 @@ stands for "cannot be said": no score, a total without full coverage, an interva
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from evalharness.scoretable import ScoreRow as ScoreRow
+from evalharness.scoretable import ScoreTable
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -18,14 +21,6 @@ READABLE_VERSIONS = (1, 2)
 
 Source = Literal["loaded", "trained", "computed", "reference", "given"]
 Execution = Literal["real", "emulated", "fake", "unknown"]
-
-
-class ScoreRow(NamedTuple):
-    """One video's score in one dimension; ``value`` raw, finite."""
-
-    prompt_id: str
-    sample: int
-    value: float
 
 
 class _Frozen(BaseModel):
@@ -96,6 +91,7 @@ class CellResult(_Frozen):
         method: name of the row: the method's, or a variant's label.
         variant_of: of a variant, its method; None for a method as such.
         options: what was asked of the method; all its options stand in ``method_config``.
+        scores: dimension -> rows by prompt, number of the video and value.
     """
 
     id: str
@@ -120,7 +116,7 @@ class CellResult(_Frozen):
     method_config: dict[str, Any]
     variant_of: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    scores: dict[str, list[ScoreRow]]
+    scores: dict[str, ScoreTable]
 
     @property
     def is_reference(self) -> bool:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from evalharness.api import Total
+from evalharness.columns import Columns
 from evalharness.comparison import differences, dimension_estimate, joint_estimate, pool
 from evalharness.errors import UserError
 from evalharness.redaction import redact
+from evalharness.result_reading import read_document
 from evalharness.result_schema import (
     READABLE_VERSIONS,
     BootstrapInfo,
@@ -29,8 +32,9 @@ from evalharness.result_schema import (
     ScoreRow,
     Source,
 )
-from evalharness.stats import Key, Resampler
-from evalharness.store import atomic_write_text, parse_json
+from evalharness.scoretable import CHUNK, ScoreTable
+from evalharness.stats import Resampler
+from evalharness.store import atomic_write_pieces
 from evalharness.totals import total_estimates
 
 __all__ = [
@@ -150,7 +154,7 @@ def build_results(
 
 def write_results(results: Results, path: Path) -> None:
     """Write ``results.json`` atomically, one line for each cell."""
-    atomic_write_text(path, _dump(results))
+    atomic_write_pieces(path, _dump(results))
 
 
 def read_results(path: Path) -> Results:
@@ -160,7 +164,7 @@ def read_results(path: Path) -> Results:
         UserError: the file is missing, not JSON, of another schema version, or malformed.
     """
     try:
-        data = parse_json(path.read_text(encoding="utf-8"))
+        data = read_document(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `evalharness run` writes it at its end") from None
     except ValueError as error:
@@ -189,16 +193,46 @@ def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(data)
 
 
-def _dump(results: Results) -> str:
+def _dump(results: Results) -> Iterator[str]:
     """JSON that a person can page through: a line for each key, and for each item of a list."""
-    entries = []
-    for key, value in results.model_dump(mode="json").items():
-        if isinstance(value, list) and value:
-            lines = ",\n  ".join(json.dumps(item, allow_nan=False) for item in value)
-            entries.append(f" {json.dumps(key)}: [\n  {lines}\n ]")
+    start = "{\n"
+    for key, value in results:
+        yield f"{start} {json.dumps(key)}: "
+        start = ",\n"
+        if key == "cells" and value:
+            yield from _lines(_dump_cell(cell) for cell in value)
+            continue
+        plain = results.model_dump(mode="json", include={key})[key]
+        if isinstance(plain, list) and plain:
+            yield from _lines([json.dumps(item, allow_nan=False)] for item in plain)
         else:
-            entries.append(f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
-    return "{\n" + ",\n".join(entries) + "\n}\n"
+            yield json.dumps(plain, allow_nan=False)
+    yield "\n}\n"
+
+
+def _lines(items: Iterable[Iterable[str]]) -> Iterator[str]:
+    start = "[\n  "
+    for item in items:
+        yield start
+        yield from item
+        start = ",\n  "
+    yield "\n ]"
+
+
+def _dump_cell(cell: CellResult) -> Iterator[str]:
+    """Its scores come last and in parts, so that no more than one part is text at a time."""
+    yield json.dumps(cell.model_dump(mode="json", exclude={"scores"}), allow_nan=False)[:-1]
+    yield ', "scores": {'
+    start = ""
+    for name, rows in cell.scores.items():
+        yield f"{start}{json.dumps(name)}: ["
+        start, comma = ", ", ""
+        table = ScoreTable.of(rows)
+        for first in range(0, len(table), CHUNK):
+            yield comma + json.dumps(list(table.chunk(first)), allow_nan=False)[1:-1]
+            comma = ", "
+        yield "]"
+    yield "}}"
 
 
 def _order(record: CellRecord) -> tuple[Any, ...]:
@@ -233,21 +267,21 @@ def _check_totals(totals: Sequence[Total], dimensions: Sequence[str]) -> None:
 
 
 def _check_scores(record: CellRecord, dimension: str) -> None:
-    rows = record.scores.get(dimension, ())
+    table = ScoreTable.of(record.scores.get(dimension, ()))
     where = f"cell {record.cell_id}, {dimension}"
-    if len({(row.prompt_id, row.sample) for row in rows}) != len(rows):
+    if table.repeats():
         raise ValueError(f"{where}: a video is scored twice")
-    if len(rows) > record.n_expected[dimension]:
-        raise ValueError(f"{where}: {len(rows)} scores, {record.n_expected[dimension]} expected")
-    if not all(math.isfinite(row.value) for row in rows):
+    if len(table) > record.n_expected[dimension]:
+        raise ValueError(f"{where}: {len(table)} scores, {record.n_expected[dimension]} expected")
+    if not np.isfinite(table.value).all():
         raise ValueError(f"{where}: a score is not a finite number; leave it out instead")
 
 
 def _cell(
     record: CellRecord, dimensions: Sequence[str], resampler: Resampler, totals: Sequence[Total]
 ) -> CellResult:
-    scores = {d: sorted(record.scores.get(d, ())) for d in dimensions}
-    keyed = {d: {Key(r.prompt_id, (record.seed, r.sample)): r.value for r in scores[d]} for d in dimensions}
+    scores = {d: ScoreTable.of(record.scores.get(d, ())).ordered() for d in dimensions}
+    keyed = {d: Columns.of([(record.seed, scores[d])]) for d in dimensions}
     coverage = _coverage(record, dimensions)
     estimates = {d: dimension_estimate(keyed[d], record.n_expected[d], resampler) for d in dimensions}
     return CellResult(

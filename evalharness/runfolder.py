@@ -97,7 +97,7 @@ class RunFolder:
     @property
     def hashes(self) -> Path:
         """What videos hashed to, see ``evalharness.hash_memory``; it may be deleted."""
-        return self.root / ".hashes.json"
+        return self.root / ".hashes"
 
     @property
     def events(self) -> JsonLines:

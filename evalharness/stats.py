@@ -25,11 +25,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalharness.columns import Columns, together
+
 __all__ = [
     "Interval",
     "Key",
     "Keyed",
     "Resampler",
+    "Scores",
     "bootstrap_ci",
     "joint_mean",
     "paired_difference",
@@ -48,6 +51,8 @@ class Key(NamedTuple):
 
 
 Keyed = Mapping[Key, float]
+Scores = Keyed | Columns
+"""Of one dimension; every function takes either, and says the same of both."""
 
 
 class Interval(NamedTuple):
@@ -111,17 +116,17 @@ class Resampler:
         return float(lo), float(hi)
 
 
-def bootstrap_ci(scores: Keyed, resampler: Resampler) -> Interval:
+def bootstrap_ci(scores: Scores, resampler: Resampler) -> Interval:
     """Mean over all videos with its interval."""
     return _interval(_tabulate([scores]), resampler)
 
 
-def paired_difference(a: Keyed, b: Keyed, resampler: Resampler) -> Interval:
+def paired_difference(a: Scores, b: Scores, resampler: Resampler) -> Interval:
     """Mean of ``a - b`` over the videos that both have."""
     return bootstrap_ci(_differences(a, b), resampler.unbounded())
 
 
-def joint_mean(dimensions: Sequence[Keyed], resampler: Resampler) -> Interval:
+def joint_mean(dimensions: Sequence[Scores], resampler: Resampler) -> Interval:
     """Unweighted mean of the dimensions' means.
 
     Each resample draws prompts once for all dimensions, so that dimensions judged on the same
@@ -131,12 +136,15 @@ def joint_mean(dimensions: Sequence[Keyed], resampler: Resampler) -> Interval:
     return _interval(_tabulate(dimensions), resampler)
 
 
-def paired_joint_difference(a: Sequence[Keyed], b: Sequence[Keyed], resampler: Resampler) -> Interval:
+def paired_joint_difference(a: Sequence[Scores], b: Sequence[Scores], resampler: Resampler) -> Interval:
     """``joint_mean`` of the video-by-video differences, dimension by dimension."""
     return joint_mean([_differences(x, y) for x, y in zip(a, b, strict=True)], resampler.unbounded())
 
 
-def _differences(a: Keyed, b: Keyed) -> dict[Key, float]:
+def _differences(a: Scores, b: Scores) -> Scores:
+    if isinstance(a, Columns) or isinstance(b, Columns):
+        assert isinstance(a, Columns) and isinstance(b, Columns), "one of each cannot be paired"
+        return a.minus(b)
     return {key: value - b[key] for key, value in a.items() if key in b}
 
 
@@ -152,24 +160,46 @@ class _Table(NamedTuple):
     videos: int
 
 
-def _tabulate(dimensions: Sequence[Keyed]) -> _Table:
-    prompts = sorted({key.prompt for scores in dimensions for key in scores})
-    row = {prompt: index for index, prompt in enumerate(prompts)}
-    shape = (len(prompts), len(dimensions))
-    sums, counts, shift = np.zeros(shape), np.zeros(shape), np.zeros(len(dimensions))
-    for column, scores in enumerate(dimensions):
+def _tabulate(dimensions: Sequence[Scores]) -> _Table:
+    if columns := [scores for scores in dimensions if isinstance(scores, Columns)]:
+        assert len(columns) == len(dimensions), "all dimensions are columns, or none is"
+        return _tabulate_columns(columns)
+    mappings = [scores for scores in dimensions if not isinstance(scores, Columns)]
+    prompts = sorted({key.prompt for scores in mappings for key in scores})
+    place = {prompt: index for index, prompt in enumerate(prompts)}
+    listed = []
+    for scores in mappings:
         ordered = sorted(scores.items(), key=lambda item: (item[0].prompt, repr(item[0].rest)))
-        if not ordered:
+        rows = np.array([place[key.prompt] for key, _ in ordered], dtype=np.int64)
+        listed.append((rows, np.array([value for _, value in ordered], dtype=np.float64)))
+    return _summed(listed, len(prompts), len({key for scores in mappings for key in scores}))
+
+
+def _tabulate_columns(dimensions: Sequence[Columns]) -> _Table:
+    """The same of columns; prompts that no dimension has are left out."""
+    aligned = together(dimensions)
+    is_there = np.zeros(len(aligned[0].names), dtype=bool)
+    for scores in aligned:
+        is_there[scores.prompt] = True
+    place = np.cumsum(is_there) - 1
+    ordered = [scores.in_order() for scores in aligned]
+    videos = len(np.unique(np.concatenate([scores.keys() for scores in aligned])))
+    return _summed([(place[s.prompt], s.value) for s in ordered], int(is_there.sum()), videos)
+
+
+def _summed(dimensions: Sequence[tuple[NDArray[np.int64], Floats]], prompts: int, videos: int) -> _Table:
+    """From each dimension's rows in order: places of their prompts, and values."""
+    shape = (prompts, len(dimensions))
+    sums, counts, shift = np.zeros(shape), np.zeros(shape), np.zeros(len(dimensions))
+    for column, (rows, values) in enumerate(dimensions):
+        if not values.size:
             continue
-        rows = np.array([row[key.prompt] for key, _ in ordered])
-        values = np.array([value for _, value in ordered], dtype=np.float64)
         if not np.isfinite(values).all():
             raise ValueError("scores must be finite numbers; a missing score is left out, never nan")
         # Sums are taken around one of the values, so that constant scores give exactly zero width.
         shift[column] = values[0]
-        sums[:, column] = np.bincount(rows, weights=values - values[0], minlength=len(prompts))
-        counts[:, column] = np.bincount(rows, minlength=len(prompts))
-    videos = len({key for scores in dimensions for key in scores})
+        sums[:, column] = np.bincount(rows, weights=values - values[0], minlength=prompts)
+        counts[:, column] = np.bincount(rows, minlength=prompts)
     return _Table(sums, counts, shift, videos)
 
 

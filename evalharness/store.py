@@ -22,6 +22,7 @@ __all__ = [
     "JsonLines",
     "atomic_write_bytes",
     "atomic_write_json",
+    "atomic_write_pieces",
     "atomic_write_text",
     "parse_json",
     "read_json",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 TEMP_PREFIX = ".tmp-"
+BLOCK = 1 << 20
+_DECODE = json.JSONDecoder().decode
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -39,13 +42,27 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: disk full, no permission; the old file is then untouched.
     """
+    _write(path, [data])
+
+
+def atomic_write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """``atomic_write_text`` of a text that comes in pieces and is never whole in memory.
+
+    Raises:
+        OSError: as ``atomic_write_bytes``; whatever the iterator raises. The old file is then untouched.
+    """
+    _write(path, _blocks(pieces))
+
+
+def _write(path: Path, blocks: Iterable[bytes]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
     temp = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for block in blocks:
+                file.write(block)
             file.flush()
             os.fsync(file.fileno())
         temp.chmod(0o666 & ~_umask())
@@ -54,6 +71,19 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         temp.unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
+
+
+def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
+    """The pieces as UTF-8, put together until there is something to write."""
+    held: list[str] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= BLOCK:
+            yield "".join(held).encode("utf-8")
+            held, size = [], 0
+    yield "".join(held).encode("utf-8")
 
 
 def atomic_write_text(path: Path, data: str) -> None:
@@ -143,8 +173,34 @@ class JsonLines:
         Raises:
             UserError: a line that is not the last is not a JSON object.
         """
-        records, _ = self._scan()
-        return records
+        return [record for _, record in self.each()]
+
+    def each(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """As ``read``, one by one, each with the place of its first byte, for ``at``.
+
+        Raises:
+            UserError: as ``read``, when that line is reached.
+        """
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            place = number = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                for part in line.splitlines(keepends=True) if b"\r" in line else (line,):
+                    number += 1
+                    yield place, self._parse(part, number)
+                    place += len(part)
+
+    def at(self, places: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """The records that begin there, in the order given."""
+        with self.path.open("rb") as file:
+            for place in places:
+                file.seek(place)
+                yield self._parse(file.readline(), 0)
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records in one write and wait until the disk has them.
@@ -157,8 +213,7 @@ class JsonLines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             if not self._ends_whole():
-                _, size = self._scan()
-                file.truncate(size)
+                file.truncate(self._whole_bytes())
             start = file.seek(0, os.SEEK_END)
             try:
                 file.write(text.encode("utf-8"))
@@ -171,8 +226,10 @@ class JsonLines:
 
     def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace the whole file atomically."""
-        lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
-        atomic_write_text(self.path, "".join(lines))
+        atomic_write_pieces(
+            self.path,
+            (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records),
+        )
 
     def _ends_whole(self) -> bool:
         with self.path.open("rb") as file:
@@ -181,29 +238,32 @@ class JsonLines:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
 
-    def _scan(self) -> tuple[list[dict[str, Any]], int]:
-        """The records and the number of bytes that they fill."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return [], 0
-        whole = data[: data.rfind(b"\n") + 1]
-        records = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            records.append(self._parse(line, number))
-        return records, len(whole)
+    def _whole_bytes(self) -> int:
+        """What the whole records fill; each is looked at, so that nothing is added to a damaged file."""
+        for _ in self.each():
+            pass
+        data = self.path.read_bytes()
+        return data.rfind(b"\n") + 1
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            record = parse_json(line)
-        except ValueError:
-            record = None
+            record = _DECODE(line.decode())
+        except (ValueError, RecursionError):
+            record = _decoded(line)
         if not isinstance(record, dict):
             raise StorageError(
                 f"{self.path}: line {number} is not a JSON record; remove that line "
                 "(its work is then done again) or restore the file"
             )
         return record
+
+
+def _decoded(line: bytes) -> Any:
+    """In any encoding that JSON may have; None for what is no JSON."""
+    try:
+        return parse_json(line)
+    except ValueError:
+        return None
 
 
 def _umask() -> int:

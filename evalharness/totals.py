@@ -9,7 +9,7 @@ from evalharness.api import EvalProtocol, Total
 
 if TYPE_CHECKING:
     from evalharness.result_schema import DimensionEstimate, Estimate
-    from evalharness.stats import Key, Resampler
+    from evalharness.stats import Resampler, Scores
 
 __all__ = ["total_estimates", "totals_of"]
 
@@ -21,7 +21,7 @@ def totals_of(protocol: EvalProtocol) -> tuple[Total, ...]:
 
 def total_estimates(
     totals: Sequence[Total],
-    scores: Mapping[str, Mapping[Key, float]],
+    scores: Mapping[str, Scores],
     dimensions: Mapping[str, DimensionEstimate],
     resampler: Resampler,
 ) -> dict[str, Estimate | None]:
@@ -48,11 +48,17 @@ def total_estimates(
     return found
 
 
-def _stretched(total: Total, scores: Mapping[str, Mapping[Key, float]]) -> dict[str, dict[Key, float]]:
+def _stretched(total: Total, scores: Mapping[str, Scores]) -> dict[str, Scores]:
     """Scores whose plain mean over dimensions is the total."""
+    from evalharness.columns import Columns
+
     weights = sum(term.weight for term in total.terms.values())
-    stretched = {}
+    stretched: dict[str, Scores] = {}
     for name, term in total.terms.items():
         factor = len(total.terms) * term.weight / weights / (term.high - term.low)
-        stretched[name] = {key: factor * (value - term.low) for key, value in scores[name].items()}
+        plain = scores[name]
+        if isinstance(plain, Columns):
+            stretched[name] = plain.stretched(term.low, factor)
+        else:
+            stretched[name] = {key: factor * (value - term.low) for key, value in plain.items()}
     return stretched

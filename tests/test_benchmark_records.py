@@ -165,3 +165,24 @@ def test_the_calibrated_half_of_the_full_table() -> None:
         for cell, width in zip(shown, widths, strict=True):
             found = rows[method, *width]
             assert cell == pytest.approx([100 * found[key] for key in ("value", "lo", "hi")], abs=0.0501)
+
+
+_LARGE = ("aggregate and report", "resume, nothing to do", "report", "compare", "check", "leaderboard merge")
+
+
+@pytest.mark.parametrize("size", record("large.json")["sizes"], ids=lambda size: str(size["samples"]))
+def test_large_runs(size: Any) -> None:
+    for side, word in (("base", "before"), ("new", "after")):
+        shown = row("reliability.md", f"{size['samples']:,}, {word}")
+        found = [size[side][verb] for verb in _LARGE]
+        assert shown == [f"{each['cpu_seconds']:.1f} s, {each['peak_mb']} MB" for each in found]
+        assert not any(each["torch"] for each in found)
+    assert len(size["same bytes"]) == 5, "tables and results.json without its manifest"
+
+
+@pytest.mark.parametrize("size", record("report_page.json")["sizes"], ids=lambda size: str(size["videos"]))
+def test_pages_of_many_videos(size: Any) -> None:
+    steps = ("open_ms", "order_ms", "bits_ms", "dimension_ms", "words_ms")
+    for side, word in (("base", "before"), ("new", "after")):
+        shown = row("report.md", f"{size['videos']:,}, {word}")
+        assert shown == [f"{size[side][step]:.0f}" for step in steps]

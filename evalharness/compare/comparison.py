@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from evalharness.columns import Columns, running_sum, together
 from evalharness.compare.recipes import Change, cell_recipe, changes, environment, run_recipe
 from evalharness.compare.selection import Pair, Side, pairs
-from evalharness.effects import Effect, Paired, effect, holm
+from evalharness.effects import Effect, effect, holm
 from evalharness.result_schema import CellResult
+from evalharness.scoretable import Codes, Floats, Names, ScoreTable
 
 __all__ = [
     "COSTS",
@@ -145,7 +149,8 @@ def _row(pair: Pair, names: Sequence[str], prompts: dict[str, str], shown: int) 
     differences = pair.differences(names)
     effects = {name: effect([{name: d[name]} for d in differences]) for name in names}
     corrected = holm([effects[name].p for name in names])
-    by_prompt = _by_prompt(differences, prompts)
+    by_prompt = _by_prompt(differences, names)
+    best = by_prompt.ranked()
     return RowDifference(
         a=pair.a.name,
         b=pair.b.name,
@@ -158,11 +163,11 @@ def _row(pair: Pair, names: Sequence[str], prompts: dict[str, str], shown: int) 
             for name, p in zip(names, corrected, strict=True)
         ],
         is_partial=not all(cell.is_complete for both in pair.cells for cell in both),
-        wins=sum(prompt.difference > 0 for prompt in by_prompt),
-        losses=sum(prompt.difference < 0 for prompt in by_prompt),
-        ties=sum(prompt.difference == 0 for prompt in by_prompt),
-        winners=[prompt for prompt in by_prompt[:shown] if prompt.difference > 0],
-        losers=[prompt for prompt in by_prompt[::-1][:shown] if prompt.difference < 0],
+        wins=int((by_prompt.difference > 0).sum()),
+        losses=int((by_prompt.difference < 0).sum()),
+        ties=int((by_prompt.difference == 0).sum()),
+        winners=[by_prompt.named(p, prompts) for p in best[:shown] if by_prompt.difference[p] > 0],
+        losers=[by_prompt.named(p, prompts) for p in best[::-1][:shown] if by_prompt.difference[p] < 0],
         costs=_costs(pair),
         recipe=changes(cell_recipe(pair.cells[0][0]), cell_recipe(pair.cells[0][1])),
     )
@@ -170,30 +175,74 @@ def _row(pair: Pair, names: Sequence[str], prompts: dict[str, str], shown: int) 
 
 def _means(pair: Pair, dimension: str) -> tuple[float | None, float | None]:
     """Of A and of B, over the videos that both have."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    for a, b in pair.cells:
-        left, right = ({(r.prompt_id, r.sample): r.value for r in c.scores[dimension]} for c in (a, b))
-        common = sorted(left.keys() & right.keys())
-        ours += [left[key] for key in common]
-        theirs += [right[key] for key in common]
-    return (sum(ours) / len(ours), sum(theirs) / len(theirs)) if ours else (None, None)
+    ours, theirs = [], []
+    for both in pair.cells:
+        left, right = together([Columns.of([(None, ScoreTable.of(c.scores[dimension]))]) for c in both])
+        _, at, where = np.intersect1d(left.keys(), right.keys(), assume_unique=True, return_indices=True)
+        ours.append(left.value[at])
+        theirs.append(right.value[where])
+    count = sum(map(len, ours))
+    if not count:
+        return None, None
+    return running_sum(np.concatenate(ours)) / count, running_sum(np.concatenate(theirs)) / count
 
 
-def _by_prompt(differences: Sequence[Paired], prompts: dict[str, str]) -> list[PromptDifference]:
-    """Best for A first. A dimension counts once a prompt, however many videos it has."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for one in differences:
-        for name, videos in one.items():
-            for key, value in videos.items():
-                values.setdefault(key.prompt, {}).setdefault(name, []).append(value)
-    found = []
-    for prompt, dimensions in values.items():
-        means = {name: sum(v) / len(v) for name, v in dimensions.items()}
-        most = max(means, key=lambda name: abs(means[name]))
-        mean = sum(means.values()) / len(means)
-        found.append(PromptDifference(prompt, prompts.get(prompt, ""), mean, most, means[most]))
-    return sorted(found, key=lambda prompt: (-prompt.difference, prompt.prompt_id))
+@dataclass(frozen=True, slots=True)
+class _ByPrompt:
+    """Mean differences of prompts; shapes with P prompts and D dimensions.
+
+    Attributes:
+        names: ids in order; ``prompts`` are the places of those that have a difference [P].
+        means: of each dimension [P, D], nan where there is none; ``dimensions`` are their names.
+        order: for each prompt its dimensions as they came [P, D].
+        difference: mean over the dimensions that are there [P].
+    """
+
+    names: Names
+    prompts: Codes
+    dimensions: Sequence[str]
+    means: Floats
+    order: Codes
+    difference: Floats
+
+    def ranked(self) -> list[int]:
+        """Rows of the arrays, best for A first."""
+        found: list[int] = np.lexsort((self.prompts, -self.difference)).tolist()
+        return found
+
+    def named(self, row: int, texts: dict[str, str]) -> PromptDifference:
+        prompt = self.names[self.prompts[row]]
+        came = self.order[row]
+        sizes = np.abs(self.means[row, came])
+        most = int(came[int(np.nanargmax(sizes))])
+        by = float(self.means[row, most])
+        difference = float(self.difference[row])
+        return PromptDifference(prompt, texts.get(prompt, ""), difference, self.dimensions[most], by)
+
+
+def _by_prompt(differences: Sequence[Mapping[str, Columns]], names: Sequence[str]) -> _ByPrompt:
+    """A dimension counts once a prompt, however many videos it has."""
+    flat = together([each[name] for name in names for each in differences])
+    prompts, seeds = len(flat[0].names) if flat else 0, len(differences)
+    means = np.full((prompts, len(names)), np.nan)
+    first = np.full((prompts, len(names)), seeds)  # seed in which a dimension comes first
+    for place in range(len(names)):
+        parts = flat[place * seeds : (place + 1) * seeds]
+        for seed in reversed(range(seeds)):
+            first[parts[seed].prompt, place] = seed
+        rows = np.concatenate([part.prompt for part in parts])
+        sums = np.bincount(rows, weights=np.concatenate([p.value for p in parts]), minlength=prompts)
+        counts = np.bincount(rows, minlength=prompts)
+        means[:, place] = np.divide(sums, counts, out=means[:, place], where=counts > 0)
+    order = np.argsort(first, axis=1, kind="stable").astype(np.int32)
+    ordered = np.take_along_axis(means, order, axis=1)
+    total = np.zeros(prompts)
+    for column in ordered.T:
+        total += np.where(np.isnan(column), 0.0, column)
+    counted = (~np.isnan(means)).sum(axis=1)
+    there = np.flatnonzero(counted).astype(np.int32)
+    difference = total[there] / counted[there]
+    return _ByPrompt(flat[0].names if flat else (), there, names, means[there], order[there], difference)
 
 
 def _costs(pair: Pair) -> list[Cost]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evalharness.effects import Paired
+from evalharness.columns import Columns
 from evalharness.errors import UserError, unknown
 from evalharness.result_schema import CellResult, Results
 from evalharness.results import read_results
-from evalharness.stats import Key
+from evalharness.scoretable import ScoreTable
 
 __all__ = ["Pair", "Row", "Side", "pairs", "read_side", "rows_of"]
 
@@ -53,7 +53,7 @@ class Pair:
     def seeds(self) -> list[tuple[int, int]]:
         return [(a.seed, b.seed) for a, b in self.cells]
 
-    def differences(self, dimensions: Sequence[str]) -> list[Paired]:
+    def differences(self, dimensions: Sequence[str]) -> list[dict[str, Columns]]:
         """A minus B, one entry a seed, from the videos that both have."""
         return [{name: _minus(a, b, name) for name in dimensions} for a, b in self.cells]
 
@@ -172,13 +172,9 @@ def _refuse_incomparable(a: Side, b: Side) -> None:
         )
 
 
-def _minus(a: CellResult, b: CellResult, dimension: str) -> dict[Key, float]:
-    theirs = {(row.prompt_id, row.sample): row.value for row in b.scores[dimension]}
-    return {
-        Key(row.prompt_id, row.sample): row.value - theirs[row.prompt_id, row.sample]
-        for row in a.scores[dimension]
-        if (row.prompt_id, row.sample) in theirs
-    }
+def _minus(a: CellResult, b: CellResult, dimension: str) -> Columns:
+    ours, theirs = (Columns.of([(None, ScoreTable.of(cell.scores[dimension]))]) for cell in (a, b))
+    return ours.minus(theirs)
 
 
 def _row_name(cell: CellResult) -> str:

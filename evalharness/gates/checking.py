@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from evalharness.columns import Columns, mean_over, together
 from evalharness.compare.recipes import Change, changes, declared, hardware, run_recipe
 from evalharness.compare.selection import Pair, Row, Side, rows_of
-from evalharness.effects import Effect, Paired, effect, holm
+from evalharness.effects import Effect, effect, holm
 from evalharness.errors import unknown
 from evalharness.gates.bounds import is_beyond, named, share_of
 from evalharness.gates.costs import judge_cost
@@ -15,7 +18,7 @@ from evalharness.gates.spec import EACH_DIMENSION, MEAN, TIMINGS, Gate, Gates
 from evalharness.gates.status import CheckReport, Status, Verdict
 from evalharness.gates.timings import Timing, judge_timings
 from evalharness.result_schema import CellResult
-from evalharness.stats import Key
+from evalharness.scoretable import ScoreTable
 
 __all__ = ["check"]
 
@@ -161,8 +164,10 @@ def _missing_scores(cells: Sequence[tuple[CellResult, CellResult]]) -> str:
     lacking: dict[str, int] = {}
     for reference, ours in cells:
         for name, rows in reference.scores.items():
-            there = {(score.prompt_id, score.sample) for score in ours.scores[name]}
-            missing = sum((score.prompt_id, score.sample) not in there for score in rows)
+            wanted, there = together(
+                [Columns.of([(None, ScoreTable.of(each))]) for each in (rows, ours.scores[name])]
+            )
+            missing = int(np.isin(wanted.keys(), there.keys(), invert=True).sum())
             lacking[name] = lacking.get(name, 0) + missing
     shown = [f"{name} {count}" for name, count in lacking.items() if count]
     return f"scores that the reference has are missing: {', '.join(shown)}" if shown else ""
@@ -182,30 +187,18 @@ def _draft(gate: Gate, metric: str, row: Row, ours: Row, reference: Side, gates:
     return _Judged(gate, row.name, metric, level.value + drop.value, level.value, drop)
 
 
-def _differences(ours: Row, row: Row, names: Sequence[str], gates: Gates) -> list[Paired]:
+def _differences(ours: Row, row: Row, names: Sequence[str], gates: Gates) -> list[dict[str, Columns]]:
     """Run minus reference: an entry a seed, or one entry of means over the seeds of each side."""
     if gates.seeds == "same":
         theirs = {cell.seed: cell for cell in ours.cells}
         return Pair(ours, row, tuple((theirs[cell.seed], cell) for cell in row.cells)).differences(names)
     left, right = _scores(ours.cells, names), _scores(row.cells, names)
-    return [
-        {
-            name: {key: value - right[name][key] for key, value in left[name].items() if key in right[name]}
-            for name in names
-        }
-    ]
+    return [{name: left[name].minus(right[name]) for name in names}]
 
 
-def _scores(cells: Sequence[CellResult], names: Sequence[str]) -> dict[str, dict[Key, float]]:
+def _scores(cells: Sequence[CellResult], names: Sequence[str]) -> dict[str, Columns]:
     """Means over seeds, video by video."""
-    found: dict[str, dict[Key, float]] = {}
-    for name in names:
-        values: dict[Key, list[float]] = {}
-        for cell in cells:
-            for score in cell.scores[name]:
-                values.setdefault(Key(score.prompt_id, score.sample), []).append(score.value)
-        found[name] = {key: sum(each) / len(each) for key, each in values.items()}
-    return found
+    return {name: mean_over([ScoreTable.of(cell.scores[name]) for cell in cells]) for name in names}
 
 
 def _quality(draft: _Judged, p: float | None, gates: Gates, scale: float) -> Verdict:

@@ -91,7 +91,9 @@ def _video_context(results: Results, run_folder: Path) -> dict[str, Any]:
 
 
 def _judged(cells: list[CellResult]) -> set[str]:
-    return {row.prompt_id for cell in cells for rows in cell.scores.values() for row in rows}
+    from evalharness.scoretable import ScoreTable
+
+    return {name for cell in cells for rows in cell.scores.values() for name in ScoreTable.of(rows).prompts()}
 
 
 def _overview(results: Results) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from evalharness.result_schema import CellResult, DimensionEstimate, Estimate, PooledResult, Results
 
 Value = str | int | float | None
@@ -166,18 +168,10 @@ def _ends(name: str, estimate: Estimate | None, scale: float) -> dict[str, Value
     return {key: None if part is None else part * scale for key, part in zip(names, parts, strict=True)}
 
 
-def score_rows(results: Results) -> list[dict[str, Value]]:
+def score_rows(results: Results) -> Iterator[list[Value]]:
     """Long form, the columns of ``scores.csv``; ``value`` raw, as the metric returned it."""
-    return [
-        {
-            "cell": cell.id,
-            **_named(cell),
-            "prompt_id": score.prompt_id,
-            "sample": score.sample,
-            "dimension": dimension,
-            "value": score.value,
-        }
-        for cell in sorted_cells(results)
-        for dimension in results.dimensions
-        for score in cell.scores[dimension]
-    ]
+    for cell in sorted_cells(results):
+        named = [cell.id, *_named(cell).values()]
+        for dimension in results.dimensions:
+            for prompt, sample, value in cell.scores[dimension]:
+                yield [*named, prompt, sample, dimension, value]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalharness.scoretable import Names, ScoreTable, union
 
 if TYPE_CHECKING:
     from evalharness.result_schema import CellResult, Results
@@ -38,40 +43,49 @@ def choose_prompts(cells: Sequence[CellResult], dimensions: Sequence[str], count
     """At most ``count`` prompts by ``RULE``; ties go to the earlier dimension,
     the larger spread over all dimensions, and the smaller id.
     """
-    spreads = {dimension: _spreads(cells, dimension) for dimension in dimensions}
-    picked, shown = dict.fromkeys(dimensions, 0), dict.fromkeys(dimensions, 0)
+    names, spreads = spreads_of(cells, dimensions)
+    known = ~np.isnan(spreads)
+    total = np.zeros(len(names))
+    for row in np.where(known, spreads, 0.0):
+        total += row
+    picked, shown = [0] * len(dimensions), [0] * len(dimensions)
+    is_left = np.ones(len(names), dtype=bool)
     chosen: list[Choice] = []
-    taken: set[str] = set()
     while len(chosen) < count:
-        left = {d: spreads[d].keys() - taken for d in dimensions}
-        open_dimensions = [d for d in dimensions if left[d]]
+        open_dimensions = [d for d in range(len(dimensions)) if (known[d] & is_left).any()]
         if not open_dimensions:
             break
         dimension = min(open_dimensions, key=lambda d: (picked[d], shown[d]))
-        prompt = min(left[dimension], key=lambda p: (-spreads[dimension][p], -_total(spreads, p), p))
-        chosen.append(Choice(prompt, dimension))
-        taken.add(prompt)
+        left = np.flatnonzero(known[dimension] & is_left)
+        best = np.lexsort((left, -total[left], -spreads[dimension][left]))[0]
+        prompt = left[best]
+        chosen.append(Choice(names[prompt], dimensions[dimension]))
+        is_left[prompt] = False
         picked[dimension] += 1
-        for other in dimensions:
-            shown[other] += prompt in spreads[other]
+        for other in range(len(dimensions)):
+            shown[other] += bool(known[other, prompt])
     return chosen
 
 
-def _total(spreads: Mapping[str, Mapping[str, float]], prompt: str) -> float:
-    return sum(each.get(prompt, 0.0) for each in spreads.values())
+def spreads_of(cells: Sequence[CellResult], dimensions: Sequence[str]) -> tuple[Names, NDArray[np.float64]]:
+    """Prompts in order, and dimension by dimension the largest minus the smallest score over the cells.
+
+    Each score is the mean over a prompt's samples; [dimensions, prompts], nan without any.
+    """
+    tables = [[ScoreTable.of(cell.scores[name]) for cell in cells] for name in dimensions]
+    names, places = union([table.names for each in tables for table in each])
+    place = iter(places)
+    spreads = np.full((len(dimensions), len(names)), np.nan)
+    for row, each in zip(spreads, tables, strict=True):
+        if each:
+            means = np.array([_prompt_means(table, next(place), len(names)) for table in each])
+            row[:] = np.fmax.reduce(means) - np.fmin.reduce(means)
+    return names, spreads
 
 
-def _spreads(cells: Sequence[CellResult], dimension: str) -> Mapping[str, float]:
-    """Prompt -> largest minus smallest score over the cells, each the mean over its samples."""
-    means = [_prompt_means(cell, dimension) for cell in cells]
-    prompts = {prompt for each in means for prompt in each}
-    found = {p: [each[p] for each in means if p in each] for p in prompts}
-    return {p: max(values) - min(values) for p, values in found.items()}
-
-
-def _prompt_means(cell: CellResult, dimension: str) -> dict[str, float]:
-    """Prompt -> mean score over its samples."""
-    values: dict[str, list[float]] = {}
-    for row in cell.scores[dimension]:
-        values.setdefault(row.prompt_id, []).append(row.value)
-    return {prompt: sum(scores) / len(scores) for prompt, scores in values.items()}
+def _prompt_means(table: ScoreTable, place: NDArray[np.int32], prompts: int) -> NDArray[np.float64]:
+    """Mean score of each prompt over its samples; nan without any."""
+    rows = place[table.prompt]
+    sums, counts = np.bincount(rows, table.value, prompts), np.bincount(rows, minlength=prompts)
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(prompts, np.nan), where=counts > 0)
+    return means

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from evalharness.report.rows import Value
@@ -29,13 +29,14 @@ class CsvReporter:
     def write(self, results: Results, run_folder: Path) -> list[Path]:
         """Write both files; numbers have a fixed number of decimals, an absent one is empty."""
         from evalharness.report.rows import leaderboard_columns, leaderboard_rows, score_columns, score_rows
-        from evalharness.store import atomic_write_text
+        from evalharness.store import atomic_write_pieces
 
         scores = run_folder / "scores.csv"
-        atomic_write_text(scores, _csv(score_rows(results), score_columns(), decimals=6))
+        atomic_write_pieces(scores, _csv(score_rows(results), score_columns(), decimals=6))
         leaderboard = run_folder / "leaderboard.csv"
-        rows = leaderboard_rows(results)
-        atomic_write_text(leaderboard, _csv(rows, leaderboard_columns(results), decimals=4))
+        columns = leaderboard_columns(results)
+        rows = ([row[name] for name in columns] for row in leaderboard_rows(results))
+        atomic_write_pieces(leaderboard, _csv(rows, columns, decimals=4))
         return [scores, leaderboard]
 
 
@@ -70,11 +71,22 @@ class LatexReporter:
         return [path]
 
 
-def _csv(rows: Sequence[dict[str, Value]], columns: Sequence[str], *, decimals: int) -> str:
-    import pandas as pd
+def _csv(rows: Iterable[Sequence[Value]], columns: Sequence[str], *, decimals: int) -> Iterator[str]:
+    """Lines in pieces; floats with that many decimals, nothing for None."""
+    import csv
+    import io
 
-    frame = pd.DataFrame(rows, columns=list(columns))
-    return str(frame.to_csv(index=False, float_format=f"%.{decimals}f", lineterminator="\n"))
+    shape = f"%.{decimals}f"
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for number, row in enumerate(rows, 1):
+        writer.writerow([shape % value if isinstance(value, float) else value for value in row])
+        if number % 4096 == 0:
+            yield buffer.getvalue()
+            buffer.seek(0)
+            buffer.truncate()
+    yield buffer.getvalue()
 
 
 def markdown(results: Results) -> str:

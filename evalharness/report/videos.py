@@ -80,9 +80,10 @@ def _clip(
 
 def _score(cell: CellResult, choice: Choice, results: Results) -> str:
     """The score of the very video that is shown."""
-    rows = cell.scores[choice.dimension]
-    found = [row.value for row in rows if (row.prompt_id, row.sample) == (choice.prompt_id, 0)]
-    return number(found[0] * scale_of(results) if found else None, 1 if results.percent else 3)
+    from evalharness.scoretable import ScoreTable
+
+    found = ScoreTable.of(cell.scores[choice.dimension]).score(choice.prompt_id, 0)
+    return number(None if found is None else found * scale_of(results), 1 if results.percent else 3)
 
 
 def _data_url(path: Path) -> str:

@@ -6,11 +6,12 @@ is counted against the whole protocol, so that a limited run stays a partial one
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evalharness.api import EvalProtocol, Prompt, Reporter, Sample
+from evalharness.api import EvalProtocol, Reporter
 from evalharness.cells import Cell
 from evalharness.checkpoints import displayed_folder
 from evalharness.compat import protocol_notes
@@ -23,16 +24,17 @@ from evalharness.records import read_prepare
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
 from evalharness.runstate import RunState, StageCount
-from evalharness.sampling import samples_by_dimension, samples_of, scored_samples
+from evalharness.sampling import Videos, samples_by_dimension
+from evalharness.stages.made import CURRENT, LEFT_OUT, VALUE, Made, scored
 from evalharness.stages.prepare import inputs_hash
 from evalharness.stages.profile import profile_hash
-from evalharness.stages.samples import latest_samples, valid_samples
-from evalharness.stages.score import MetricHashes, latest_scores, valid_row
+from evalharness.stages.score import MetricHashes
 from evalharness.store import JsonLines, atomic_write_json, read_json
 from evalharness.totals import totals_of
 
 if TYPE_CHECKING:
-    from evalharness.results import CellRecord, Results, ScoreRow
+    from evalharness.results import CellRecord, Results
+    from evalharness.scoretable import ScoreTable
 
 __all__ = ["harness_sha256", "run", "write_reports"]
 
@@ -111,6 +113,15 @@ def _judges(state: RunState, protocol: EvalProtocol) -> dict[str, str]:
     return installed_metrics(protocol, protocol.metrics, state.registry, state.plan.chosen_metrics)
 
 
+class _Judged(NamedTuple):
+    """Of one cell: how many scores each dimension should have, those it has, videos made and failed."""
+
+    expected: dict[str, int]
+    scores: dict[str, ScoreTable]
+    videos: int
+    failed: int
+
+
 class _RecordBuilder:
     """Collects a cell's records, leaving out all that is stale."""
 
@@ -120,23 +131,18 @@ class _RecordBuilder:
         self._protocol = protocol
         self._hashes = MetricHashes(state.registry)
         self._metrics = _judges(state, protocol)
-
-    @property
-    def _prompts(self) -> Sequence[Prompt]:
-        return self._state.plan.protocol_prompts
+        self._videos = Videos(
+            state.plan.protocol_prompts, protocol.samples_per_prompt, samples_by_dimension(protocol)
+        )
 
     def cell_record(self, cell: Cell) -> CellRecord:
         from evalharness.results import CellRecord
 
         files = self._state.folder.cell(cell.id)
-        samples = self._samples(cell)
         record = None if cell.id in self._stale else read_prepare(files)
         current = record is not None
-        valid = valid_samples(self._state.identity, files, samples) if current else {}
-        latest = latest_samples(files).values() if current else ()
         prepare = record or self._unprepared(cell)
-        rows = self._valid_rows(cell, valid)
-        counted = self._counted(samples, rows)
+        found = self._judged(cell, files) if current else self._nothing()
         return CellRecord(
             cell_id=cell.id,
             model=cell.model,
@@ -149,11 +155,11 @@ class _RecordBuilder:
             seed=cell.seed,
             source=prepare["source"],
             execution=prepare["execution"],
-            n_expected={dimension: len(chosen) for dimension, chosen in counted.items()},
-            scores=self._scores(counted, rows),
-            n_videos_expected=len(samples),
-            n_videos_ok=len(valid),
-            n_failed=sum(attempt["status"] == "failed" for attempt in latest),
+            n_expected=found.expected,
+            scores=found.scores,
+            n_videos_expected=len(self._videos),
+            n_videos_ok=found.videos,
+            n_failed=found.failed,
             profile=self._profile(files) if current else None,
             train_minutes=prepare["train_minutes"],
             train_log=JsonLines(files.train_log).read() if current else [],
@@ -175,59 +181,63 @@ class _RecordBuilder:
             return None
         return {key: value for key, value in record.items() if key != "hash"}
 
-    def _samples(self, cell: Cell) -> list[Sample]:
-        protocol = self._protocol
-        return samples_of(
-            self._prompts, cell.seed, protocol.samples_per_prompt, samples_by_dimension(protocol)
-        )
+    def _nothing(self) -> _Judged:
+        """Of a cell without records: no score, and as many expected as ever."""
+        return self._counted({name: bytes(len(self._videos)) for name in self._protocol.metrics}, {})
 
-    def _counted(
-        self, samples: Sequence[Sample], rows: Mapping[tuple[str, str], Mapping[str, Any]]
-    ) -> dict[str, list[Sample]]:
-        """Dimension -> the videos that should have a score in it, those left out by rule taken away."""
-        left_out: dict[str, set[str]] = {}
-        for (sample, dimension), row in rows.items():
-            if row.get("left_out"):
-                left_out.setdefault(dimension, set()).add(sample)
-        counted = scored_samples(samples, left_out, self._protocol.samples_per_prompt)
-        return {dimension: counted.get(dimension, []) for dimension in self._protocol.metrics}
-
-    def _scores(
-        self, counted: Mapping[str, Sequence[Sample]], rows: Mapping[tuple[str, str], Mapping[str, Any]]
-    ) -> dict[str, list[ScoreRow]]:
-        from evalharness.results import ScoreRow
-
-        return {
-            dimension: [
-                ScoreRow(sample.prompt.id, sample.index, row["value"])
-                for sample in chosen
-                if (row := rows.get((sample.id, dimension))) is not None and row["value"] is not None
-            ]
-            for dimension, chosen in counted.items()
-        }
-
-    def _valid_rows(
-        self, cell: Cell, valid: Mapping[str, tuple[Sample, Mapping[str, Any]]]
-    ) -> dict[tuple[str, str], Mapping[str, Any]]:
-        """(sample id, dimension) -> the row about this very video by the present metric."""
-        rows = latest_scores(self._state.folder.cell(cell.id))
-        found: dict[tuple[str, str], Mapping[str, Any]] = {}
-        stale = 0
-        for sample, record in valid.values():
-            for dimension, metric in self._metrics.items():
-                row = rows.get((sample.id, dimension))
-                if row is None:
-                    continue
-                if valid_row(row, self._hashes.of(metric, sample.prompt), record["sha256"]):
-                    found[sample.id, dimension] = row
-                elif row["value"] is not None:
-                    stale += 1
+    def _judged(self, cell: Cell, files: CellFolder) -> _Judged:
+        """Scores of the very videos that are there by the present metrics; says how many others there are."""
+        videos = self._videos
+        made = Made(self._state.identity, files, videos)
+        rows = scored(files, videos, made, self._metrics, self._hashes, with_values=True)
+        count = stale = 0
+        for place, sample in enumerate(videos.of(cell.seed)):
+            is_valid = made.is_valid(place, sample)
+            count += is_valid
+            for flags in rows.flags.values():
+                stale += is_valid and flags[place] & (CURRENT | VALUE) == VALUE
+                if not is_valid or not flags[place] & CURRENT:
+                    flags[place] = 0
         if stale:
             self._state.console.warn(
                 f"{cell.id}: {stale} scores by another version of their metric are left out; "
                 f"renew them with: evalharness score {self._state.folder.root}"
             )
-        return found
+        return self._counted(rows.flags, rows.values)._replace(videos=count, failed=made.failed)
+
+    def _counted(
+        self, flags: Mapping[str, bytes | bytearray], values: Mapping[str, Sequence[float]]
+    ) -> _Judged:
+        """Per dimension, the videos that should have a score in it, and the scores that they have.
+
+        Of each prompt the first ``samples_per_prompt`` count, those that are left out by rule taken away.
+        """
+        import numpy as np
+
+        from evalharness.scoretable import ScoreTable
+
+        starts, most = self._videos.starts, self._protocol.samples_per_prompt
+        names = tuple(sorted(prompt.id for prompt in self._videos.prompts))
+        codes = {name: code for code, name in enumerate(names)}
+        columns = {name: (array("i"), array("q"), array("d")) for name in self._protocol.metrics}
+        expected = dict.fromkeys(columns, 0)
+        for number, prompt in enumerate(self._videos.prompts):
+            places = range(starts[number], starts[number + 1])
+            for dimension in prompt.dimensions:
+                told = flags.get(dimension, b"")
+                kept = [place for place in places if not told or not told[place] & LEFT_OUT][:most]
+                expected[dimension] += len(kept)
+                code, samples, scores = columns[dimension]
+                for place in kept:
+                    if told and told[place] & VALUE:
+                        code.append(codes[prompt.id])
+                        samples.append(place - places.start)
+                        scores.append(values[dimension][place])
+        tables = {
+            name: ScoreTable(names, *(np.frombuffer(each, each.typecode) for each in found))
+            for name, found in columns.items()
+        }
+        return _Judged(expected, tables, 0, 0)
 
 
 def _label(state: RunState, protocol: EvalProtocol) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalharness.api import GenerationSettings, LoadedModel, Sample
 from evalharness.cells import Cell
 from evalharness.executor import Outcome, Task
+from evalharness.hash_memory import HashMemory
 from evalharness.hashing import file_sha256
-from evalharness.runfolder import CellFolder
 from evalharness.runstate import RunState, StageCount
+from evalharness.sampling import Videos
 from evalharness.session import Session
-from evalharness.stages.samples import cell_hash, sample_hash, valid_samples
+from evalharness.stages.made import Made, is_whole
+from evalharness.stages.samples import cell_hash, sample_hash
 from evalharness.store import atomic_write_bytes
 from evalharness.video import encode_video
 
@@ -30,11 +32,12 @@ def run(state: RunState) -> StageCount:
     tasks: list[Task] = []
     kept = 0
     size = state.plan.batch_size
+    videos, memory = state.plan.videos(), HashMemory(state.folder.hashes)
     for cell in state.cells:
-        samples = state.plan.samples(cell)
-        due = _due(state, cell, samples)
-        kept += len(samples) - len(due)
+        due = list(_due(state, cell, videos, memory))
+        kept += len(videos) - len(due)
         tasks += [_task(state, cell, due[start : start + size]) for start in range(0, len(due), size)]
+    memory.save()
     if not tasks:
         return StageCount(kept=kept)
     done = failed = 0
@@ -109,22 +112,16 @@ def _frames(
     return frames, size
 
 
-def _due(state: RunState, cell: Cell, samples: list[Sample]) -> list[Sample]:
+def _due(state: RunState, cell: Cell, videos: Videos, memory: HashMemory) -> Iterator[Sample]:
+    """Those that are not there as they were made; an unchanged file is not read again to say so."""
     files = state.folder.cell(cell.id)
-    valid = valid_samples(state.identity, files, samples)
-    due = []
-    for sample in samples:
-        if sample.id not in valid:
-            due.append(sample)
-        elif not _is_whole(files, sample, valid[sample.id][1]):
+    made, folder = Made(state.identity, files, videos), str(files.videos)
+    for place, sample in enumerate(videos.of(cell.seed)):
+        if not made.is_valid(place, sample):
+            yield sample
+        elif not is_whole(f"{folder}/{sample.id}.mp4", place, made, memory):
             state.console.warn(f"{cell.id}/{sample.id}.mp4: missing, truncated or changed; making it again")
-            due.append(sample)
-    return due
-
-
-def _is_whole(files: CellFolder, sample: Sample, record: Mapping[str, Any]) -> bool:
-    path = files.video(sample.id)
-    return path.is_file() and file_sha256(path) == record["sha256"]
+            yield sample
 
 
 def _task(state: RunState, cell: Cell, samples: Sequence[Sample]) -> Task:

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalharness.api import LeftOut, Metric, Prompt, Sample, Skip, Video
 from evalharness.cells import Cell
@@ -24,10 +24,12 @@ from evalharness.records import read_scores
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder
 from evalharness.runstate import RunState, StageCount
+from evalharness.sampling import Videos
 from evalharness.session import Session
-from evalharness.stages.samples import valid_samples
+from evalharness.stages.made import CURRENT, Made, is_whole, scored
 from evalharness.stages.score_files import Part, apart, parts, work_files
 from evalharness.stages.score_rows import checked, sample_of, score_row
+from evalharness.stages.tidying import tidy
 from evalharness.versions import package_version
 
 __all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work", "workers_at_once"]
@@ -43,18 +45,18 @@ class MetricHashes:
         self._registry = registry
         self._versions = [package_version(name) for name in _PACKAGES]
         self._metrics: dict[str, str] = {}
-        self._known: dict[tuple[str, str], tuple[Prompt, str]] = {}
+        self._latest: dict[str, tuple[Prompt, str]] = {}
 
     def of(self, metric: str, prompt: Prompt) -> str:
         if metric not in self._metrics:
             info = self._registry.get("metrics", metric)().info
             code = self._registry.code_hash("metrics", metric)
             self._metrics[metric] = digest(["score", VERSION, metric, jsonable(info), code, self._versions])
-        known = self._known.get((metric, prompt.id))
-        if known is None or known[0] is not prompt:  # all samples of a prompt ask for the same
+        latest = self._latest.get(metric)
+        if latest is None or latest[0] is not prompt:  # rows come by prompt, and all of one ask for the same
             found = digest([self._metrics[metric], prompt.text, prompt.labels])
-            known = self._known[metric, prompt.id] = (prompt, found)
-        return known[1]
+            latest = self._latest[metric] = (prompt, found)
+        return latest[1]
 
 
 def latest_scores(files: CellFolder) -> dict[tuple[str, str], dict[str, Any]]:
@@ -77,11 +79,14 @@ def run(state: RunState) -> StageCount:
     hashes = MetricHashes(state.registry)
     tasks: list[Task] = []
     kept = 0
-    memory = HashMemory(state.folder.hashes)
+    untidy = []
+    videos, memory = state.plan.videos(), HashMemory(state.folder.hashes)
     for cell in state.cells:
-        cell_tasks, current = _cell_tasks(state, cell, hashes, memory)
-        tasks += cell_tasks
-        kept += current
+        found = _cell_tasks(state, cell, videos, hashes, memory)
+        tasks += found.tasks
+        kept += found.kept
+        if found.tasks or not found.is_tidy:
+            untidy.append(cell)
     memory.save()
     one_by_one, by_files = apart(tasks, state.registry)
     done = failed = 0
@@ -89,8 +94,8 @@ def run(state: RunState) -> StageCount:
         width = workers_at_once(state.plan.device, state.plan.workers, tasks, state.registry)
         tasks = [*_with_next(one_by_one, width), *by_files]
         done, failed = _run_tasks(state, tasks, width)
-    for cell in state.cells:
-        _tidy(state.folder.cell(cell.id))
+    for cell in untidy:
+        tidy(state.folder.cell(cell.id))
     return StageCount(done=done, kept=kept, failed=failed)
 
 
@@ -138,28 +143,38 @@ def _details(metric: Metric, video: Video, sample: Sample) -> dict[str, Any]:
     return {"details": details}
 
 
+class _Found(NamedTuple):
+    """Of one cell: what is due, how many scores are current, and whether their file is in order."""
+
+    tasks: list[Task]
+    kept: int
+    is_tidy: bool
+
+
 def _cell_tasks(
-    state: RunState, cell: Cell, hashes: MetricHashes, memory: HashMemory
-) -> tuple[list[Task], int]:
-    files = state.folder.cell(cell.id)
-    rows = latest_scores(files)
-    tasks, kept = [], 0
-    for sample, record in valid_samples(state.identity, files, state.plan.samples(cell)).values():
+    state: RunState, cell: Cell, videos: Videos, hashes: MetricHashes, memory: HashMemory
+) -> _Found:
+    files, metrics = state.folder.cell(cell.id), state.plan.metrics
+    made = Made(state.identity, files, videos)
+    rows = scored(files, videos, made, metrics, hashes)
+    tasks, kept, folder = [], 0, str(files.videos)
+    for place, sample in enumerate(videos.of(cell.seed)):
+        if not made.is_valid(place, sample):
+            continue
         due = []
         # A score is no better than its video: what was damaged since then is found out here.
-        video = files.video(sample.id)
-        whole = video.is_file() and memory.sha256(video) == record["sha256"]
-        for dimension, metric in state.plan.metrics.items():
+        whole = is_whole(f"{folder}/{sample.id}.mp4", place, made, memory)
+        for dimension, metric in metrics.items():
             if dimension not in sample.prompt.dimensions:
                 continue
-            wanted = hashes.of(metric, sample.prompt)
-            if whole and valid_row(rows.get((sample.id, dimension)), wanted, record["sha256"]):
+            if whole and rows.flags[dimension][place] & CURRENT:
                 kept += 1
             else:
+                wanted = hashes.of(metric, sample.prompt)
                 due.append({"dimension": dimension, "metric": metric, "hash": wanted})
         if due:
-            tasks.append(_task(cell, files, sample, record, due))
-    return tasks, kept
+            tasks.append(_task(cell, files, sample, made.record(place), due))
+    return _Found(tasks, kept, rows.is_tidy)
 
 
 def _task(
@@ -220,12 +235,3 @@ def _keep(state: RunState, part: Part) -> list[dict[str, Any]]:
         files.samples.append([{**part.payload["record"], "status": "failed", "error": part.lost}])
     files.scores.append(part.rows)
     return part.rows
-
-
-def _tidy(files: CellFolder) -> None:
-    """Keep the latest row of each video and dimension, in name order."""
-    rows = read_scores(files)
-    latest = {(row["sample"], row["dimension"]): row for row in rows}
-    ordered = [latest[key] for key in sorted(latest)]
-    if ordered != rows:
-        files.scores.rewrite(ordered)

@@ -126,7 +126,7 @@ class UpstreamMetric:
         )
 
     def _weights(self) -> list[WeightFile]:
-        memory = HashMemory(environment_folder().parent / "hashes.json")
+        memory = HashMemory(environment_folder().parent / "hashes")
         marks = []
         for file in files_of([self.dimension]):
             path = self.folder / file.path

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 from evalharness import hash_memory
-from evalharness.hash_memory import HashMemory
+from evalharness.hash_memory import _MAGIC, HashMemory
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def test_an_unchanged_file_is_read_once(file: Path, tmp_path: Path, monkeypatch:
         assert memory.sha256(file) == hashlib.sha256(b"one").hexdigest()
         memory.save()
     assert seen == [file]
-    assert str(tmp_path) not in (tmp_path / "m.json").read_text()
+    kept = (tmp_path / "m.json").read_bytes()
+    assert b"a.mp4" not in kept and os.fsencode(tmp_path) not in kept, "a memory names nobody's folders"
 
 
 @pytest.mark.parametrize("how", ["longer", "same length", "time set back", "replaced", "link"])
@@ -72,12 +74,51 @@ def test_a_file_written_just_now_is_not_remembered(
 
 
 @pytest.mark.parametrize(
-    "content", ["no json", "[]", '{"videos/a.mp4": 3}', '{"videos/a.mp4": {"mark": []}}']
+    "content",
+    [b"", b"no memory", b'{"videos/a.mp4": {"mark": [], "sha256": "0"}}', _MAGIC, _MAGIC + b"cut short"],
 )
-def test_a_broken_memory_costs_a_reading(file: Path, tmp_path: Path, content: str) -> None:
-    (tmp_path / "m.json").write_text(content)
+def test_a_broken_memory_costs_a_reading(file: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.json").write_bytes(content)
     memory = HashMemory(tmp_path / "m.json")
     assert memory.sha256(file) == hashlib.sha256(b"one").hexdigest()
     memory.save()
     with pytest.raises(FileNotFoundError):
         memory.sha256(tmp_path / "absent")
+
+
+def test_many_files_are_told_apart_and_the_latest_counts(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a plain dictionary of what ``hashlib`` says, over several sessions with changes between."""
+    rng = random.Random(0)
+    wanted: dict[Path, bytes] = {}
+    for session in range(4):
+        memory = HashMemory(tmp_path / "m.json")
+        for _ in range(120):
+            path = file.with_name(f"{rng.randrange(200)}.mp4")
+            if path not in wanted or rng.random() < 0.3:
+                wanted[path] = rng.randbytes(rng.randrange(1, 40))
+                path.unlink(missing_ok=True)
+                path.write_bytes(wanted[path])
+            assert memory.sha256(path) == hashlib.sha256(wanted[path]).hexdigest(), session
+        memory.save()
+    seen = read(monkeypatch)
+    memory = HashMemory(tmp_path / "m.json")
+    found = {path: memory.sha256(str(path)) for path in wanted}
+    assert found == {path: hashlib.sha256(data).hexdigest() for path, data in wanted.items()}
+    assert len(seen) < len(wanted) / 4, "most had not changed since they were asked for last"
+
+
+def test_a_folder_may_move_with_its_memory(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = HashMemory(tmp_path / "m.json")
+    memory.sha256(file)
+    memory.save()
+    tmp_path.rename(tmp_path.with_name("moved"))
+    moved = tmp_path.with_name("moved")
+    monkeypatch.chdir(moved)
+    seen = read(monkeypatch)
+    for path in (moved / "videos/a.mp4", Path("videos/a.mp4")):
+        assert HashMemory(moved / "m.json").sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert seen == []

@@ -319,7 +319,8 @@ def test_page_holds_the_very_bytes_that_were_scored(run_folder: Path) -> None:
     assert shown[4:] == [f"{cell} 0000" for cell in cells]
     assert sum("absent" in str(a.get("class")) for a in page.all("div")) == 1
     for video in page.all("video"):
-        assert {"loop", "muted", "playsinline", "autoplay", "controls", "aria-label"} <= video.keys()
+        assert {"loop", "muted", "playsinline", "controls", "aria-label"} <= video.keys()
+        assert video["preload"] == "none" and "autoplay" not in video, "read when it comes on screen"
 
 
 def test_videos_too_large_to_embed_are_linked_and_counted(

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.chromium import Browser, find_chromium
 from evalharness.report.html import HtmlReporter
 from evalharness.results import CellRecord, Results, ScoreRow, build_results
 from evalharness.video import write_video
-from tests.evalharness.browser import Browser, find_chromium
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -162,6 +162,39 @@ def test_prompts_are_filtered_by_dimension_disagreement_bits_and_words(opened: B
     assert titles(opened) == ["a prompt, number 12"]
     choose(opened, "text", "nothing like it")
     assert opened.run("document.getElementById('browse-place').textContent") == "no prompt fits"
+
+
+def test_pages_are_turned_at_the_end_and_by_number(opened: Browser) -> None:
+    choose(opened, "order", "own")
+    opened.run("document.getElementById('browse-end-on').click()")
+    assert titles(opened)[0] == "a prompt, number 10"
+    go = (
+        "(() => {{ const page = document.getElementById('browse-page'); page.value = {0!r}; "
+        "page.dispatchEvent(new Event('change')); return page.value; }})()"
+    )
+    for typed, there, first in (
+        ("3", "3", 20),
+        ("99", "3", 20),
+        ("", "1", None),
+        ("2.4", "2", 10),
+        ("-1", "1", None),
+    ):
+        assert opened.run(go.format(typed)) == there
+        assert titles(opened)[0] == (SCRIPT if first is None else f"a prompt, number {first}")
+    assert opened.run("document.getElementById('browse-pages').textContent") == "of 3"
+    choose(opened, "text", "number 12")
+    assert opened.run("document.getElementById('browse-end').offsetParent") is None, (
+        "one page: nothing to turn"
+    )
+
+
+def test_videos_of_the_page_are_read_when_they_come_on_screen(opened: Browser) -> None:
+    some = "[...document.querySelectorAll('#videos ~ article video')]"
+    assert opened.run(f"{some}.length") == 50 and opened.run(f"{some}.every((v) => v.preload === 'none')")
+    assert opened.run(f"{some}.filter((v) => v.readyState > 0).length") == 0
+    opened.run(f"{some}[0].scrollIntoView()")
+    opened.wait(f"{some}[0].readyState >= 2 && {some}[0].currentTime > 0")
+    assert opened.run(f"{some}.at(-1).readyState") == 0
 
 
 def test_all_videos_of_a_prompt_keep_in_step(opened: Browser) -> None:

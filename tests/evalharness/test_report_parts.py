@@ -124,20 +124,28 @@ def test_the_browsers_data_by_hand(tmp_path) -> None:  # type: ignore[no-untyped
     data = browser_data(full(), tmp_path)
     assert data["dimensions"] == DIMENSIONS and data["all"] == 2
     assert [row["videos"] for row in data["rows"]] == [None, None, "cells/lsq-w3a3-s0/videos/", None, None]
-    first = data["prompts"][0]
-    assert first["id"] == "0000" and first["scores"]["color"] == [[100.0], [90.0], [80.0], [90.0], [30.0]]
-    gap = replace(record("lsq", 3), scores={"color": [ScoreRow("0000", 2, 0.5)]})
-    assert browser_data(build([gap]), tmp_path)["prompts"][0]["scores"] == {"color": [[None, None, 50.0]]}
+    assert [prompt[0] for prompt in data["prompts"]] == ["0000", "0001"] and data["samples"] == [0]
+    color = data["scores"]["color"]
+    assert color["of"] == [0, 1] and [row[0] for row in color["rows"]] == [100.0, 90.0, 80.0, 90.0, 30.0]
+    gap = replace(
+        record("lsq", 3), scores={"color": [ScoreRow("0000", 2, 0.5), ScoreRow("0001", 10**12, 0.25)]}
+    )
+    data = browser_data(build([gap]), tmp_path)
+    assert data["samples"] == [2, 10**12], "numbers of videos, however large, are columns"
+    assert data["scores"]["color"] == {"of": [0, 1], "rows": [[50.0, None, None, 25.0]]}
+    others = {name: part for name, part in data["scores"].items() if name != "color"}
+    assert all(part == {"of": [], "rows": [None]} for part in others.values())
 
 
 def test_prompts_beyond_the_limit_are_those_that_differ_least(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(browser, "MOST_PROMPTS", 1)
+    monkeypatch.setattr(browser, "MOST_SCORES", 2)
     worst = {"color": [ScoreRow("0000", 0, 0.6), ScoreRow("0001", 0, 0.0)]}
     cells = [record("bf16", 16), replace(record("lsq", 3), scores=worst)]
     data = browser_data(build(cells), tmp_path)
-    assert data["all"] == 2 and [prompt["id"] for prompt in data["prompts"]] == ["0001"], "0.8 against 0.4"
+    assert data["all"] == 2 and [prompt[0] for prompt in data["prompts"]] == ["0001"], "0.8 against 0.4"
+    assert [row for row in data["scores"]["color"]["rows"]] == [[80.0], [0.0]]
 
 
 def test_inert_json_is_the_same_data_without_markup() -> None:

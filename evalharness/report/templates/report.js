@@ -38,6 +38,7 @@ const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (entry.isIntersecting) {
       visible.add(entry.target);
+      entry.target.preload = "metadata";  // not before: a page with a hundred videos opens without reading one
       strips.add(entry.target.closest(".strip"));
     } else {
       visible.delete(entry.target);

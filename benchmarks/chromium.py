@@ -19,6 +19,7 @@ PATIENCE = 30.0
 
 
 def find_chromium() -> str | None:
+    """Its path; None where there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
