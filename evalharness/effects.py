@@ -2,17 +2,11 @@
 
 A difference of two cells varies with the prompt. With several seeds it also varies with the seed, and as
 every seed has every prompt the two are crossed. The difference is a mean over a table Z of seeds by prompts,
-so its variance is that of a two-way random-effects layout (Searle, Casella and McCulloch 1992, "Variance
-Components", 4.3)::
+a two-way random-effects layout (Searle, Casella and McCulloch 1992, "Variance Components", 4.3); its
+standard error and degrees of freedom are those of ``evalharness.crossed``. With one seed they are those of
+prompts and speak of this seed only.
 
-    V = MS_seed / (S P) + MS_prompt / (S P) - MS_rest / (S P)
-
-with Satterthwaite's degrees of freedom (1946). It is never taken to be below either of its first two parts:
-the subtraction takes off what both hold, and must not make an interval narrower than prompts or seeds alone
-would. With one seed V is the variance over prompts and speaks of these seeds only.
-
-``results/statistics/coverage.md`` holds the simulated coverage: 94 to 96 % with one seed, 92 to 97 % with
-three or five, and with two as little as 86 %, as one degree of freedom can look like many.
+``results/statistics/coverage.md`` holds the simulated coverage.
 
 Shape legend: S seeds, P prompts.
 """
@@ -27,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalharness.crossed import crossed
 from evalharness.stats import Key
 
 __all__ = [
@@ -108,10 +103,17 @@ def effect_of(z: Floats, videos: int) -> Effect:
     value = float(z.mean())
     if prompts < 2:
         return Effect(value, n=videos, prompts=prompts, seeds=seeds)
-    variance, df = _variance(z)
+    if seeds == 1:
+        spread = [(_mean_squares(z)[1] / z.size, prompts - 1.0)]
+    else:
+        found = crossed(*(square / z.size for square in _mean_squares(z)), seeds, prompts)
+        spread = [(float(found.variance), float(found.df)), (float(found.least), found.least_df)]
+    margins = [math.sqrt(v if v > _TINY else 0.0) * _quantile((1 + CONFIDENCE) / 2, df) for v, df in spread]
+    half = max(margins)
+    variance, df = spread[margins.index(half)]
     se = math.sqrt(variance) if variance > _TINY else 0.0
-    half = se * _quantile((1 + CONFIDENCE) / 2, df)
-    return Effect(value, value - half, value + half, _p(value, se, df), df, se, videos, prompts, seeds)
+    p = max(_p(value, math.sqrt(v) if v > _TINY else 0.0, freedom) for v, freedom in spread)
+    return Effect(value, value - half, value + half, p, df, se, videos, prompts, seeds)
 
 
 def table(differences: Sequence[Paired]) -> tuple[Floats, int]:
@@ -177,19 +179,6 @@ def _mean_squares(z: Floats) -> tuple[float, float, float]:
     rest = z - rows[:, None] - columns[None, :] + mean
     ms_rest = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
     return prompts * float(rows.var(ddof=1)), ms_prompt, ms_rest
-
-
-def _variance(z: Floats) -> tuple[float, float]:
-    """Of the mean of Z, and its degrees of freedom."""
-    seeds, prompts = z.shape
-    by_seed, by_prompt, rest = (square / z.size for square in _mean_squares(z))
-    whole = by_seed + by_prompt - rest
-    if by_prompt >= max(by_seed, whole):
-        return by_prompt, prompts - 1.0
-    if by_seed >= whole:
-        return by_seed, seeds - 1.0
-    spread = by_seed**2 / (seeds - 1) + by_prompt**2 / (prompts - 1)
-    return whole, whole**2 / (spread + rest**2 / ((seeds - 1) * (prompts - 1)))
 
 
 def _quantile(probability: float, df: float) -> float:
