@@ -6,7 +6,7 @@ Two kinds. The leaderboard's intervals over prompts (``evalharness.stats``) at 5
 0 to 1 from a narrow, a skewed and a two-humped population, one video a prompt or one to five, and the mean of
 several dimensions with overlapping prompts. The comparison's t intervals (``evalharness.effects``) with 1 to
 5 seeds, for components that make seeds matter not at all, a little or most, and prompts much, little or
-not beside the rest; with several seeds five times as many runs, as these intervals hang on a fit.
+not beside the rest; with several seeds twice as many runs, as these intervals hang on a fit.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def student(draws: int, prompts: Sequence[int]) -> Iterator[dict[str, Any]]:
         for seeds in SEEDS[1:]:
             for spread in SPREADS:
                 for mix in MIXES:
-                    yield crossed_case(5 * draws, number, seeds, spread, mix)
+                    yield crossed_case(2 * draws, number, seeds, spread, mix)
 
 
 def crossed_case(draws: int, prompts: int, seeds: int, spread: str, mix: str) -> dict[str, Any]:
