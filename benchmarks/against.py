@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 12
 LOOKS = 3
 """So many blocks at most are measured so many times; what is told earlier is not measured on."""
-TURNS = 3
+TURNS = 15
 """Of each block; the median counts."""
 BOUND = 0.025
 SIGNIFICANCE = 0.01
@@ -134,7 +134,8 @@ def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: in
             loops = max(1, round(LEAST_SECONDS / max(answer["seconds"] for answer in first.values())))
             times: dict[str, list[float]] = {key: [] for key in sides}
             for turn in range(TURNS):
-                for key in order if turn % 2 else order[::-1]:
+                ahead = turn % len(order)  # nobody is always ahead, nor always behind the same one
+                for key in order[ahead:] + order[:ahead]:
                     times[key].append(started[key].ask(loops=loops, cpu=cpu)["seconds"])
             found[name] = {key: statistics.median(values) for key, values in times.items()}
     finally:

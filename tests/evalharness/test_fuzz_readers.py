@@ -56,3 +56,22 @@ def test_any_bytes_are_a_value_or_one_clear_error(name: str, tmp_path: Path, dat
 @pytest.mark.parametrize("wrap", [b"%b", b'{"a": %b', len(DEEP).to_bytes(8, "little") + b"%b"])
 def test_endless_nesting_is_an_error(name: str, wrap: bytes, tmp_path: Path) -> None:
     feed(READERS[name], wrap % DEEP, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("recipe", b'{"config": {}}'),
+        ("weight index", b'{"weight_map": 1}'),
+        ("weight index", b'{"weight_map": {"a": []}}'),
+        ("tensors", b'{"a": {"dtype": {}, "shape": [], "data_offsets": [0, 0]}}'),
+        ("prompt file", b'["a"]'),
+    ],
+)
+def test_what_was_found_once_stays_mended(name: str, data: bytes, tmp_path: Path) -> None:
+    if name == "tensors":
+        data = len(data).to_bytes(8, "little") + data
+    path = tmp_path / READERS[name].name
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="[a-z]"):
+        READERS[name].read(path)
