@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.against import collect, document, until_told
+from benchmarks.against import collect, document, of_turns, until_told
 from benchmarks.hot_paths import HOT_PATHS
 from evalharness.gates.status import Status, Verdict
 
@@ -23,6 +23,14 @@ def test_a_slowed_side_is_slower_and_a_broken_path_is_told() -> None:
     assert found["no such path"].startswith("KeyError")
     pairs = zip(found["tables"]["reference"], found["tables"]["run"], strict=True)
     assert all(1.5 < run / reference < 3.0 for reference, run in pairs)
+
+
+def test_a_block_is_told_by_its_neighbouring_turns() -> None:
+    """A machine that becomes twice as slow in between: each ratio is 1.1, those of medians would not be."""
+    times = {"reference": [1.0, 1.0, 2.0, 2.0], "run": [1.1, 1.1, 2.2, 2.2]}
+    assert of_turns(times, "reference") == pytest.approx({"reference": 1.5, "run": 1.65})
+    times["run"][0] = 50.0
+    assert of_turns(times, "reference")["run"] == pytest.approx(1.65), "one wild turn changes nothing"
 
 
 def test_what_cannot_be_told_is_measured_on_and_nothing_else() -> None:

@@ -73,5 +73,5 @@ def test_what_was_found_once_stays_mended(name: str, data: bytes, tmp_path: Path
         data = len(data).to_bytes(8, "little") + data
     path = tmp_path / READERS[name].name
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="[a-z]"):
+    with pytest.raises(ValueError, match=r"[a-z]"):
         READERS[name].read(path)
