@@ -53,11 +53,10 @@ class Crossed(NamedTuple):
         """Half the width of the two-sided interval."""
         from scipy.special import stdtrit
 
-        each = (
-            np.sqrt(variance) * stdtrit(df, (1 + confidence) / 2)
-            for variance, df in ((self.variance, self.df), (self.least, self.least_df))
-        )
-        return np.maximum(*each)
+        level = (1 + confidence) / 2
+        wide = np.sqrt(self.variance) * stdtrit(self.df, level)
+        half: NDArray[np.float64] = np.maximum(wide, np.sqrt(self.least) * stdtrit(self.least_df, level))
+        return half
 
 
 def crossed(by_seed: Values, by_prompt: Values, rest: Values, seeds: int, prompts: int) -> Crossed:

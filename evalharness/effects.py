@@ -106,7 +106,8 @@ def effect_of(z: Floats, videos: int) -> Effect:
     if seeds == 1:
         spread = [(_mean_squares(z)[1] / z.size, prompts - 1.0)]
     else:
-        found = crossed(*(square / z.size for square in _mean_squares(z)), seeds, prompts)
+        by_seed, by_prompt, rest = (square / z.size for square in _mean_squares(z))
+        found = crossed(by_seed, by_prompt, rest, seeds, prompts)
         spread = [(float(found.variance), float(found.df)), (float(found.least), found.least_df)]
     margins = [math.sqrt(v if v > _TINY else 0.0) * _quantile((1 + CONFIDENCE) / 2, df) for v, df in spread]
     half = max(margins)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -64,6 +64,7 @@ def test_no_true_difference_is_found_as_seldom_as_the_interval_says() -> None:
         simulated_power(Design(components=Components(0, 1, 1), confidence=0.9), 0.1, 50, 3)
 
 
+@settings(deadline=None)
 @given(VARIANCE, VARIANCE, VARIANCE, st.integers(2, 6))
 def test_what_is_needed_is_enough_and_one_less_is_not(s: float, p: float, r: float, seeds: int) -> None:
     design = Design(components=Components(s, p, r))

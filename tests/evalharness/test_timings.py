@@ -66,7 +66,7 @@ def test_what_cannot_be_told_does_not_pass() -> None:
     [found] = judge_timings(GATE, {"a": few}, 0.01)
     assert found.status is Status.INCOMPLETE
     assert (
-        found.reason == "+0.7 % over 10 turns; 5.0 % cannot be ruled out: too few turns or too noisy for a "
+        found.reason == "+0.7 % over 10 turns; 6.0 % cannot be ruled out: too few turns or too noisy for a "
         "bound of 2.5 %"
     )
     wide = Gate(metric="timings", max_rise_relative=0.05)
