@@ -12,6 +12,7 @@ from evalharness.cells import Cell, build_method
 from evalharness.errors import UserError
 from evalharness.hashing import jsonable
 from evalharness.plan import RunPlan
+from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.store import read_json
 from evalharness.versions import package_version
@@ -176,7 +177,7 @@ def _made_as_asked(folder: Path, cell: Cell, registry: Registry) -> bool:
     if card is None or card.get("method") != cell.method or not isinstance(card.get("config"), dict):
         return False
     asked: dict[str, Any] = jsonable(build_method(registry, cell))
-    return _rebuilt(card["config"], cell, registry) == asked
+    return redact(_rebuilt(card["config"], cell, registry)) == redact(asked)  # cards hold no secrets
 
 
 def _rebuilt(config: Mapping[str, Any], cell: Cell, registry: Registry) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from evalharness.scoretable import Codes, Floats, Integers, Names, ScoreTable, union
 
-__all__ = ["Columns", "Crossed", "crossed", "mean_over", "running_sum", "together"]
+__all__ = ["Columns", "Common", "common", "mean_over", "running_sum", "together"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +99,7 @@ class Columns:
         return self if len(last) == len(keys) else self.take(np.sort(len(keys) - 1 - last))
 
 
-class Crossed(NamedTuple):
+class Common(NamedTuple):
     """Scores of S seeds on the videos that all of them have.
 
     Attributes:
@@ -129,7 +129,7 @@ def together(several: Sequence[Columns]) -> list[Columns]:
     return found
 
 
-def crossed(differences: Sequence[Mapping[str, Columns]]) -> Crossed:
+def common(differences: Sequence[Mapping[str, Columns]]) -> Common:
     """Of one entry a seed: dimension by dimension, in the order of their names."""
     dimensions = sorted(differences[0])
     flat = iter(together([each[name] for name in dimensions for each in differences]))
@@ -145,7 +145,7 @@ def crossed(differences: Sequence[Mapping[str, Columns]]) -> Crossed:
         prompts.append(prompt)
     present = np.unique(np.concatenate(prompts)) if prompts else np.zeros(0, np.int64)
     videos = len(np.unique(np.concatenate(keys))) if keys else 0
-    return Crossed([(np.searchsorted(present, p), values) for p, values in parts], len(present), videos)
+    return Common([(np.searchsorted(present, p), values) for p, values in parts], len(present), videos)
 
 
 def mean_over(tables: Sequence[ScoreTable]) -> Columns:

@@ -2,17 +2,11 @@
 
 A difference of two cells varies with the prompt. With several seeds it also varies with the seed, and as
 every seed has every prompt the two are crossed. The difference is a mean over a table Z of seeds by prompts,
-so its variance is that of a two-way random-effects layout (Searle, Casella and McCulloch 1992, "Variance
-Components", 4.3)::
+a two-way random-effects layout (Searle, Casella and McCulloch 1992, "Variance Components", 4.3); its
+standard error and degrees of freedom are those of ``evalharness.crossed``. With one seed they are those of
+prompts and speak of this seed only.
 
-    V = MS_seed / (S P) + MS_prompt / (S P) - MS_rest / (S P)
-
-with Satterthwaite's degrees of freedom (1946). It is never taken to be below either of its first two parts:
-the subtraction takes off what both hold, and must not make an interval narrower than prompts or seeds alone
-would. With one seed V is the variance over prompts and speaks of these seeds only.
-
-``results/statistics/coverage.md`` holds the simulated coverage: 94 to 96 % with one seed, 92 to 97 % with
-three or five, and with two as little as 86 %, as one degree of freedom can look like many.
+``results/statistics/coverage.md`` holds the simulated coverage.
 
 Shape legend: S seeds, P prompts.
 """
@@ -27,7 +21,8 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evalharness.columns import Columns, Crossed, crossed
+from evalharness.columns import Columns, Common, common
+from evalharness.crossed import crossed
 from evalharness.stats import Keyed, Scores
 
 __all__ = [
@@ -109,10 +104,18 @@ def effect_of(z: Floats, videos: int) -> Effect:
     value = float(z.mean())
     if prompts < 2:
         return Effect(value, n=videos, prompts=prompts, seeds=seeds)
-    variance, df = _variance(z)
+    if seeds == 1:
+        spread = [(_mean_squares(z)[1] / z.size, prompts - 1.0)]
+    else:
+        by_seed, by_prompt, rest = (square / z.size for square in _mean_squares(z))
+        found = crossed(by_seed, by_prompt, rest, seeds, prompts)
+        spread = [(float(found.variance), float(found.df)), (float(found.least), found.least_df)]
+    margins = [math.sqrt(v if v > _TINY else 0.0) * _quantile((1 + CONFIDENCE) / 2, df) for v, df in spread]
+    half = max(margins)
+    variance, df = spread[margins.index(half)]
     se = math.sqrt(variance) if variance > _TINY else 0.0
-    half = se * _quantile((1 + CONFIDENCE) / 2, df)
-    return Effect(value, value - half, value + half, _p(value, se, df), df, se, videos, prompts, seeds)
+    p = max(_p(value, math.sqrt(v) if v > _TINY else 0.0, freedom) for v, freedom in spread)
+    return Effect(value, value - half, value + half, p, df, se, videos, prompts, seeds)
 
 
 def table(differences: Sequence[Paired]) -> tuple[Floats, int]:
@@ -123,7 +126,7 @@ def table(differences: Sequence[Paired]) -> tuple[Floats, int]:
     """
     if not differences or not differences[0]:
         return np.zeros((len(differences), 0)), 0
-    found = _crossed(differences)
+    found = _common(differences)
     if not all(values.size for _, values in found.parts):
         return np.zeros((len(differences), 0)), found.videos
     z = np.zeros((len(differences), found.prompts))
@@ -137,19 +140,19 @@ def table(differences: Sequence[Paired]) -> tuple[Floats, int]:
     return (z + total) / len(found.parts), found.videos
 
 
-def _crossed(differences: Sequence[Paired]) -> Crossed:
+def _common(differences: Sequence[Paired]) -> Common:
     """By the videos that all seeds have."""
     if all(isinstance(scores, Columns) for each in differences for scores in each.values()):
-        return crossed(differences)  # type: ignore[arg-type]  # looked at just now
+        return common(differences)  # type: ignore[arg-type]  # looked at just now
     dimensions, keyed = sorted(differences[0]), cast("Sequence[Mapping[str, Keyed]]", differences)
-    common = [sorted(set.intersection(*(set(d[name]) for d in keyed))) for name in dimensions]
-    prompts = sorted({key.prompt for keys in common for key in keys})
+    shared = [sorted(set.intersection(*(set(d[name]) for d in keyed))) for name in dimensions]
+    prompts = sorted({key.prompt for keys in shared for key in keys})
     place = {prompt: index for index, prompt in enumerate(prompts)}
     parts = []
-    for name, keys in zip(dimensions, common, strict=True):
+    for name, keys in zip(dimensions, shared, strict=True):
         values = np.array([[d[name][key] for key in keys] for d in keyed], dtype=np.float64)
         parts.append((np.array([place[key.prompt] for key in keys], dtype=np.int64), values))
-    return Crossed(parts, len(prompts), len({key for keys in common for key in keys}))
+    return Common(parts, len(prompts), len({key for keys in shared for key in keys}))
 
 
 def components(z: Floats) -> Components:
@@ -189,19 +192,6 @@ def _mean_squares(z: Floats) -> tuple[float, float, float]:
     rest = z - rows[:, None] - columns[None, :] + mean
     ms_rest = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
     return prompts * float(rows.var(ddof=1)), ms_prompt, ms_rest
-
-
-def _variance(z: Floats) -> tuple[float, float]:
-    """Of the mean of Z, and its degrees of freedom."""
-    seeds, prompts = z.shape
-    by_seed, by_prompt, rest = (square / z.size for square in _mean_squares(z))
-    whole = by_seed + by_prompt - rest
-    if by_prompt >= max(by_seed, whole):
-        return by_prompt, prompts - 1.0
-    if by_seed >= whole:
-        return by_seed, seeds - 1.0
-    spread = by_seed**2 / (seeds - 1) + by_prompt**2 / (prompts - 1)
-    return whole, whole**2 / (spread + rest**2 / ((seeds - 1) * (prompts - 1)))
 
 
 def _quantile(probability: float, df: float) -> float:

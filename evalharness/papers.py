@@ -127,7 +127,7 @@ def read_papers(folder: Path | None = None) -> list[PaperNumber]:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(f"{path}: columns {reader.fieldnames}, expected {list(COLUMNS)}")
+                raise UserError(f"{path}: columns {str(reader.fieldnames)[:300]}, expected {list(COLUMNS)}")
             for record in reader:
                 where = f"{path}: line {reader.line_num}"
                 number = _number(record, where)

@@ -26,6 +26,7 @@ from evalharness.hashing import digest, jsonable
 from evalharness.modeloptions import ModelOptions, build_model
 from evalharness.names import check_name
 from evalharness.peers import chosen_peers
+from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.sampling import Videos, samples_by_dimension, samples_of
 from evalharness.subset import spread_prompts, stratified_prompts
@@ -128,7 +129,7 @@ class RunPlan:
     def identity(self) -> dict[str, Any]:
         """What all cells of one run folder share; another identity is a different run."""
         settings: dict[str, Any] = jsonable(self.settings)
-        return {
+        found = {
             "model": self.model,
             "model_fingerprint": self.model_fingerprint,
             "protocol": self.protocol,
@@ -150,6 +151,7 @@ class RunPlan:
             **({"attention": self.attention} if self.attention != DEFAULT else {}),
             **({"training_data": self.training_data} if self.training_data is not None else {}),
         }
+        return dict(redact(found, environment=False))
 
 
 def build_plan(config: RunConfig, registry: Registry, fingerprint: str | None = None) -> RunPlan:

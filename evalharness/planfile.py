@@ -1,7 +1,11 @@
-"""``plan.json``: what a run folder is about. Cells are added by each command; the rest never changes."""
+"""``plan.json``: what a run folder is about. Cells are added by each command; the rest never changes.
+
+Secrets in options are not written (``evalharness.redaction``); the command that is given holds them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +15,7 @@ from evalharness.cells import GIVEN, REFERENCE, Cell
 from evalharness.errors import UserError
 from evalharness.names import check_name
 from evalharness.records import Shape, misfit
+from evalharness.redaction import redact
 from evalharness.runfolder import RunFolder
 from evalharness.store import atomic_write_json, read_json
 
@@ -67,6 +72,8 @@ def read_plan_file(folder: RunFolder) -> PlanFile:
 def record_cells(folder: RunFolder, identity: Mapping[str, Any], cells: Sequence[Cell]) -> None:
     """Add the cells of a command; writes only what is new. A cell with other options replaces the old.
 
+    Options are written without their secrets.
+
     Raises:
         UserError: the folder belongs to a different run; names the keys that differ.
     """
@@ -75,7 +82,8 @@ def record_cells(folder: RunFolder, identity: Mapping[str, Any], cells: Sequence
         old = read_plan_file(folder)
         check_identity(folder, old.identity, identity)
         known = dict(old.cells)
-    merged = known | {cell.id: cell for cell in cells}
+    shown = (dataclasses.replace(cell, options=redact(cell.options)) for cell in cells)
+    merged = known | {cell.id: cell for cell in shown}
     if merged != known:
         record = {
             "schema_version": SCHEMA_VERSION,

@@ -1,9 +1,12 @@
 """How small a difference a comparison can find, and how many prompts or seeds a difference needs.
 
-From a pilot's variance components (``evalharness.effects``) the standard error at other numbers of seeds S
-and prompts P is ``sqrt(seed / S + prompt / P + rest / (S P))``. A difference is found with probability
-``power`` if it is ``t(1 - alpha / 2) + t(power)`` standard errors large, the usual approximation of the
-noncentral t distribution (good to a per cent from ten degrees of freedom).
+What is worked out is the chance that the interval of ``evalharness.effects`` leaves zero out, from a pilot's
+variance components. With one seed the interval is Student's, and a difference is found with probability
+``power`` if it is ``t(1 - alpha / 2) + t(power)`` standard errors large (good to a per cent from ten degrees
+of freedom). With several seeds the interval's width hangs on how far these seeds happen to lie apart, so
+the chance is averaged over the chi-square distribution of that; the mean squares of prompts and the rest
+stand at their expectations. ``simulated_power`` asks the interval itself, on tables drawn with the same
+components: ``plan`` shows it beside its promise.
 """
 
 from __future__ import annotations
@@ -12,12 +15,26 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evalharness.effects import CONFIDENCE, Components
+import numpy as np
 
-__all__ = ["MAX_PROMPTS", "MAX_SEEDS", "Design", "detectable", "prompts_needed", "seeds_needed"]
+from evalharness.crossed import crossed
+from evalharness.effects import CONFIDENCE, Components, effect_of
+
+__all__ = [
+    "MAX_PROMPTS",
+    "MAX_SEEDS",
+    "Design",
+    "detectable",
+    "prompts_needed",
+    "seeds_needed",
+    "simulated_power",
+]
 
 MAX_PROMPTS = 100_000
 MAX_SEEDS = 100
+_GRID = (np.arange(400) + 0.5) / 400
+"""Levels of the quantiles that stand for a chi-square distribution."""
+_DRAWN_NUMBERS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +62,28 @@ def detectable(design: Design, prompts: int, seeds: int) -> float:
     """The smallest true difference that is found with the design's power, raw score."""
     if prompts < 2 or seeds < 1:
         raise ValueError(f"prompts={prompts}, seeds={seeds}: expected at least 2 prompts and 1 seed")
-    from scipy.special import stdtrit
+    from scipy.special import ndtr, stdtrit
 
-    error, df = _standard_error(design.components, prompts, seeds)
-    factor = stdtrit(df, (1 + design.confidence) / 2) + stdtrit(df, design.power)
-    return max(0.0, float(factor)) * error
+    c = design.components
+    if seeds == 1:
+        factor = stdtrit(prompts - 1, (1 + design.confidence) / 2) + stdtrit(prompts - 1, design.power)
+        return max(0.0, float(factor)) * math.sqrt((c.prompt + c.rest) / prompts)
+    error = math.sqrt(c.seed / seeds + c.prompt / prompts + c.rest / (seeds * prompts))
+    if error == 0.0:
+        return 0.0
+    margins = _margins(design, prompts, seeds)
+
+    def found(difference: float) -> float:
+        above = ndtr((difference - margins) / error) + ndtr((-difference - margins) / error)
+        return float(above.mean())
+
+    low, high = 0.0, float(margins.max()) + 10.0 * error
+    if found(low) >= design.power:
+        return 0.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if found(middle) >= design.power else (middle, high)
+    return high
 
 
 def prompts_needed(design: Design, difference: float, seeds: int) -> int | None:
@@ -67,27 +101,51 @@ def seeds_needed(design: Design, difference: float, prompts: int) -> int | None:
     return next(enough, None)
 
 
-def _standard_error(c: Components, prompts: int, seeds: int) -> tuple[float, float]:
-    """Expected standard error, and Satterthwaite's degrees of freedom of its two parts.
+def simulated_power(
+    design: Design, difference: float, prompts: int, seeds: int, draws: int = 400
+) -> tuple[float, int]:
+    """Share of simulated runs whose interval leaves zero out, and the number of runs.
 
-    One seed leaves the seeds' part out, as its interval does: it speaks of that seed.
+    Normal tables Z [seeds, prompts] with the design's components; fewer draws where tables are large. With
+    one seed, that seed's own difference is meant, so seeds add nothing.
+
+    Raises:
+        ValueError: another confidence than that of ``evalharness.effects``.
     """
-    by_prompt = c.prompt / prompts + c.rest / (seeds * prompts)
-    by_seed = c.seed / seeds if seeds > 1 else 0.0
-    whole = by_prompt + by_seed
-    if by_seed == 0.0:
-        return math.sqrt(whole), prompts - 1.0
-    return math.sqrt(whole), whole**2 / (by_seed**2 / (seeds - 1) + by_prompt**2 / (prompts - 1))
+    if design.confidence != CONFIDENCE:
+        raise ValueError(f"confidence={design.confidence}: intervals are made at {CONFIDENCE}")
+    draws = max(50, min(draws, _DRAWN_NUMBERS // (seeds * prompts)))
+    rng, c = np.random.default_rng([seeds, prompts]), design.components
+    by_seed = math.sqrt(c.seed) if seeds > 1 else 0.0
+    found = 0
+    for _ in range(draws):
+        z = difference + rng.normal(0, by_seed, (seeds, 1)) + rng.normal(0, math.sqrt(c.prompt), prompts)
+        found += effect_of(z + rng.normal(0, math.sqrt(c.rest), (seeds, prompts)), prompts).excludes_zero
+    return found / draws, draws
+
+
+def _margins(design: Design, prompts: int, seeds: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Half widths of the interval at the quantiles of how far the seeds lie apart."""
+    from scipy.special import chdtri
+
+    c, cells = design.components, seeds * prompts
+    by_seed = (prompts * c.seed + c.rest) / cells * chdtri(seeds - 1, 1 - _GRID) / (seeds - 1)
+    parts = crossed(by_seed, (seeds * c.prompt + c.rest) / cells, c.rest / cells, seeds, prompts)
+    return np.broadcast_to(np.asarray(parts.margin(design.confidence)), _GRID.shape)
 
 
 def _fewest(is_enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest number that is enough, where more is never worse."""
-    if not is_enough(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if is_enough(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    """The first number that is enough: doubled until one is, then halved back.
+
+    Not from ``high`` downwards: with two seeds a few more prompts can widen an interval, where they let the
+    seeds' part stand out.
+    """
+    below, step = low - 1, low
+    while not is_enough(step):
+        if step == high:
+            return None
+        below, step = step, min(2 * step, high)
+    while below + 1 < step:
+        middle = (below + step) // 2
+        below, step = (below, middle) if is_enough(middle) else (middle, step)
+    return step

@@ -124,6 +124,8 @@ class RowItem(pytest.Item):
     def __init__(self, *, row: str, once: _Check, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._row, self._once = row, once
+        if self.config.pluginmanager.hasplugin("timeout"):  # the run has a limit of its own
+            self.add_marker(pytest.mark.timeout(_SECONDS_FOR_THE_RUN + 60))
 
     def runtest(self) -> None:
         from evalharness.gates.status import Status

@@ -1,9 +1,12 @@
 """Secrets do not reach what is written down: passwords in URLs, tokens, values of secret variables.
 
-Everything that a person may publish goes through here: the manifest, results (and so every report),
-events and
-errors. It is a net below code that should not hold secrets in the first place, and it knows only what
-is listed.
+Everything that a person may publish goes through here: the manifest, the plan, results (and so every report),
+events and errors. It is a net below code that should not hold secrets in the first place, and it knows only
+what is listed.
+
+A secret is no part of a recipe. What tells whether a folder's work fits a command (the identity of a run, the
+hash of a cell's options) is made of redacted values too, without looking at the environment: so a plan on
+disk needs no secret to be resumed, and a new token does not make anything again.
 """
 
 from __future__ import annotations
@@ -36,9 +39,9 @@ _LEAST_LENGTH = 8
 """A shorter value of an environment variable would hide parts of ordinary words."""
 
 
-def redact_text(text: str) -> str:
-    """``text`` without the secrets that it holds."""
-    for value in _environment_secrets():
+def redact_text(text: str, *, environment: bool = True) -> str:
+    """``text`` without the secrets that it holds; those that only the environment tells too, if asked."""
+    for value in _environment_secrets() if environment else ():
         text = text.replace(value, HIDDEN)
     text = _CREDENTIALS.sub(rf"\g<scheme>{HIDDEN}@", text)
     text = _HEADER.sub(rf"\g<name>{HIDDEN}", text)
@@ -46,17 +49,19 @@ def redact_text(text: str) -> str:
     return _TOKENS.sub(HIDDEN, text)
 
 
-def redact(value: Any) -> Any:
+def redact(value: Any, *, environment: bool = True) -> Any:
     """JSON values with every text redacted, and every text under a key that names a secret hidden."""
     if isinstance(value, str):
-        return redact_text(value)
+        return redact_text(value, environment=environment)
     if isinstance(value, Mapping):
         return {
-            redact_text(key) if isinstance(key, str) else key: HIDDEN if _hides(key, item) else redact(item)
+            redact_text(key, environment=environment) if isinstance(key, str) else key: HIDDEN
+            if _hides(key, item)
+            else redact(item, environment=environment)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
+        return [redact(item, environment=environment) for item in value]
     return value
 
 

@@ -236,7 +236,10 @@ def _skew_t(table: _Table, totals: Floats, prompts_each: Floats, confidence: flo
     error = math.sqrt(float((pulls**2).sum()))
     if error == 0.0:
         return 0.0, 0.0
-    skewness = float((pulls**3).sum()) / error**3  # of the mean, so that of a prompt over sqrt(P)
+    cube = error**3
+    # Of the mean, so that of a prompt over sqrt(P). The second form where a cube is no number any more.
+    third = (pulls**3).sum() / cube if cube > 1e-250 else ((pulls / error) ** 3).sum()
+    skewness = float(third)
     shares = (parts**2).sum(axis=0)
     freedom = float(shares @ (prompts_each - 1) / shares.sum())  # a dimension counts as it adds to the error
     quantile = float(stdtrit(freedom, (1.0 + confidence) / 2.0))

@@ -20,6 +20,7 @@ from evalharness.cells import REFERENCE
 from evalharness.config import RunConfig, comma_list, literal, merge_method_options
 from evalharness.errors import UserError, unknown
 from evalharness.names import check_name
+from evalharness.redaction import redact
 from evalharness.registry import Registry
 
 __all__ = ["Row", "resolve_rows", "split_names"]
@@ -125,6 +126,10 @@ def _inline(text: str) -> Row:
             if not isinstance(inner, dict):
                 raise UserError(f"--methods {text}: {parent} is {inner!r}, it has no parts")
         inner[last] = literal(value.strip())
+    if redact(options) != options:
+        raise UserError(
+            f"--methods {method}[...]: a secret would be part of a name; declare a variant in YAML"
+        )
     return Row(label=label, method=method, options=options)
 
 

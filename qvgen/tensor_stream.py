@@ -68,7 +68,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
                 first, last = entry["data_offsets"]
                 if not all(isinstance(n, int) and n >= 0 for n in (first, last, *entry["shape"])):
                     raise ValueError("offsets and shapes must be whole numbers")
-                str(entry["dtype"])
+                if not isinstance(entry["dtype"], str):
+                    raise ValueError("a dtype must be a text")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not valid safetensors ({error})") from None
     return header, 8 + length, size

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.against import collect, document
+from benchmarks.against import collect, document, of_turns, until_told
 from benchmarks.hot_paths import HOT_PATHS
 from evalharness.gates.status import Status, Verdict
 
@@ -20,6 +23,39 @@ def test_a_slowed_side_is_slower_and_a_broken_path_is_told() -> None:
     assert found["no such path"].startswith("KeyError")
     pairs = zip(found["tables"]["reference"], found["tables"]["run"], strict=True)
     assert all(1.5 < run / reference < 3.0 for reference, run in pairs)
+
+
+def test_a_block_is_told_by_its_neighbouring_turns() -> None:
+    """A machine that becomes twice as slow in between: each ratio is 1.1, those of medians would not be."""
+    times = {"reference": [1.0, 1.0, 2.0, 2.0], "run": [1.1, 1.1, 2.2, 2.2]}
+    assert of_turns(times, "reference") == pytest.approx({"reference": 1.5, "run": 1.65})
+    times["run"][0] = 50.0
+    assert of_turns(times, "reference")["run"] == pytest.approx(1.65), "one wild turn changes nothing"
+
+
+def test_what_cannot_be_told_is_measured_on_and_nothing_else() -> None:
+    """Three paths: one the same, one clearly slower, one whose noise needs more than twelve pairs."""
+    asked: list[list[str]] = []
+    rng = random.Random(1)
+
+    def measure(paths: Sequence[str], look: int) -> dict[str, Any]:
+        asked.append(list(paths))
+        found: dict[str, Any] = {}
+        for name in paths:
+            noise, slower = {"same": (0.005, 1.0), "slow": (0.005, 1.05), "noisy": (0.1, 1.0)}[name]
+            run = [slower * rng.lognormvariate(0, noise) for _ in range(12)]
+            found[name] = {"reference": [1.0] * 12, "run": run}
+        return found
+
+    times, verdicts = until_told(measure, ["same", "slow", "noisy"], 0.025, 6)
+    assert asked[0] == ["same", "slow", "noisy"]
+    assert len(asked) > 1 and all(names == ["noisy"] for names in asked[1:])
+    assert {v.row: v.status for v in verdicts} == {
+        "same": Status.PASS,
+        "slow": Status.REGRESSION,
+        "noisy": Status.PASS,
+    }
+    assert [len(times[name]["run"]) for name in ("same", "slow", "noisy")] == [12, 12, 12 * len(asked)]
 
 
 def test_the_document_has_the_slowest_first_and_what_was_not_timed() -> None:

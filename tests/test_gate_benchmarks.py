@@ -66,6 +66,10 @@ def test_the_stored_figures_keep_the_promise() -> None:
     rows = json.loads((STATISTICS / "coverage.json").read_text())
     assert {r["prompts"] for r in rows} == {50, 100, 200, 500, 1000}
     assert (STATISTICS / "coverage.md").read_text() == document(rows)
+    for r in rows:  # within what the simulation itself can tell
+        assert (
+            r["coverage_pct"] + 2 * r["error_pct"] >= 93 and r["coverage_pct"] - 2 * r["error_pct"] <= 97
+        ), r
 
 
 def test_coverage_lines_carry_their_own_error() -> None:

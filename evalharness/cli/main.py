@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from evalharness.errors import UserError, is_storage_error, unknown
+from evalharness.redaction import redact_text
 
 __all__ = ["VERBS", "main"]
 
@@ -89,7 +90,7 @@ def _line(error: BaseException) -> str:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(redact_text(line) + "\n")
 
 
 def _show_warning(

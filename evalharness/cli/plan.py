@@ -35,7 +35,7 @@ def execute(arguments: list[str]) -> int:
 
     from evalharness.compare.selection import pairs, read_side
     from evalharness.effects import components, effect, table
-    from evalharness.power import Design, detectable, prompts_needed, seeds_needed
+    from evalharness.power import Design, detectable, prompts_needed, seeds_needed, simulated_power
 
     a, b = read_side(options.a), read_side(options.b)
     found, _, _ = pairs(a, b)
@@ -54,6 +54,9 @@ def execute(arguments: list[str]) -> int:
     assert pilot.value is not None
     wanted = pilot.value if options.effect is None else options.effect / scale
     design = Design(components=components(z), power=options.power)
+    smallest = detectable(design, prompts, seeds)
+    needed = {s: prompts_needed(design, wanted, s) for s in _SEEDS if s <= 1 or seeds > 1}
+    tried = {s: simulated_power(design, wanted, p, s) for s, p in needed.items() if p is not None}
     record = {
         "dimension": options.dimension,
         "unit": "points of 100" if a.results.percent else "raw score",
@@ -63,9 +66,11 @@ def execute(arguments: list[str]) -> int:
         "difference": pilot.value * scale,
         "p": pilot.p,
         "deviation": {k: v**0.5 * scale for k, v in design.components._asdict().items()},
-        "detectable": detectable(design, prompts, seeds) * scale,
+        "detectable": smallest * scale,
+        "detectable_tried": simulated_power(design, smallest, prompts, seeds)[0],
         "effect": abs(wanted) * scale,
-        "prompts_needed": {str(s): prompts_needed(design, wanted, s) for s in _SEEDS if s <= 1 or seeds > 1},
+        "prompts_needed": {str(s): number for s, number in needed.items()},
+        "tried": {str(s): {"found": share, "runs": runs} for s, (share, runs) in tried.items()},
         "seeds_needed": seeds_needed(design, wanted, prompts) if seeds > 1 else None,
     }
     print(json.dumps(record, indent=1) if options.json else _text(record))
@@ -74,25 +79,30 @@ def execute(arguments: list[str]) -> int:
 
 def _text(record: dict[str, object]) -> str:
     from evalharness.compare.text import p_text
+    from evalharness.power import MAX_PROMPTS
 
-    deviation, needed = record["deviation"], record["prompts_needed"]
+    deviation, needed, tried = record["deviation"], record["prompts_needed"], record["tried"]
     p = record["p"]
-    assert isinstance(deviation, dict) and isinstance(needed, dict) and isinstance(p, float)
+    assert isinstance(deviation, dict) and isinstance(needed, dict) and isinstance(tried, dict)
+    assert isinstance(p, float)
     several = record["seeds"] != 1
     parts = ", ".join(f"{name} {value:.2f}" for name, value in deviation.items() if several or value)
     lines = [
         f"pilot: {record['dimension']}, {record['prompts']} prompts, {record['seeds']} seeds, in "
         f"{record['unit']}: difference {record['difference']:+.2f}, p {p_text(p)}",
         f"standard deviations of a difference: {parts}",
-        f"with {record['power']:.0%} power this pilot could find {record['detectable']:.2f}",
-        f"to find {record['effect']:.2f} at that power:",
+        f"with {record['power']:.0%} power this pilot could find {record['detectable']:.2f} (found in "
+        f"{record['detectable_tried']:.0%} of simulated runs)",
+        f"to find {record['effect']:.2f} at that power (in brackets: how often simulated runs of that size "
+        "found it):",
     ]
     for seeds, prompts in needed.items():
-        shown = (
-            "no number of prompts is enough: seeds differ too much"
-            if prompts is None
-            else f"{prompts} prompts"
-        )
+        if prompts is not None:
+            shown = f"{prompts} prompts ({tried[seeds]['found']:.0%} of {tried[seeds]['runs']})"
+        elif seeds == "1" or not deviation["seed"]:
+            shown = f"more than {MAX_PROMPTS:,} prompts"
+        else:
+            shown = "no number of prompts is enough: seeds differ too much"
         label = f"{seeds} seeds" if seeds != "1" else "1 seed, to speak of that one only"
         lines.append(f"  {label}: {shown}")
     if several:

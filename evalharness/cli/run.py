@@ -11,6 +11,7 @@ from evalharness.cli.parsing import helpful_error
 from evalharness.config import RunConfig
 from evalharness.console import Console
 from evalharness.plan import build_plan
+from evalharness.recipe_file import check_recipe, config_files
 from evalharness.registry import Registry
 from evalharness.variants import split_names
 
@@ -84,6 +85,8 @@ def parse_config(arguments: list[str]) -> tuple[RunConfig, bool]:
     hints = get_type_hints(RunConfig)
     for field in dataclasses.fields(RunConfig):
         _add_flag(parser, field, hints[field.name])
+    for path in config_files(arguments):
+        check_recipe(path)
     values: dict[str, Any] = parser.parse_args(arguments).as_dict()
     values.pop("config", None)
     for name in _REPEATABLE:

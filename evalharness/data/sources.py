@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalharness.errors import UserError
+from evalharness.store import parse_json
 
 __all__ = ["Clip", "read_sources"]
 
@@ -69,7 +69,7 @@ def _rows(source: Path) -> Iterator[Mapping[str, Any]]:
             if source.suffix == ".csv":
                 yield from csv.DictReader(file)
             else:
-                yield from (json.loads(line) for line in file if line.strip())
+                yield from (parse_json(line) for line in file if line.strip())
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{source}: cannot be read ({error})") from error
 

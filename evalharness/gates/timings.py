@@ -1,10 +1,14 @@
 """Gates on times that were taken in turns, new code and reference, in one job on one machine.
 
 Two runs at different times on a shared machine differ by ten per cent and more, so a stored time is no
-reference for
-a bound of five. Turns are: each pair sees the same machine, and what is judged is the median of the
-pairs' ratios.
-``python -m benchmarks.against BASE`` writes such a file.
+reference for a bound of five. Turns are: each pair sees the same machine, and what is judged is the ratio of
+each pair. Were both sides the same code, a ratio and its inverse would be equally likely, whatever the noise
+looks like; so Wilcoxon's signed-rank test of the logarithms is exact, and its interval and the estimate
+between (Hodges and Lehmann 1963: the median of all pairs' averages) need no other assumption.
+
+A bound asks for a resolution: where the pairs scatter so much that twice the bound cannot be ruled out,
+nothing passes, and the verdict says what could be told. ``python -m benchmarks.against BASE`` measures, and
+measures on where that is so.
 """
 
 from __future__ import annotations
@@ -15,30 +19,47 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from evalharness.errors import UserError, unknown
 from evalharness.gates.spec import Gate
 from evalharness.gates.status import Status, Verdict
 from evalharness.store import read_json
 
-__all__ = ["LEAST_TURNS", "Timing", "judge_timings", "lower_bound", "read_timings"]
+__all__ = ["LEAST_TURNS", "Rise", "Timing", "judge_timings", "read_timings", "rise_of"]
 
 LEAST_TURNS = 10
 _DEFAULT_SIGNIFICANCE = 0.01
+_MISSED = 0.05
+"""How often a slow-down of twice the bound may pass."""
+_MOST_LOOKS = 20
 
 
 class Timing(NamedTuple):
-    """Times of one thing, pair by pair, in any one unit."""
+    """Times of one thing, pair by pair, in any one unit.
+
+    ``looks``: how often the measurer may have looked whether to go on; each look has its share of the error.
+    """
 
     reference: tuple[float, ...]
     run: tuple[float, ...]
+    looks: int = 1
 
     @property
     def ratios(self) -> list[float]:
         return [new / old for old, new in zip(self.reference, self.run, strict=True)]
 
 
+class Rise(NamedTuple):
+    """New over old, of the typical pair: the estimate, and one-sided bounds below and above it."""
+
+    least: float
+    middle: float
+    most: float
+
+
 def read_timings(path: Path) -> dict[str, Timing]:
-    """Read ``{"name": {"reference": [...], "run": [...]}, ...}``.
+    """Read ``{"name": {"reference": [...], "run": [...], "looks": 1}, ...}``; ``looks`` may be left out.
 
     Raises:
         UserError: no such file, another shape, times that are no positive numbers, or fewer than ten turns.
@@ -52,7 +73,11 @@ def read_timings(path: Path) -> dict[str, Timing]:
 def judge_timings(
     gate: Gate, timings: Mapping[str, Timing] | None, significance: float | None
 ) -> list[Verdict]:
-    """One each: REGRESSION where the median ratio is beyond the bound and significantly above 1."""
+    """One each.
+
+    REGRESSION where the ratio is beyond the bound and significantly above 1; PASS where it is within the
+    bound and twice the bound can be ruled out (5 % error); else INCOMPLETE.
+    """
     assert gate.max_rise_relative is not None
     if timings is None:
         reason = "no times were given; see --timings"
@@ -65,28 +90,41 @@ def judge_timings(
     return [_verdict(name, timings[name], gate.max_rise_relative, level) for name in names]
 
 
-def lower_bound(values: Sequence[float], significance: float) -> float:
-    """Below the median of what the values are drawn from with that error at most; no assumption on its shape.
+def rise_of(ratios: Sequence[float], significance: float, missed: float = _MISSED) -> Rise:
+    """Estimate and bounds of the ratio; a bound is 0 or infinite where there are too few pairs for it.
 
-    The order statistic of the sign test; minus infinity where there are too few values.
+    Args:
+        ratios: positive; of pairs that are independent of each other.
+        significance: one-sided error of ``least``.
+        missed: one-sided error of ``most``.
     """
-    place, tail = -1, 0.0
-    for k in range(len(values)):
-        tail += math.comb(len(values), k) / 2 ** len(values)
-        if tail > significance:
-            break
-        place = k
-    return sorted(values)[place] if place >= 0 else -math.inf
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    averages = np.sort(((logs[:, None] + logs[None, :]) / 2)[np.triu_indices(len(logs))])
+    below, above = (_rank(len(logs), error) for error in (significance, missed))
+    return Rise(
+        math.exp(averages[below]) if below >= 0 else 0.0,
+        math.exp(float(np.median(averages))),
+        math.exp(averages[-1 - above]) if above >= 0 else math.inf,
+    )
+
+
+def _rank(pairs: int, error: float) -> int:
+    """The largest r that the signed-rank sum of so many pairs does not pass with that chance at most."""
+    ways = np.ones(1)
+    for rank in range(1, pairs + 1):  # ranks 1 to n are each positive or negative, like fair coins
+        ways = np.pad(ways, (0, rank)) / 2 + np.pad(ways, (rank, 0)) / 2
+    return int(np.searchsorted(np.cumsum(ways), error, side="right")) - 1
 
 
 def _verdict(name: str, timing: Timing, bound: float, significance: float) -> Verdict:
-    middle, least = statistics.median(timing.ratios), lower_bound(timing.ratios, significance)
-    rise = f"{100 * (middle - 1):+.1f} % over {len(timing.run)} turns"
-    status, reason = Status.PASS, rise
-    if middle > 1 + bound and least > 1.0:
-        status, reason = Status.REGRESSION, f"{rise}, beyond {100 * bound:g} %"
-    elif middle > 1 + bound:
-        reason = f"{rise}, beyond {100 * bound:g} %, but not significant"
+    rise = rise_of(timing.ratios, significance / timing.looks)
+    status, reason = Status.PASS, f"{100 * (rise.middle - 1):+.1f} % over {len(timing.run)} turns"
+    if rise.middle > 1 + bound and rise.least > 1.0:
+        status, reason = Status.REGRESSION, f"{reason}, beyond {100 * bound:g} %"
+    elif rise.middle > 1 + bound or rise.most > 1 + 2 * bound:
+        seen = "nothing can" if math.isinf(rise.most) else f"{100 * (rise.most - 1):.1f} % cannot"
+        reason += f"; {seen} be ruled out: too few turns or too noisy for a bound of {100 * bound:g} %"
+        status = Status.INCOMPLETE
     return Verdict(
         row=name,
         metric="time",
@@ -98,8 +136,11 @@ def _verdict(name: str, timing: Timing, bound: float, significance: float) -> Ve
 
 
 def _timing(entry: object, where: str) -> Timing:
-    if not isinstance(entry, Mapping) or set(entry) != {"reference", "run"}:
+    if not isinstance(entry, Mapping) or set(entry) - {"looks"} != {"reference", "run"}:
         raise UserError(f"{where}: expected reference and run, two lists of times")
+    looks = entry.get("looks", 1)
+    if type(looks) is not int or not 1 <= looks <= _MOST_LOOKS:
+        raise UserError(f"{where}: looks: expected a whole number from 1 to {_MOST_LOOKS}, not {looks!r}")
     lists = []
     for side in ("reference", "run"):
         values = entry[side]
@@ -112,4 +153,4 @@ def _timing(entry: object, where: str) -> Timing:
         raise UserError(
             f"{where}: {len(lists[0])} times of the reference, {len(lists[1])} of the run; not in turns"
         )
-    return Timing(*lists)
+    return Timing(lists[0], lists[1], looks)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.errors import UserError
-from evalharness.store import atomic_write_text
+from evalharness.store import atomic_write_text, parse_json
 
 __all__ = ["DATA", "PROMPT_FILE", "condense", "main", "read_prompt_file"]
 
@@ -32,6 +32,7 @@ SOURCE = {
     "changes": "condensed: suites named once, labels flattened; texts and their order as they were",
 }
 _ACTION_MARK = "person is "
+_MOST_BYTES = 64 << 20
 
 
 def read_prompt_file(path: Path) -> bytes:
@@ -44,6 +45,8 @@ def read_prompt_file(path: Path) -> bytes:
         if path.suffix != ".whl":
             return path.read_bytes()
         with zipfile.ZipFile(path) as wheel:
+            if (size := wheel.getinfo(PROMPT_FILE).file_size) > _MOST_BYTES:
+                raise UserError(f"{path}: {PROMPT_FILE} would take {size} bytes; that is not VBench's")
             return wheel.read(PROMPT_FILE)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: {error}; expected the vbench wheel or its {PROMPT_FILE}") from error
@@ -58,11 +61,11 @@ def condense(data: bytes) -> dict[str, Any]:
     suites: dict[tuple[str, ...], str] = {}
     entries = []
     try:
-        for entry in json.loads(data):
+        for entry in parse_json(data):
             dimensions = tuple(entry["dimension"])
             suite = suites.setdefault(dimensions, dimensions[0])
             entries.append([entry["prompt_en"], suite, _labels(entry)])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"not VBench's prompt file: {type(error).__name__}: {error}") from error
     return {
         "source": {**SOURCE, "sha256": hashlib.sha256(data).hexdigest()},

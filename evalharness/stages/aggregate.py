@@ -44,7 +44,9 @@ _INPUT_FILES = ("prepare.json", "samples.jsonl", "scores.jsonl", "profile.json",
 
 def run(state: RunState) -> StageCount:
     """Write results and reports unless those there were made from the very same records."""
-    cells = list(read_plan_file(state.folder).cells.values())
+    # The command's own cells have their options whole; the file's are without secrets.
+    own = {cell.id: cell for cell in state.plan.cells}
+    cells = [own.get(cell.id, cell) for cell in read_plan_file(state.folder).cells.values()]
     protocol: EvalProtocol = state.registry.get("protocols", state.plan.protocol)()
     stale = {cell.id: reason for cell in cells if (reason := _why_stale(state, cell)) is not None}
     wanted = _inputs_hash(state, cells, stale, protocol)

@@ -33,6 +33,7 @@ from evalharness.executors.group import is_first, together
 from evalharness.hashing import digest, jsonable, tree_sha256
 from evalharness.modeloptions import build_model
 from evalharness.records import read_prepare
+from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, utc_now
 from evalharness.runstate import Prepared, RunState, StageCount
@@ -116,7 +117,7 @@ def inputs_hash(
     if not cell.is_reference:
         method = build_method(registry, cell)
         inputs |= {
-            "config": jsonable(method),
+            "config": redact(jsonable(method), environment=False),
             "method_code": registry.code_hash("methods", cell.method),
             "seed": cell.seed,
             "skip_layers": identity["skip_layers"],
@@ -252,7 +253,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         if not any(target.iterdir()):
             raise UserError(f"{cell.title}: save() wrote nothing into its folder")
         atomic_write_json(
-            target / CARD_NAME, card_for(cell, state.plan, _own_config(method), _clips(state, method))
+            target / CARD_NAME, card_for(cell, state.plan, redact(_own_config(method)), _clips(state, method))
         )
         target.chmod(0o755)
         replace_folder(target, files.checkpoint)
@@ -264,7 +265,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         wanted,
         source="loaded" if source else "trained" if trained else "computed",
         execution=str(outcome.value.get("execution") or getattr(method, "execution", "fake")),
-        config=_own_config(method) if source is None else _published_config(source, cell),
+        config=redact(_own_config(method)) if source is None else _published_config(source, cell),
         checkpoint=display_path(folder) if source else "checkpoint",
         checkpoint_sha256=tree_sha256(folder),
         train_minutes=round(seconds / 60, 4) if trained else None,

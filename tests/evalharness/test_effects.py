@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from evalharness.crossed import crossed
 from evalharness.effects import Components, components, effect, holm, table
 from evalharness.stats import Key
 
@@ -41,9 +42,41 @@ def test_variance_components_by_hand() -> None:
     # Rows 1 3 / 2 8: grand mean 3.5; MS_seed = 2((2-3.5)^2 + (5-3.5)^2) = 9, MS_prompt = 16, MS_rest = 4.
     z = np.array([[1.0, 3.0], [2.0, 8.0]])
     assert components(z) == pytest.approx(Components(seed=2.5, prompt=6.0, rest=4.0))
+    # Of the mean, over S P = 4: W = 9/4, B = 4, rest 1. With one degree of freedom each, the doubt is
+    # sqrt(2 / 1 * (1 + 1 / 1)) = 2 times the rest, and C = 4 - 1 * (1 + 2) = 1.
     found = effect([one_dimension(row) for row in z])
-    assert found.se == pytest.approx(math.sqrt((9 + 16 - 4) / 4))
-    assert found.df == pytest.approx(21**2 / (9**2 + 16**2 + 4**2))
+    assert found.se == pytest.approx(math.sqrt(9 / 4 + 1))
+    assert found.df == 1.0
+
+
+def test_degrees_of_freedom_by_hand() -> None:
+    # W 0.2, B 0.5, rest 0, three seeds (k = 2), 41 prompts: C = 0.5, m = 3.1 / 6.2 = 1/2.
+    found = crossed(0.2, 0.5, 0.0, seeds=3, prompts=41)
+    assert found.variance == pytest.approx(0.7)
+    assert found.df == pytest.approx(1 / (math.exp(-0.5 * 0.5 / 0.2) / 2 + (0.5 / 0.7) ** 2 / 40))
+    assert float(found.margin(0.95)) == pytest.approx(
+        math.sqrt(0.7) * scipy_stats.t(float(found.df)).ppf(0.975)
+    )
+
+
+@given(st.floats(0, 10), st.floats(0.01, 10), st.integers(2, 12), st.integers(20, 1000))
+def test_many_seeds_that_differ_are_satterthwaites(rest: float, w: float, seeds: int, prompts: int) -> None:
+    """Where seeds make up nearly all, it is a t test over seeds; where none differ, one over prompts."""
+    over_seeds = crossed(1000.0 * w, 0.0, rest * 0.001, seeds, prompts)
+    assert over_seeds.df == pytest.approx(seeds - 1, rel=1e-3)
+    over_prompts = crossed(1e-9, w, 0.0, seeds, prompts)
+    assert over_prompts.df == pytest.approx(prompts - 1, rel=1e-3)
+    assert over_prompts.variance == pytest.approx(w, rel=1e-3)
+
+
+def test_seeds_that_agree_by_luck_are_not_believed() -> None:
+    """Both seeds have the mean 2 exactly, and prompts too: only the rest speaks, and it does."""
+    found = effect([one_dimension([1.0, 3.0] * 10), one_dimension([3.0, 1.0] * 10)])
+    assert found.lo is not None and found.hi is not None and found.p is not None
+    # Mean squares: rest 40/19 over S P = 40, a quarter of its root, 19 degrees of freedom.
+    half = math.sqrt(40 / 19 / 40) / 4 * scipy_stats.t(19).ppf(0.975)
+    assert (found.lo, found.hi) == pytest.approx((2 - half, 2 + half))
+    assert 0.0 < found.p < 1e-10
 
 
 def test_dimensions_weigh_alike_whatever_their_number_of_videos() -> None:
@@ -100,7 +133,9 @@ def test_holm_lies_between_p_and_bonferroni_and_keeps_the_order(p_values: list[f
     assert all(np.diff([adjusted[i] for i in order]) >= 0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("seeds", "prompts", "spread"), [(1, 50, 0), (1, 400, 0), (3, 80, 0.3), (5, 50, 1)])
+@pytest.mark.parametrize(
+    ("seeds", "prompts", "spread"), [(1, 50, 0), (2, 200, 0.3), (2, 60, 0), (3, 80, 0.3), (5, 50, 1)]
+)
 def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int, prompts: int, spread: float) -> None:
     """95 % within what 600 draws can tell; the full simulation is ``benchmarks/coverage.py``."""
     rng = np.random.default_rng([seeds, prompts])

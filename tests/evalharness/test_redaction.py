@@ -113,3 +113,99 @@ def test_a_whole_run_writes_no_secret(toy_run, tmp_path: Path, monkeypatch: pyte
     assert SECRET not in done.err + done.out and HIDDEN in done.err
     held = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
     assert held == []
+
+
+TOKEN_METHOD = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from toybench.methods import ToyRound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Private:
+    """Rounds as ``toy-round`` if it gets the token that it wants."""
+
+    name: ClassVar[str] = "private"
+    summary: ClassVar[str] = "round, with a token"
+    paper: ClassVar[str] = "none"
+    needs: ClassVar[str] = "none"
+
+    w_bits: int
+    a_bits: int
+    hub_token: str = ""
+    source: str = "https://hub.example/a"
+
+    def apply(self, model: Any, ctx: Any) -> Any:
+        if not self.hub_token.startswith("s3cr3t") or "s3cr3t" not in self.source:
+            raise ValueError("no token came through")
+        return ToyRound(w_bits=self.w_bits, a_bits=self.a_bits).apply(model, ctx)
+
+    def save(self, model: Any, folder: Path) -> None:
+        ToyRound(w_bits=self.w_bits, a_bits=self.a_bits).save(model, folder)
+
+    def load(self, model: Any, folder: Path) -> Any:
+        return ToyRound(w_bits=self.w_bits, a_bits=self.a_bits).load(model, folder)
+
+
+PLUGINS = {"methods": {"private": Private}}
+'''
+
+
+def test_secrets_in_options_reach_the_method_and_no_file(call, toy_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The method gets its token; plan.json, prepare.json, the checkpoint's card and the rest do not.
+
+    A new token is no other recipe: nothing is made again. Another source is one.
+    """
+    (tmp_path / "private.py").write_text(TOKEN_METHOD)
+
+    def run(token: str, source: str = "hub.example/a") -> Any:
+        return toy_run(
+            "--plugin", "private.py", "--methods", "private", "--bits", "3", "--limit", "1", "--no-profile",
+            "--set", f"private.hub_token={token}", "--set", f"private.source=https://me:{token}@{source}",
+        )  # fmt: skip
+
+    prepare = tmp_path / "out" / "cells" / "private-w3a3-s0" / "prepare.json"
+
+    def rows() -> dict[str, Any]:
+        cells = json.loads((tmp_path / "out" / "results.json").read_text())["cells"]
+        return {cell["id"]: cell["dimensions"] for cell in cells}
+
+    assert run(SECRET).code == 0
+    first, table = prepare.read_bytes(), rows()
+    assert set(table) == {"bf16-s0", "private-w3a3-s0"}
+    assert run("s3cr3t-another-9876543210").code == 0
+    assert prepare.read_bytes() == first
+    done = call("score", "out", "--plugin", "private.py", "--workers", "0")
+    assert (done.code, "left out" in done.err + done.out) == (0, False)
+    assert rows() == table
+    for path in (p for p in (tmp_path / "out").rglob("*") if p.is_file()):
+        assert b"s3cr3t" not in path.read_bytes(), path
+    stored = json.loads((tmp_path / "out" / "plan.json").read_text())["cells"][1]["options"]
+    assert stored == {"hub_token": HIDDEN, "source": f"https://{HIDDEN}@hub.example/a"}
+    assert run(SECRET, "hub.example/b").code == 0
+    assert prepare.read_bytes() != first
+
+
+def test_a_secret_is_no_part_of_a_rows_name(toy_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "private.py").write_text(TOKEN_METHOD)
+    done = toy_run("--plugin", "private.py", "--methods", f"private[hub_token={SECRET}]", "--bits", "3")
+    assert done.code == 2 and "a secret would be part of a name" in done.err and SECRET not in done.err
+
+
+def test_identity_does_not_hang_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTH_MODE", "per-token-and-more")
+    value = {"mode": "per-token-and-more", "url": f"https://{SECRET}@example.org/"}
+    assert redact(value)["mode"] == HIDDEN
+    assert redact(value, environment=False) == {
+        "mode": "per-token-and-more",
+        "url": f"https://{HIDDEN}@example.org/",
+    }
+
+
+def test_a_mistake_in_a_command_is_told_without_its_secret(toy_run) -> None:  # type: ignore[no-untyped-def]
+    done = toy_run("--set", "x.y=1", f"x.url=https://me:{SECRET}@hub.example/a")
+    assert done.code == 2 and "hub.example/a" in done.err and SECRET not in done.err

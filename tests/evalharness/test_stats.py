@@ -294,3 +294,11 @@ def test_fifty_prompts_are_enough_for_the_nominal_coverage(population: tuple[flo
         assert found.lo is not None and found.hi is not None
         hits += found.lo <= truth <= found.hi
     assert 0.92 <= hits / 600 <= 0.98
+
+
+def test_scores_that_differ_by_next_to_nothing_have_an_interval() -> None:
+    """The cube of their error is no number any more; the interval is that of the same scores, enlarged."""
+    small = bootstrap_ci({Key(str(i), 0): i * 6e-141 for i in range(3)}, Resampler(kind="skew-t"))
+    large = bootstrap_ci({Key(str(i), 0): i * 6.0 for i in range(3)}, Resampler(kind="skew-t"))
+    assert small.lo is not None and large.lo is not None and small.hi is not None and large.hi is not None
+    assert small.lo * 1e141 == pytest.approx(large.lo) and small.hi * 1e141 == pytest.approx(large.hi)

@@ -16,7 +16,7 @@ from typing import Any
 from evalharness.errors import UserError
 from evalharness.hashing import digest, file_sha256
 from evalharness.models.video.spec import ModelSpec
-from evalharness.store import atomic_write_json
+from evalharness.store import atomic_write_json, parse_json
 
 __all__ = ["FETCH_RECORD", "check_folder", "fingerprint", "models_cache", "read_config", "resolve_folder"]
 
@@ -119,8 +119,8 @@ def _check_transformer(folder: Path, spec: ModelSpec) -> None:
 def _check_weights(part: Path) -> None:
     """All shards that an index names are there, and every safetensors file is as long as it says."""
     for index in sorted(part.glob("*.index.json")):
-        shards = set((_json(index).get("weight_map") or {}).values())
-        missing = sorted(name for name in shards if not (part / str(name)).is_file())
+        shards = _shards(index)
+        missing = sorted(name for name in shards if not (part / name).is_file())
         if missing:
             raise UserError(
                 f"{part}: {len(missing)} of {len(shards)} shards are missing ({missing[0]}); fetch again"
@@ -135,18 +135,25 @@ def _check_weights(part: Path) -> None:
         _check_length(path)
 
 
+def _shards(index: Path) -> set[str]:
+    """The files that an index names."""
+    named = _json(index).get("weight_map") or {}
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"{index}: weight_map names no files; fetch again")
+    return set(named.values())
+
+
 def _check_length(path: Path) -> None:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < min(size, _HEADER_LIMIT) else None
-        assert header is not None
+            header = parse_json(file.read(length)) if length < min(size, _HEADER_LIMIT) else None
         end = max(
             (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
         )
         whole = size == 8 + length + end
-    except (struct.error, ValueError, KeyError, TypeError, AssertionError):
+    except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(f"{path}: truncated or no safetensors file ({size} bytes); fetch or copy it again")
@@ -163,7 +170,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; copy or fetch the folder again") from error
     except ValueError as error:
