@@ -177,7 +177,7 @@ def _made_as_asked(folder: Path, cell: Cell, registry: Registry) -> bool:
     if card is None or card.get("method") != cell.method or not isinstance(card.get("config"), dict):
         return False
     asked: dict[str, Any] = jsonable(build_method(registry, cell))
-    return redact(_rebuilt(card["config"], cell, registry)) == redact(asked)  # cards hold no secrets
+    return bool(redact(_rebuilt(card["config"], cell, registry)) == redact(asked))  # cards hold no secrets
 
 
 def _rebuilt(config: Mapping[str, Any], cell: Cell, registry: Registry) -> dict[str, Any] | None:

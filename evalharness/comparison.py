@@ -17,6 +17,7 @@ from evalharness.result_schema import (
 from evalharness.scoretable import ScoreTable
 from evalharness.stats import (
     Key,
+    Keyed,
     Resampler,
     Scores,
     bootstrap_ci,
@@ -28,6 +29,7 @@ from evalharness.totals import total_estimates
 
 __all__ = [
     "CellScores",
+    "KeyedScores",
     "columns_of",
     "differences",
     "dimension_estimate",
@@ -40,6 +42,7 @@ __all__ = [
 
 CellScores = Mapping[str, Scores]
 """Dimension -> video -> score. A video's key holds its seed, so that seeds can be put together."""
+KeyedScores = Mapping[str, Keyed]
 
 
 def resampler_of(results: Results) -> Resampler:

@@ -148,7 +148,9 @@ def _check_length(path: Path) -> None:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = parse_json(file.read(length)) if length < min(size, _HEADER_LIMIT) else None
+            if length >= min(size, _HEADER_LIMIT):
+                raise ValueError("longer than the file, or than any header")
+            header = parse_json(file.read(length))
         end = max(
             (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
         )

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from evalharness.comparison import CellScores
+from evalharness.comparison import KeyedScores
 from evalharness.stats import Key
 from evalharness.tinyworld.claims.estimates import Estimate, mean_estimate
 
@@ -57,7 +57,7 @@ class Crossed:
         return self.both.value
 
 
-def contrast(terms: Sequence[tuple[float, CellScores]]) -> dict[str, dict[Key, float]]:
+def contrast(terms: Sequence[tuple[float, KeyedScores]]) -> dict[str, dict[Key, float]]:
     """Sum of factor times score, video by video, from the videos that all terms have."""
     dimensions = sorted(set.intersection(*(set(scores) for _, scores in terms)))
     return {name: _sum([(factor, scores[name]) for factor, scores in terms]) for name in dimensions}
@@ -68,7 +68,7 @@ def _sum(terms: Sequence[tuple[float, Mapping[Key, float]]]) -> dict[Key, float]
     return {key: math.fsum(factor * scores[key] for factor, scores in terms) for key in sorted(keys)}
 
 
-def crossed(differences: Mapping[str, CellScores], dimensions: Sequence[str]) -> Crossed:
+def crossed(differences: Mapping[str, KeyedScores], dimensions: Sequence[str]) -> Crossed:
     """Unweighted mean over ``dimensions`` of the differences' means, with its intervals.
 
     ``differences`` is training seed -> dimension -> video -> difference. A video that one seed lacks
@@ -85,7 +85,7 @@ def crossed(differences: Mapping[str, CellScores], dimensions: Sequence[str]) ->
 
 
 def _common(
-    differences: Mapping[str, CellScores], seed: str, dimensions: Sequence[str]
+    differences: Mapping[str, KeyedScores], seed: str, dimensions: Sequence[str]
 ) -> dict[str, dict[Key, float]]:
     """One seed's differences of the videos that all seeds have."""
     found = {}
@@ -95,7 +95,7 @@ def _common(
     return found
 
 
-def _over_prompts(tables: Sequence[CellScores], value: float) -> Estimate:
+def _over_prompts(tables: Sequence[KeyedScores], value: float) -> Estimate:
     """``value`` as a mean over prompts, each with its part in every seed and dimension."""
     prompts = sorted({key.prompt for rows in tables[0].values() for key in rows})
     parts: dict[str, list[float]] = {prompt: [] for prompt in prompts}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.api import Bits
-from evalharness.comparison import CellScores, scores_of
+from evalharness.comparison import KeyedScores, scores_of
 from evalharness.errors import UserError
 from evalharness.results import CellResult, Results, read_results
 
@@ -30,7 +30,7 @@ class ScoredArm:
         options: of the method, as JSON values.
     """
 
-    scores: CellScores
+    scores: KeyedScores
     expected: Mapping[str, int]
     options: Mapping[str, Any]
 
