@@ -56,6 +56,7 @@ class NativeMetric:
     summary: ClassVar[str]
     weights: ClassVar[tuple[str, ...]] = ()
     cost_ms: ClassVar[float] = 100.0
+    low: ClassVar[float] = 0.0  # -1 for a cosine that VBench does not cut at 0
     version: ClassVar[int] = 1
 
     def __init__(
@@ -75,6 +76,7 @@ class NativeMetric:
         self.batch = batch
         self.folder = folder or weight_files.weights_folder()
         self.info = MetricInfo(
+            low=self.low,
             version=self.version,
             cost_ms=self.cost_ms,
             faithful_to="vbench" if precision == "float32" else f"vbench, in {precision}",
