@@ -154,11 +154,11 @@ def native_judge(dimension: str, shelf: Path, device: str, precision: str, batch
     if dimension == "static_filter":
         judge = static_filter.StaticFilter(**options)
         return lambda video: float(judge.judge(video)["static"])
-    metric = _NATIVE[dimension](**options)
+    metric = NATIVE[dimension](**options)
     return lambda video: float(metric.score(video, sample))
 
 
-_NATIVE: dict[str, Callable[..., Any]] = {
+NATIVE: dict[str, Callable[..., Any]] = {
     "dynamic_degree": dynamic_degree.DynamicDegree,
     "subject_consistency": subject_consistency.SubjectConsistency,
     "background_consistency": background_consistency.BackgroundConsistency,

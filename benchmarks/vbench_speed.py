@@ -63,9 +63,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def make_clips(
     folder: Path, count: int, shapes: dict[str, tuple[int, int, int, int]]
 ) -> list[tuple[str, Path]]:
-    """Blurred noise that slides under a disc that moves; (size, file) in turns of the sizes."""
-    import cv2
-
+    """(size, file) in turns of the sizes."""
     from benchmarks.vbench_networks import ACTION
     from evalharness.video import write_video
 
@@ -73,18 +71,25 @@ def make_clips(
     for number in range(count):
         size = list(shapes)[number % len(shapes)]
         frames, height, width, fps = shapes[size]
-        rng = np.random.default_rng(number)
-        noise = rng.uniform(0, 255, (height // 8, width // 8 + 80, 3)).astype(np.float32)
-        noise = cv2.resize(noise, (width + 640, height), interpolation=cv2.INTER_CUBIC).clip(0, 255)
-        shown = []
-        for t in range(frames):
-            image = noise[:, 2 * t : 2 * t + width].copy()
-            cv2.circle(image, (40 + 4 * t, height // 2), height // 6, (250, 40, 40), -1)
-            shown.append(image.astype(np.uint8))
         path = folder / f"A person is {ACTION}-{number}.mp4"
-        write_video(path, np.stack(shown), fps)
+        write_video(path, moving(number, frames, height, width), fps)
         made.append((size, path))
     return made
+
+
+def moving(seed: int, frames: int, height: int, width: int) -> np.ndarray:
+    """Blurred noise that slides under a disc that moves; uint8 [T, H, W, 3]."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    noise = rng.uniform(0, 255, (height // 8, width // 8 + 80, 3)).astype(np.float32)
+    noise = cv2.resize(noise, (width + 640, height), interpolation=cv2.INTER_CUBIC).clip(0, 255)
+    shown = []
+    for t in range(frames):
+        image = noise[:, 2 * t : 2 * t + width].copy()
+        cv2.circle(image, (40 + 4 * t, height // 2), height // 6, (250, 40, 40), -1)
+        shown.append(image.astype(np.uint8))
+    return np.stack(shown)
 
 
 class Timed:

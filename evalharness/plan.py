@@ -329,7 +329,7 @@ def _default_output(config: RunConfig) -> str:
 def _check_scale(name: str, info: MetricInfo) -> None:
     """The mean over dimensions takes raw values, so that all must be on one scale.
 
-    A cosine, -1..1, is on it: its 1 is the scale's, and a negative one enters the mean as it is, as in VBench.
+    A cosine, -1..1, is on it: its 1 is the scale's; a negative one enters the mean as it is, as in VBench.
     """
     if info.high != 1 or info.low not in (0, -1):
         problem = f"range {info.low:g}..{info.high:g}"
