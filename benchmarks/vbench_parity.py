@@ -141,9 +141,8 @@ class Comparison:
         from evalharness.upstream.driver import Upstream, UpstreamVideo, score_dimensions
 
         where = Upstream(python=self._env / "bin" / "python", cache=self._cache, local=True)
-        videos = [
-            UpstreamVideo(str(number), path, self._prompt) for number, path in enumerate(clips.values())
-        ]
+        prompt = _asked(dimension).prompt
+        videos = [UpstreamVideo(str(number), path, prompt) for number, path in enumerate(clips.values())]
         [scored] = score_dimensions(where, [dimension], videos)
         if scored.error:
             raise RuntimeError(f"{dimension}: {scored.error}")

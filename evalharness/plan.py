@@ -189,7 +189,7 @@ def build_plan(config: RunConfig, registry: Registry, fingerprint: str | None = 
         device=device,
         batch_size=config.batch_size,
         skip_layers=config.skip_layers,
-        workers=_workers(config),
+        workers=worker_count(config),
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
@@ -213,7 +213,7 @@ def _notes(protocol: EvalProtocol, model: str, settings: GenerationSettings) -> 
     return tuple(protocol_notes(protocol, model, settings.frames, settings.fps, fixed_noise=fixed))
 
 
-def _workers(config: RunConfig) -> int:
+def worker_count(config: RunConfig) -> int:
     """As asked; torchrun has said it already, and of a cluster nobody here knows the size."""
     if config.executor == "torchrun":
         from evalharness.executors.torchrun import world_size

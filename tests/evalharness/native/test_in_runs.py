@@ -6,6 +6,7 @@ import errno
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,16 +147,24 @@ def test_each_worker_s_likely_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "metric", "expected"),
-    [("cpu", "voter", 6), ("cuda", "voter", 1), ("cuda", "without a device", 6), ("cuda", "steadiness", 1)],
+    ("device", "executor", "metric", "expected"),
+    [
+        ("cpu", "local", "voter", 6),
+        ("cuda", "local", "voter", 1),
+        ("cuda", "local", "without a device", 6),
+        ("cuda", "local", "steadiness", 1),
+        ("cuda", "torchrun", "steadiness", 6),  # a GPU for each
+        ("cuda", "ray", "voter", 6),
+    ],
 )
-def test_one_process_has_the_gpu_s_metrics(device: str, metric: str, expected: int) -> None:
+def test_one_process_has_the_gpu_s_metrics(device: str, executor: str, metric: str, expected: int) -> None:
     class Registry(Plugins):
         def get(self, kind: str, name: str) -> type[Any]:
             return object if name == "without a device" else super().get(kind, name)
 
+    plan: Any = SimpleNamespace(device=device, executor=executor, workers=6)
     tasks = [Task(kind="score", key="a", payload={"due": [{"metric": metric}]})]
-    assert score.workers_at_once(device, 6, tasks, Registry()) == expected  # type: ignore[arg-type]
+    assert score.workers_at_once(plan, tasks, Registry()) == expected  # type: ignore[arg-type]
 
 
 def test_a_disk_that_refuses_is_no_damage_of_the_video(
