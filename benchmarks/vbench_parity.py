@@ -51,8 +51,21 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
 }
 VOTES = ("dynamic_degree", "human_action")
 UPSTREAM_ONLY = ("motion_smoothness",)
-# A forward pass of these is of many frames at once, whatever the clip: two clips tell as much.
-FEW = {"human_action": 2, "overall_consistency": 4, "temporal_style": 4}
+# Networks so large that a few clips must do on a CPU; the others judge all.
+FEW: Mapping[str, tuple[str, ...]] = {
+    "subject_consistency": (
+        "square",
+        "wide",
+        "portrait",
+        "odd",
+        "larger than 512",
+        "real: carphone_pristine",
+    ),
+    "aesthetic_quality": ("square", "odd", "larger than 512", "tinyworld: moving left"),
+    "overall_consistency": ("portrait", "20 frames"),
+    "temporal_style": ("wide",),
+    "human_action": ("20 frames",),
+}
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -135,7 +148,8 @@ class Comparison:
 
     def _upstream(self, dimension: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The package's value of each clip; of a vote, with what it is made of."""
-        clips = dict(list(self._clips.items())[-FEW.get(dimension, len(self._clips)) :])
+        few = FEW.get(dimension, tuple(self._clips))
+        clips = {name: path for name, path in self._clips.items() if name in few}
         if dimension in VOTES:
             return self._behind(dimension, clips), {}
         from evalharness.upstream.driver import Upstream, UpstreamVideo, score_dimensions
