@@ -110,8 +110,12 @@ def build(name: str, tiny: bool, device: str = "cpu") -> nn.Module:
         ImportError: its package is not there.
     """
     spec = {**base.SPECS.get(name, {}), **(TINY.get(name, {}) if tiny else {})}
-    with torch.device(device):
-        return _sane(_BUILDERS[name](spec).to(device))
+    try:
+        with torch.device(device):
+            network = _BUILDERS[name](spec).to(device)
+    except RuntimeError:  # a class that mixes devices while it is built
+        network = _BUILDERS[name](spec).to(device)
+    return _sane(network)
 
 
 def shelve(name: str, network: nn.Module, folder: Path) -> None:

@@ -36,7 +36,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=20, help="in turns of both sizes (20)")
     parser.add_argument("--dimensions", default="", help="of these only, a comma list (all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precisions", default="float32", help="of the native side, a comma list")
+    parser.add_argument(
+        "--precisions",
+        default="float32",
+        help="of the native side, of float32, bfloat16 and compiled, a comma list",
+    )
     parser.add_argument("--math", default="default", help="default, strict or both, a comma list")
     parser.add_argument("--frames", type=int, default=0, help="of each clip, at most (all)")
     parser.add_argument("--batch", type=int, default=16, help="frames at a time, native side")
