@@ -42,6 +42,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the native side, of float32, bfloat16 and compiled, a comma list",
     )
     parser.add_argument("--math", default="default", help="default, strict or both, a comma list")
+    parser.add_argument("--sizes", type=int, default=2, help="of the two sizes the first so many")
     parser.add_argument("--frames", type=int, default=0, help="of each clip, at most (all)")
     parser.add_argument("--batch", type=int, default=16, help="frames at a time, native side")
     parser.add_argument(
@@ -347,7 +348,7 @@ def _both(
 def _shapes(given: argparse.Namespace) -> dict[str, tuple[int, int, int, int]]:
     """Sizes of the clips, their names telling how many frames are kept."""
     shapes = {}
-    for frames, height, width, fps in (TINY_SHAPES if given.tiny else SHAPES).values():
+    for frames, height, width, fps in list((TINY_SHAPES if given.tiny else SHAPES).values())[: given.sizes]:
         kept = min(frames, given.frames or frames)
         shapes[f"{kept}x{height}x{width}"] = (kept, height, width, fps)
     return shapes
