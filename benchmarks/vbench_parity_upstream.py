@@ -87,7 +87,7 @@ def _raft(cache: Path) -> None:
 
 
 def _viclip(cache: Path) -> None:
-    state = build("viclip-l14", False).state_dict()
+    state = {**build("viclip-l14", False).state_dict(), "temp": torch.tensor(0.01)}  # not used to judge
     _saved(cache, "ViCLIP/ViClip-InternVid-10M-FLT.pth", {"model": state})
 
 

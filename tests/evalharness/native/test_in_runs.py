@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,3 +180,19 @@ def test_a_disk_that_refuses_is_no_damage_of_the_video(
     payload = {"prompt_id": "0000", "index": 0, "seed": 1, "path": str(tmp_path / "v.mp4"), "due": []}
     with pytest.raises(OSError, match="Too many open files"):
         score.work(session, {**payload, "sha256": "0"})
+
+
+@pytest.mark.slow
+def test_memory_for_81_frames_of_720p_is_bounded(tmp_path: Path) -> None:
+    """Frames stay bytes, 224 MB, twice while they are stacked; VBench holds them as 0.9 GB of float32."""
+    ramp = (np.arange(1280) % 256).astype(np.uint8)[None, None, :, None]
+    frames = np.broadcast_to(ramp, (81, 720, 1280, 3))
+    (tmp_path / "large.mp4").write_bytes(encode_video(frames, 16))
+    root = Path(__file__).parents[3]
+    path = os.pathsep.join([str(root), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("large_video.py")), "large.mp4", "weights"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert frames.nbytes / 2**20 < float(done.stdout) < 750
