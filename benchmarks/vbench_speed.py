@@ -41,7 +41,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="float32",
         help="of the native side, of float32, bfloat16 and compiled, a comma list",
     )
-    parser.add_argument("--math", default="default", help="default, strict or both, a comma list")
+    parser.add_argument(
+        "--math",
+        default="default",
+        help="default, strict or both, a comma list; of the second, the first precision alone",
+    )
     parser.add_argument("--sizes", type=int, default=2, help="of the two sizes the first so many")
     parser.add_argument("--frames", type=int, default=0, help="of each clip, at most (all)")
     parser.add_argument("--batch", type=int, default=16, help="frames at a time, native side")
@@ -165,8 +169,9 @@ def time_native(
     shelf: Path,
     given: argparse.Namespace,
     precision: str,
+    end: float,
 ) -> Timed:
-    """All dimensions of a clip together, decoded once; on a GPU the next is decoded meanwhile."""
+    """Until ``end`` (``time.monotonic``): all dimensions of a clip together, decoded once; on a GPU the next is decoded meanwhile."""
     from benchmarks.measuring import Deadline
     from benchmarks.vbench_sides import native_judge
     from evalharness.api import Video
@@ -181,7 +186,7 @@ def time_native(
         assert video is not None
         for judge in judges.values():  # networks are loaded, kernels are chosen
             judge(video)
-    deadline = Deadline(given.limit_s * len(dimensions))
+    deadline = Deadline(min(given.limit_s * len(dimensions), end - time.monotonic()))
     for number, (size, path) in enumerate(clips):
         if number >= sizes and number % sizes == 0 and deadline.passed:
             break
@@ -312,7 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             set_math(math)
             # Of what is left, three quarters for the first of two.
             until = end - (end - time.monotonic()) * 0.25 * (len(maths) - 1 - number)
-            for told in _both(dimensions, clips, root / "shelf", networks, given, until):
+            precisions = given.precisions.split(",")[: None if number == 0 else 1]
+            for told in _both(dimensions, clips, root / "shelf", networks, given, until, precisions):
                 found[math] = told
                 _write(given.output, {"math": found, **facts})
         for math, by_precision in found.items():
@@ -329,8 +335,9 @@ def _both(
     networks: Any,
     given: argparse.Namespace,
     end: float,
+    precisions: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    """What is known after each step, by native's precision."""
+    """What is known after each step, by native's precision; native gets a sixth of the time at most."""
     native: dict[str, Timed] = {}
     upstream = Timed()
     sizes = list(dict.fromkeys(size for size, _ in clips))
@@ -338,8 +345,10 @@ def _both(
     def known() -> dict[str, Any]:
         return {name: summary(upstream, timed, dimensions, sizes) for name, timed in native.items()}
 
-    for precision in given.precisions.split(","):
-        native[precision] = time_native(dimensions, clips, shelf, given, precision)
+    share = (end - time.monotonic()) / 6 / len(precisions)
+    for precision in precisions:
+        until = time.monotonic() + share
+        native[precision] = time_native(dimensions, clips, shelf, given, precision, until)
         yield known()
     for _ in time_upstream(dimensions, clips, networks, given, end, upstream):
         yield known()
