@@ -171,7 +171,10 @@ def time_native(
     precision: str,
     end: float,
 ) -> Timed:
-    """Until ``end`` (``time.monotonic``): all dimensions of a clip together, decoded once; on a GPU the next is decoded meanwhile."""
+    """All dimensions of a clip together, decoded once; on a GPU the next is decoded meanwhile.
+
+    No clip is begun after ``end``, by ``time.monotonic``, but the first of each size.
+    """
     from benchmarks.measuring import Deadline
     from benchmarks.vbench_sides import native_judge
     from evalharness.api import Video
