@@ -17,8 +17,10 @@ import pytest
 
 from evalharness.api import MetricInfo, Prompt, Sample, Skip, Video
 from evalharness.executor import Task, WorkerSpec
+from evalharness.native import aesthetic_quality, bf16, compiled
 from evalharness.native.base import NativeMetric, at_least
 from evalharness.native.temporal_flickering import steadiness
+from evalharness.native.weights import FOLDER_VARIABLE, store
 from evalharness.session import Session
 from evalharness.stages import score
 from evalharness.video import encode_video
@@ -196,3 +198,35 @@ def test_memory_for_81_frames_of_720p_is_bounded(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert frames.nbytes / 2**20 < float(done.stdout) < 750
+
+
+def test_what_a_score_is_known_by(
+    folder: Path, networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, mode, code and prompt; each alone makes an old score stale."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    code = ["a"]
+
+    class Registry:
+        def get(self, kind: str, name: str) -> type[Any]:
+            modes = {"vbench": aesthetic_quality, "vbench-bf16": bf16, "vbench-compiled": compiled}
+            return modes[name].AestheticQuality
+
+        def code_hash(self, kind: str, name: str) -> str:
+            return code[0]
+
+    def known(name: str = "vbench", text: str = "a pond") -> str:
+        prompt = Prompt(id="0000", text=text, dimensions=("aesthetic_quality",))
+        return score.MetricHashes(Registry()).of(name, prompt)  # type: ignore[arg-type]
+
+    first = known()
+    found = {first, known("vbench-bf16"), known("vbench-compiled"), known(text="a lake")}
+    code[0] = "b"
+    found.add(known())
+    code[0] = "a"
+    assert known() == first
+    state = dict(networks["aesthetic-linear"].state_dict())
+    store("aesthetic-linear", {**state, "bias": state["bias"] + 1}, folder)
+    assert len({*found, known()}) == 6
+    store("aesthetic-linear", state, folder)
+    assert known() == first
