@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import vbench_parity, vbench_real
 from benchmarks.vbench_networks import _bare_parents
-from benchmarks.vbench_speed import Timed, _seconds, _shapes, moving, set_math, summary
+from benchmarks.vbench_speed import Timed, _seconds, _shapes, as_they_run, moving, set_math, summary
 
 
 def timed(**seconds: list[float]) -> Timed:
@@ -43,6 +43,14 @@ def test_a_run_that_is_cut_off_says_no_ratio() -> None:
     assert row["times_faster"] is row["times_faster_apart"] is row["upstream_s"]["together"] is None
     assert row["upstream_s"]["a"] == 4.0
     assert set(told["largest_difference"]) == {"a"}
+
+
+def test_as_they_run_is_the_package_s_default_over_our_strict() -> None:
+    native = timed(decoding=[0.5], a=[1.0], together=[2.0])
+    strict = {"float32": summary(timed(a=[9.0]), native, ["a"], ["small"])}
+    default = {"float32": summary(timed(a=[7.0]), timed(a=[0.1], together=[0.1]), ["a"], ["small"])}
+    assert as_they_run({"strict": strict}) == {}
+    assert as_they_run({"strict": strict, "default": default}) == {"small": 3.5}
 
 
 def test_the_processor_s_clock_does_not_run_while_others_do() -> None:
