@@ -269,7 +269,7 @@ def differences(upstream: Timed, native: Timed) -> dict[str, float]:
 
 
 def as_they_run(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Times faster by size: the package with torch's own settings over native without TF32, as in the harness."""
+    """By size: the package with torch's own settings over native without TF32, as in the harness."""
     if not {"default", "strict"} <= found.keys():
         return {}
     [theirs, ours] = (next(iter(found[name].values()))["sizes"] for name in ("default", "strict"))
