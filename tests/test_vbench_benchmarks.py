@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from benchmarks import vbench_parity, vbench_real
 from benchmarks.vbench_networks import _bare_parents
 from benchmarks.vbench_speed import Timed, _seconds, _shapes, as_they_run, moving, set_math, summary
+
+
+RECORDS = Path(__file__).parents[1] / "results" / "benchmarks"
 
 
 def timed(**seconds: list[float]) -> Timed:
@@ -126,10 +130,42 @@ def test_a_package_whose_own_imports_fail_gives_its_parts(
 
 
 def test_records_hold_what_the_scripts_write() -> None:
-    folder = Path(__file__).parents[1] / "results" / "benchmarks"
-    parity = json.loads((folder / "vbench_parity.json").read_text())["dimensions"]
+    parity = json.loads((RECORDS / "vbench_parity.json").read_text())["dimensions"]
     assert set(parity) == set(vbench_parity.NETWORKS)
     for dimension, found in parity.items():
         if dimension not in vbench_parity.UPSTREAM_ONLY:
             assert found["compared"] == len(found["clips"]) > 0, dimension
             assert found["largest_difference"] <= 1e-5, dimension
+
+
+def table(first: str) -> dict[str, list[str]]:
+    """Rows of the one table in docs/protocols.md whose heading begins with ``first``, by their first cell."""
+    lines = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text().splitlines()
+    [start] = [number for number, line in enumerate(lines) if line.startswith(f"| {first} |")]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    cells = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in rows]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_the_table_of_parity_is_its_record() -> None:
+    parity = json.loads((RECORDS / "vbench_parity.json").read_text())["dimensions"]
+    assert table("Dimension at its published size") == {
+        name: [str(found["compared"]), f"{found['largest_difference']:.0e}"]
+        for name, found in parity.items()
+        if found["compared"]
+    }
+
+
+def test_the_table_of_real_videos_is_its_record() -> None:
+    clips = json.loads((RECORDS / "vbench_real.json").read_text())["clips"]
+    shown = table("Clip")
+    assert list(shown) == list(clips)
+    for name, found in clips.items():
+        assert shown[name] == [
+            found["shape"],
+            f"{found['temporal_flickering']:.4f}",
+            f"{found['moving']} of {found['wanted']}",
+            f"{found['statistic']:.2f}",
+            "yes" if found["dynamic"] else "no",
+        ]
+        assert found["dynamic"] is (found["moving"] >= found["wanted"])
