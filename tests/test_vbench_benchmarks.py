@@ -16,7 +16,6 @@ from benchmarks import vbench_parity, vbench_real
 from benchmarks.vbench_networks import _bare_parents
 from benchmarks.vbench_speed import Timed, _seconds, _shapes, as_they_run, moving, set_math, summary
 
-
 RECORDS = Path(__file__).parents[1] / "results" / "benchmarks"
 
 
