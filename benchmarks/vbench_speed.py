@@ -14,6 +14,7 @@ A dimension whose packages are missing is left out of both sides and named.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -64,6 +65,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--upstream", nargs="*", default=[], metavar="FOLDER")
     parser.add_argument("--merges", type=Path, default=None, help="bpe_simple_vocab_16e6.txt.gz (clip's)")
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="of runs over some dimensions each: measure nothing",
+    )
     parser.add_argument("--tiny", action="store_true", help="small networks and clips: a trial")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     return parser.parse_args(argv)
@@ -255,6 +263,48 @@ def summary(
     return {"sizes": table, "largest_difference": differences(upstream, native)}
 
 
+def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of runs that had some dimensions each, where memory does not hold all networks at once.
+
+    The clip is decoded once, as in one run: the shortest of the times that were taken.
+
+    Raises:
+        ValueError: they differ in anything but their dimensions.
+    """
+    facts = [{key: part[key] for key in ("device", "threads", "clips", "clock", "commit")} for part in parts]
+    if any(fact != facts[0] for fact in facts):
+        raise ValueError(f"--merge: the runs differ: {facts}")
+    found: dict[str, Any] = {}
+    for math, by_precision in parts[0]["math"].items():
+        found[math] = {}
+        for precision in by_precision:
+            told = [part["math"][math][precision] for part in parts]
+            table = {
+                size: _one_row([each["sizes"][size] for each in told])
+                for size in by_precision[precision]["sizes"]
+            }
+            apart = {name: value for each in told for name, value in each["largest_difference"].items()}
+            found[math][precision] = {"sizes": table, "largest_difference": apart}
+    return {**parts[0], "math": found, "times_faster_as_they_run": as_they_run(found), "merged": len(parts)}
+
+
+def _one_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    own = ("decoding", "together", "apart")
+    theirs = {name: value for row in rows for name, value in row["upstream_s"].items() if name not in own}
+    ours = {name: value for row in rows for name, value in row["native_s"].items() if name not in own}
+    decoding = min(row["native_s"]["decoding"] for row in rows)
+    total, together = sum(theirs.values()), decoding + sum(ours.values())
+    alone = together + decoding * (len(ours) - 1)
+    counts = {name: n for row in rows for name, n in row["clips_timed"]["upstream"].items()}
+    return {
+        "times_faster": _over(total, together),
+        "times_faster_apart": _over(total, alone),
+        "upstream_s": {**theirs, "together": total},
+        "native_s": {"decoding": decoding, **ours, "together": together, "apart": alone},
+        "clips_timed": {"native": min(row["clips_timed"]["native"] for row in rows), "upstream": counts},
+    }
+
+
 def differences(upstream: Timed, native: Timed) -> dict[str, float]:
     """The largest of all clips, by dimension."""
     return {
@@ -300,6 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.measuring import surroundings
 
     given = arguments(argv)
+    if given.merge:
+        _write(given.output, merged([json.loads(path.read_text()) for path in given.merge]))
+        return 0
     end = time.monotonic() + given.budget_s
     if given.threads:
         torch.set_num_threads(given.threads)

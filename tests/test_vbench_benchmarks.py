@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from benchmarks import vbench_parity, vbench_real
 from benchmarks.vbench_networks import _bare_parents
-from benchmarks.vbench_speed import Timed, _seconds, _shapes, as_they_run, moving, set_math, summary
+from benchmarks.vbench_speed import Timed, _seconds, _shapes, as_they_run, merged, moving, set_math, summary
 
 RECORDS = Path(__file__).parents[1] / "results" / "benchmarks"
 
@@ -46,6 +47,26 @@ def test_a_run_that_is_cut_off_says_no_ratio() -> None:
     assert row["times_faster"] is row["times_faster_apart"] is row["upstream_s"]["together"] is None
     assert row["upstream_s"]["a"] == 4.0
     assert set(told["largest_difference"]) == {"a"}
+
+
+def test_runs_over_some_dimensions_each_are_one() -> None:
+    """Merged, they equal one run with all, but for the decoding that each had to do."""
+    facts = {"device": "cpu", "threads": 1, "clips": 1, "clock": "cpu", "commit": "c"}
+
+    def part(decoding: float, **seconds: tuple[float, float]) -> dict[str, Any]:
+        theirs = timed(**{name: [pair[0]] for name, pair in seconds.items()})
+        together = decoding + sum(pair[1] for pair in seconds.values())
+        ours = timed(
+            decoding=[decoding], together=[together], **{name: [pair[1]] for name, pair in seconds.items()}
+        )
+        return {**facts, "math": {"default": {"float32": summary(theirs, ours, list(seconds), ["small"])}}}
+
+    whole = part(0.5, a=(4.0, 1.0), b=(2.0, 0.5), c=(8.0, 3.0))
+    made = merged([part(0.75, a=(4.0, 1.0), b=(2.0, 0.5)), part(0.5, c=(8.0, 3.0))])
+    assert made["math"] == whole["math"]
+    assert made["merged"] == 2
+    with pytest.raises(ValueError, match="the runs differ"):
+        merged([whole, {**whole, "threads": 2}])
 
 
 def test_as_they_run_is_the_package_s_default_over_our_strict() -> None:
