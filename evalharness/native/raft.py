@@ -148,7 +148,7 @@ class SeparableGru(nn.Module):
                     torch.cat([hidden, motion], dim=1),
                     functional.conv2d(context, fixed, bias, padding=padding),
                 ]
-            found.append(Gates(*parts, padding=padding))
+            found.append(Gates(parts[0], parts[1], parts[2], parts[3], padding))
         return found
 
     def forward(self, hidden: Tensor, motion: Tensor, gates: list[Gates]) -> Tensor:
