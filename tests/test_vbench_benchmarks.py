@@ -189,3 +189,14 @@ def test_the_table_of_real_videos_is_its_record() -> None:
             "yes" if found["dynamic"] else "no",
         ]
         assert found["dynamic"] is (found["moving"] >= found["wanted"])
+
+
+def test_the_table_of_seconds_is_its_record() -> None:
+    record = json.loads((RECORDS / "vbench_speed-cpu.json").read_text())
+    [row] = record["math"]["default"]["float32"]["sizes"].values()
+    shown = table("Seconds a clip")
+    last = shown.pop("together, native decoding once")
+    assert last == [f"{row[side]['together']:.2f}" for side in ("upstream_s", "native_s")]
+    both = row["upstream_s"], row["native_s"]
+    assert shown == {name: [f"{side[name]:.2f}" for side in both] for name in both[0] if name != "together"}
+    assert max(record["math"]["default"]["float32"]["largest_difference"].values()) <= 1e-5
