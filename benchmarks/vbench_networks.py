@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import math
 import os
 import sys
 import types
@@ -60,12 +61,32 @@ def prepare_imports(folders: list[str], cache: Path, merges: Path | None) -> Non
     _stand_in_if_absent("pkg_resources", packaging=importlib.import_module("packaging"))
     _stand_in_if_absent("numpy.lib.function_base", disp=print)
     importlib.import_module("packaging.version")
+    _stand_in_if_absent("requests")
+    _stand_in_if_absent("scipy", __path__=[], interpolate=None)  # named by RAFT's training, not used here
+    _stand_in_if_absent("scipy.special", factorial=math.factorial)
+    _bare_parents("pyiqa")
     file = (
         merges or Path(str(importlib.import_module("clip").__file__)).parent / "bpe_simple_vocab_16e6.txt.gz"
     )
     (cache / "ViCLIP").mkdir(parents=True, exist_ok=True)
     (cache / "ViCLIP" / "bpe_simple_vocab_16e6.txt.gz").write_bytes(file.read_bytes())
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
+
+
+def _bare_parents(name: str) -> None:
+    """Make submodules of package ``name`` importable where its own imports lack something."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        spec = importlib.machinery.PathFinder.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            return
+        [folder] = spec.submodule_search_locations
+        for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == name]:
+            del sys.modules[loaded]
+        for part in ("", "archs", "data", "utils"):
+            path = [str(Path(folder) / part)]
+            _stand_in(f"{name}.{part}".rstrip("."), __path__=path)
 
 
 def _stand_in_if_absent(name: str, **members: Any) -> None:
@@ -82,14 +103,19 @@ def _stand_in(name: str, **members: Any) -> None:
     sys.modules[name] = module
 
 
-def build(name: str, tiny: bool) -> nn.Module:
-    """Upstream's network of that name with random weights, on the CPU in float32.
+def build(name: str, tiny: bool, device: str = "cpu") -> nn.Module:
+    """Upstream's network of that name with random weights, drawn on ``device``, in float32.
 
     Raises:
         ImportError: its package is not there.
     """
     spec = {**base.SPECS.get(name, {}), **(TINY.get(name, {}) if tiny else {})}
-    return _sane(_BUILDERS[name](spec))
+    try:
+        with torch.device(device):
+            network = _BUILDERS[name](spec).to(device)
+    except RuntimeError:  # a class that mixes devices while it is built
+        network = _BUILDERS[name](spec).to(device)
+    return _sane(network)
 
 
 def shelve(name: str, network: nn.Module, folder: Path) -> None:
@@ -114,7 +140,7 @@ def use_sizes(tiny: bool) -> None:
 
 def _sane(network: nn.Module) -> nn.Module:
     """Weights that keep activations of order one; fixed tables stay."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if not tensor.is_floating_point() or name in ("logit_scale", "temp"):

@@ -143,10 +143,15 @@ _UPSTREAM: dict[str, Callable[[Any, Networks, str], Judge]] = {
 
 
 def native_judge(dimension: str, shelf: Path, device: str, precision: str, batch: int) -> NativeJudge:
-    """Our value of one decoded video; RAFT and MUSIQ run in float32 whatever the precision."""
+    """Our value of one decoded video; RAFT and MUSIQ run in float32 whatever the precision.
+
+    ``compiled`` as precision is bfloat16 with compiled networks.
+    """
     if dimension in ("static_filter", "dynamic_degree", "imaging_quality"):
         precision = "float32"
     options: dict[str, Any] = {"folder": shelf, "device": device, "precision": precision, "batch": batch}
+    if precision == "compiled":
+        options |= {"precision": "bfloat16", "compiled": True}
     prompt = Prompt(id="0000", text=TEXT, dimensions=(), labels={"action": ACTION, "appearance_style": STYLE})
     sample = Sample(prompt=prompt, index=0, seed=0)
     if dimension == "temporal_flickering":
@@ -154,11 +159,11 @@ def native_judge(dimension: str, shelf: Path, device: str, precision: str, batch
     if dimension == "static_filter":
         judge = static_filter.StaticFilter(**options)
         return lambda video: float(judge.judge(video)["static"])
-    metric = _NATIVE[dimension](**options)
+    metric = NATIVE[dimension](**options)
     return lambda video: float(metric.score(video, sample))
 
 
-_NATIVE: dict[str, Callable[..., Any]] = {
+NATIVE: dict[str, Callable[..., Any]] = {
     "dynamic_degree": dynamic_degree.DynamicDegree,
     "subject_consistency": subject_consistency.SubjectConsistency,
     "background_consistency": background_consistency.BackgroundConsistency,

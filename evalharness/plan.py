@@ -199,7 +199,7 @@ def build_plan(config: RunConfig, registry: Registry, fingerprint: str | None = 
         device=device,
         batch_size=config.batch_size,
         skip_layers=config.skip_layers,
-        workers=_workers(config),
+        workers=worker_count(config),
         load="never" if config.train else config.load,
         train=config.train,
         profile=config.profile,
@@ -224,7 +224,7 @@ def _notes(protocol: EvalProtocol, model: str, settings: GenerationSettings) -> 
     return tuple(protocol_notes(protocol, model, settings.frames, settings.fps, fixed_noise=fixed))
 
 
-def _workers(config: RunConfig) -> int:
+def worker_count(config: RunConfig) -> int:
     """As asked; torchrun has said it already, and of a cluster nobody here knows the size."""
     if config.executor == "torchrun":
         from evalharness.executors.torchrun import world_size
@@ -338,8 +338,11 @@ def _default_output(config: RunConfig) -> str:
 
 
 def _check_scale(name: str, info: MetricInfo) -> None:
-    """The mean over dimensions takes raw values, so that all must be on one scale."""
-    if (info.low, info.high) != (0, 1):
+    """The mean over dimensions takes raw values, so that all must be on one scale.
+
+    A cosine, -1..1, is on it: its 1 is the scale's; a negative one enters the mean as it is, as in VBench.
+    """
+    if info.high != 1 or info.low not in (0, -1):
         problem = f"range {info.low:g}..{info.high:g}"
     elif not info.higher_is_better:
         problem = "lower is better"

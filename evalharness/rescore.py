@@ -8,7 +8,7 @@ from evalharness.cells import GIVEN
 from evalharness.config import RunConfig
 from evalharness.console import Console
 from evalharness.errors import UserError
-from evalharness.executor import local_executor
+from evalharness.executor import build_executor
 from evalharness.plan import build_plan
 from evalharness.planfile import PlanFile, read_plan_file
 from evalharness.registry import Registry
@@ -29,7 +29,7 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
 
     Args:
         folder: made by ``run``.
-        config: of it, ``dimensions``, ``metric``, ``device``, ``workers`` and ``plugin`` count.
+        config: of it, ``dimensions``, ``metric``, ``device``, ``workers``, ``executor`` and ``plugin`` count.
         registry: the plugins.
         console: for progress.
 
@@ -57,7 +57,7 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
             plan=plan,
             registry=registry,
             folder=folder,
-            executor=local_executor(worker_spec(plan), plan.workers),
+            executor=build_executor(plan.executor, worker_spec(plan), plan.workers),
             console=console,
             identity=stored.identity,
             config=plan.record(),

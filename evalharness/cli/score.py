@@ -46,6 +46,7 @@ def execute(arguments: list[str]) -> int:
     parser.add_plugins()
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (cores)")
+    parser.add_argument("--executor", default="local", help="who judges: local processes, torchrun or ray")
     options = parser.parse_args(arguments)
     folder = Path(options.folder)
     is_run = (folder / "plan.json").is_file()
@@ -61,10 +62,16 @@ def execute(arguments: list[str]) -> int:
         plugin=options.plugin,
         device=options.device,
         workers=options.workers,
+        executor=options.executor,
         output=str(folder)
         if is_run
         else options.output or f"runs/{folder.resolve().name}-{options.protocol}",
     )
+    if config.executor == "torchrun":
+        from evalharness.executors import torchrun
+
+        if torchrun.rank() > 0:
+            return torchrun.serve()
     console = Console()
     summary = _rescore(config, console) if is_run else _given(folder, options, config, console)
     console.say(summary.line())

@@ -12,16 +12,16 @@ from typing import Any
 
 from evalharness.api import Bits, EvalProtocol, GenerationSettings, Sample
 from evalharness.cells import GIVEN, Cell
-from evalharness.config import RunConfig, comma_list, default_workers
+from evalharness.config import RunConfig, comma_list
 from evalharness.console import Console
 from evalharness.device import resolve_device
 from evalharness.errors import UserError
-from evalharness.executor import local_executor
+from evalharness.executor import build_executor
 from evalharness.hash_memory import HashMemory
 from evalharness.hashing import digest
 from evalharness.interchange.found import Found, by_manifest, by_name
 from evalharness.names import check_name
-from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_dimensions
+from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_dimensions, worker_count
 from evalharness.planfile import record_cells
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
@@ -50,8 +50,8 @@ def score_given(
 
     Args:
         folder: of the videos.
-        config: of it ``protocol``, ``output``, ``dimensions``, ``metric``, ``device``, ``workers`` and
-            ``plugin`` count.
+        config: of it ``protocol``, ``output``, ``dimensions``, ``metric``, ``device``, ``workers``,
+            ``executor`` and ``plugin`` count.
         registry: the plugins.
         console: for what is missing or left out, one line each, and progress.
         name: of the row in the tables.
@@ -103,7 +103,8 @@ def _plan(protocol: EvalProtocol, config: RunConfig, registry: Registry, name: s
         device=resolve_device(config.device),
         batch_size=1,
         skip_layers="none",
-        workers=default_workers() if config.workers is None else config.workers,
+        workers=worker_count(config),
+        executor=config.executor,
         load="never",
         train=False,
         profile=False,
@@ -140,7 +141,7 @@ def _score(
             plan=plan,
             registry=registry,
             folder=run,
-            executor=local_executor(worker_spec(plan), plan.workers),
+            executor=build_executor(plan.executor, worker_spec(plan), plan.workers),
             console=console,
             identity=identity,
             config=plan.record(),

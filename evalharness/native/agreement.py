@@ -19,9 +19,10 @@ class ViClipAgreement(NativeMetric):
 
     weights = ("viclip-l14", "clip-bpe")
     cost_ms = 500.0
+    low = -1.0
 
     def score(self, video: Video, sample: Sample) -> float:
-        """A cosine.
+        """A cosine; a negative one is VBench's score as it is.
 
         Raises:
             Skip: weights are missing.

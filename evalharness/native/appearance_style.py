@@ -21,9 +21,10 @@ class AppearanceStyle(NativeMetric):
     summary = "likeness of the frames and the named style, by CLIP ViT-B/32"
     weights = ("clip-vit-b32", "clip-vit-b32-text", "clip-bpe")
     cost_ms = 1000.0
+    low = -1.0
 
     def score(self, video: Video, sample: Sample) -> float:
-        """Nominally in [0, 1], a cosine.
+        """A cosine; a negative one is VBench's score as it is.
 
         Raises:
             Skip: the prompt names no style, or weights are missing.

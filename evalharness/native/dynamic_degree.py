@@ -10,7 +10,7 @@ from evalharness.api import Sample, Skip, Video
 from evalharness.frames import at_rate
 from evalharness.native.base import NativeMetric
 
-__all__ = ["DynamicDegree", "flow_statistic", "large_enough"]
+__all__ = ["DynamicDegree", "flow_statistic", "large_enough", "verdict"]
 
 RATE = 8.0  # frames per second that are looked at
 SHARE = 0.05
@@ -66,17 +66,28 @@ class DynamicDegree(NativeMetric):
             device=self.device,
             dtype=self.dtype(),
         )
-        threshold = PIXELS_PER_256 * min(video.frames.shape[1:3]) / 256.0
-        wanted = round(PAIRS_PER_16 * len(kept) / 16.0)
-        moving = sum(strength > threshold for strength in strengths)
-        return {
-            "dynamic": moving >= wanted,
-            "statistic": flow_statistic(strengths, threshold, wanted),
-            "threshold": threshold,
-            "moving": moving,
-            "wanted": wanted,
-            "strengths": strengths,
-        }
+        return verdict(strengths, len(kept), min(video.frames.shape[1:3]))
+
+
+def verdict(strengths: list[float], frames: int, side: int) -> dict[str, Any]:
+    """VBench's vote over the strengths of ``frames - 1`` pairs, in pixels, and what it is made of.
+
+    Args:
+        strengths: by any flow.
+        frames: that were kept.
+        side: the shorter one, in pixels.
+    """
+    threshold = PIXELS_PER_256 * side / 256.0
+    wanted = round(PAIRS_PER_16 * frames / 16.0)
+    moving = sum(strength > threshold for strength in strengths)
+    return {
+        "dynamic": moving >= wanted,
+        "statistic": flow_statistic(strengths, threshold, wanted),
+        "threshold": threshold,
+        "moving": moving,
+        "wanted": wanted,
+        "strengths": strengths,
+    }
 
 
 def flow_statistic(strengths: list[float], threshold: float, wanted: int) -> float | None:

@@ -1,10 +1,13 @@
 """RAFT, large (Teed and Deng 2020), for inference: flow of many pairs with each frame encoded once.
 
-Parameters are named as in the published checkpoints. Only the last of the iterations is upsampled;
-the others' full-size flow is used in training alone.
+Parameters are named as in the published checkpoints. Only the last of the iterations is upsampled, since
+the others' full-size flow is used in training alone; and what the GRU makes of the context, which stays
+the same, is worked out once.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +107,20 @@ class MotionEncoder(nn.Module):
         return torch.cat([both, flow], dim=1)
 
 
+class Gates(NamedTuple):
+    """One direction of the GRU with the context's part of its convolutions worked out.
+
+    Of each weight the columns of hidden state and motion are left; update and reset gate, which see the
+    same, are one convolution.
+    """
+
+    both: Tensor
+    both_fixed: Tensor
+    candidate: Tensor
+    candidate_fixed: Tensor
+    padding: tuple[int, int]
+
+
 class SeparableGru(nn.Module):
     """A convolutional GRU along rows, then one along columns."""
 
@@ -114,13 +131,34 @@ class SeparableGru(nn.Module):
                 conv = nn.Conv2d(3 * HIDDEN, HIDDEN, kernel, padding=padding)
                 self.add_module(f"conv{gate}{number}", conv)
 
-    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+    def gates(self, context: Tensor) -> list[Gates]:
+        """What stays the same over the iterations; a third of the GRU's arithmetic."""
+        found = []
         for number in (1, 2):
-            update, reset, candidate = (self.get_submodule(f"conv{gate}{number}") for gate in "zrq")
-            both = torch.cat([hidden, x], dim=1)
-            z, r = torch.sigmoid(update(both)), torch.sigmoid(reset(both))
-            q = torch.tanh(candidate(torch.cat([r * hidden, x], dim=1)))
-            hidden = (1 - z) * hidden + z * q
+            update, reset, candidate = (getattr(self, f"conv{gate}{number}") for gate in "zrq")
+            padding: tuple[int, int] = update.padding
+            pairs = (
+                (torch.cat([update.weight, reset.weight]), torch.cat([update.bias, reset.bias])),
+                (candidate.weight, candidate.bias),
+            )
+            parts: list[Tensor] = []
+            for weight, bias in pairs:
+                hidden, fixed, motion = weight.split(HIDDEN, dim=1)
+                parts += [
+                    torch.cat([hidden, motion], dim=1),
+                    functional.conv2d(context, fixed, bias, padding=padding),
+                ]
+            found.append(Gates(parts[0], parts[1], parts[2], parts[3], padding))
+        return found
+
+    def forward(self, hidden: Tensor, motion: Tensor, gates: list[Gates]) -> Tensor:
+        for gate in gates:
+            seen = torch.cat([hidden, motion], dim=1)
+            both = functional.conv2d(seen, gate.both, padding=gate.padding) + gate.both_fixed
+            z, r = torch.sigmoid(both).chunk(2, dim=1)
+            seen = torch.cat([r * hidden, motion], dim=1)
+            q = functional.conv2d(seen, gate.candidate, padding=gate.padding) + gate.candidate_fixed
+            hidden = (1 - z) * hidden + z * torch.tanh(q)
         return hidden
 
 
@@ -162,12 +200,13 @@ class Raft(nn.Module):
         """Flow [B, 2, H, W] (x, y) in pixels from features of both frames and the first's context."""
         pyramid = _pyramid(first, second)
         hidden, inputs = torch.tanh(context[:, :HIDDEN]), torch.relu(context[:, HIDDEN:])
+        gates = self.update_block.gru.gates(inputs)
         start = _grid(context)
         place = start
         for _ in range(iterations):
             moved = place - start
             seen = self.update_block.encoder(moved, _look_up(pyramid, place))
-            hidden = self.update_block.gru(hidden, torch.cat([inputs, seen], dim=1))
+            hidden = self.update_block.gru(hidden, seen, gates)
             place = place + self.update_block.flow_head(hidden)
         return _upsampled(place - start, 0.25 * self.update_block.mask(hidden))
 

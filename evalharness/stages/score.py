@@ -20,6 +20,7 @@ from evalharness.errors import one_line
 from evalharness.executor import Task
 from evalharness.hash_memory import HashMemory
 from evalharness.hashing import digest, jsonable
+from evalharness.plan import RunPlan
 from evalharness.records import read_scores
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder
@@ -91,7 +92,7 @@ def run(state: RunState) -> StageCount:
     one_by_one, by_files = apart(tasks, state.registry)
     done = failed = 0
     if tasks:
-        width = workers_at_once(state.plan.device, state.plan.workers, tasks, state.registry)
+        width = workers_at_once(state.plan, tasks, state.registry)
         tasks = [*_with_next(one_by_one, width), *by_files]
         done, failed = _run_tasks(state, tasks, width)
     for cell in untidy:
@@ -202,12 +203,16 @@ def _with_next(tasks: Sequence[Task], workers: int) -> list[Task]:
     ]
 
 
-def workers_at_once(device: str, workers: int, tasks: Sequence[Task], registry: Registry) -> int:
-    """All, but one alone where metrics run on the one GPU: each process would hold all their networks."""
+def workers_at_once(plan: RunPlan, tasks: Sequence[Task], registry: Registry) -> int:
+    """All; but one where metrics run on the one GPU of this machine: each process would hold their networks.
+
+    torchrun and Ray give each worker a GPU of its own.
+    """
     names = {due["metric"] for task in tasks for due in task.payload["due"]}
-    if device != "cpu" and any(hasattr(registry.get("metrics", name)(), "device") for name in names):
+    shared = plan.device != "cpu" and plan.executor == "local"
+    if shared and any(hasattr(registry.get("metrics", name)(), "device") for name in names):
         return 1
-    return max(1, workers)
+    return max(1, plan.workers)
 
 
 def _run_tasks(state: RunState, tasks: Sequence[Task], width: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ __all__ = ["ENVIRONMENT_VARIABLE", "UpstreamMetric", "environment_folder"]
 ENVIRONMENT_VARIABLE = "EVALHARNESS_VBENCH"
 ABSENT = "absent"
 FETCH = "python -m evalharness fetch"
+_COSINES = ("appearance_style", "overall_consistency", "temporal_style")
 _DETECTRON2 = "git+https://github.com/facebookresearch/detectron2@02b5c4e"
 _COLD_SECONDS = 2 * 3600.0
 
@@ -62,6 +63,7 @@ class UpstreamMetric:
     def info(self) -> MetricInfo:
         """The hashes of environment and weights are in it: when they come or change, scores go stale."""
         return MetricInfo(
+            low=-1.0 if self.dimension in _COSINES else 0.0,
             version=self.version,
             cost_ms=5000.0,
             faithful_to="vbench, the package itself",

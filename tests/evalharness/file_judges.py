@@ -90,6 +90,7 @@ def visit(what):
             file.write(what + "\n")
         if os.environ.get("STOP_AT") == what:
             time.sleep(60)
+    time.sleep(float(os.environ.get("JUDGE_SLOWLY", "0")))
 
 
 PLUGINS = {

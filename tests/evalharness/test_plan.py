@@ -220,7 +220,7 @@ def test_mistakes_say_what_is_allowed(toy: Path, options: dict[str, object], wor
     ("facts", "words"),
     [
         ({"high": 100.0}, "metric toy.motion: range 0..100; the mean needs 0..1, higher is better: scale it"),
-        ({"low": -1.0}, "metric toy.motion: range -1..1; the mean needs"),
+        ({"low": -2.0}, "metric toy.motion: range -2..1; the mean needs"),
         ({"higher_is_better": False}, "metric toy.motion: lower is better; the mean needs"),
     ],
 )
@@ -233,6 +233,13 @@ def test_metrics_on_another_scale_are_refused(
     with pytest.raises(UserError, match=re.escape(words)):
         plan()
     assert plan(dimensions="brightness").metrics == {"brightness": "toy.brightness"}
+
+
+def test_a_cosine_is_on_the_scale(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    motion = importlib.import_module("toybench.metrics").Motion
+
+    monkeypatch.setattr(motion, "info", MetricInfo(low=-1.0))
+    assert "toy.motion" in plan().metrics.values()
 
 
 def test_identity_names_the_libraries_that_make_a_video(toy: Path) -> None:

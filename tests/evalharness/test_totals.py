@@ -20,7 +20,8 @@ from evalharness.results import CellRecord, ScoreRow, build_results, read_result
 from evalharness.stats import Key, Resampler
 from evalharness.totals import total_estimates
 
-ROWS = json.loads((Path(__file__).parent / "golden" / "vbench_leaderboard.json").read_text())["rows"]
+LEADERBOARD = json.loads((Path(__file__).parent / "golden" / "vbench_leaderboard.json").read_text())
+ROWS = LEADERBOARD["rows"]
 TOTAL_BY_NAME = {total.name: total for total in TOTALS}
 
 
@@ -56,6 +57,13 @@ def test_a_row_comes_out_equal_to_the_last_digit() -> None:
     raw = {name: value / 100 for name, value in row["dimensions"].items()}
     for name in TOTAL_BY_NAME:
         assert f"{100 * (total_of(name, raw) or 0):.2f}" == f"{row[name]:.2f}"
+
+
+def test_a_published_quality_comes_out_of_its_seven_dimensions() -> None:
+    row = LEADERBOARD["quality_row"]
+    raw = {name: value / 100 for name, value in row["dimensions"].items()}
+    assert f"{100 * (total_of('quality', raw) or 0):.2f}" == f"{row['quality']:.2f}"
+    assert (4 * row["quality"] + row["semantic"]) / 5 == pytest.approx(row["total"], abs=0.005)
 
 
 def test_the_table_of_normalisation() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +17,10 @@ import pytest
 
 from evalharness.api import MetricInfo, Prompt, Sample, Skip, Video
 from evalharness.executor import Task, WorkerSpec
+from evalharness.native import aesthetic_quality, bf16, compiled
 from evalharness.native.base import NativeMetric, at_least
 from evalharness.native.temporal_flickering import steadiness
+from evalharness.native.weights import FOLDER_VARIABLE, store
 from evalharness.session import Session
 from evalharness.stages import score
 from evalharness.video import encode_video
@@ -146,16 +152,24 @@ def test_each_worker_s_likely_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "metric", "expected"),
-    [("cpu", "voter", 6), ("cuda", "voter", 1), ("cuda", "without a device", 6), ("cuda", "steadiness", 1)],
+    ("device", "executor", "metric", "expected"),
+    [
+        ("cpu", "local", "voter", 6),
+        ("cuda", "local", "voter", 1),
+        ("cuda", "local", "without a device", 6),
+        ("cuda", "local", "steadiness", 1),
+        ("cuda", "torchrun", "steadiness", 6),  # a GPU for each
+        ("cuda", "ray", "voter", 6),
+    ],
 )
-def test_one_process_has_the_gpu_s_metrics(device: str, metric: str, expected: int) -> None:
+def test_one_process_has_the_gpu_s_metrics(device: str, executor: str, metric: str, expected: int) -> None:
     class Registry(Plugins):
         def get(self, kind: str, name: str) -> type[Any]:
             return object if name == "without a device" else super().get(kind, name)
 
+    plan: Any = SimpleNamespace(device=device, executor=executor, workers=6)
     tasks = [Task(kind="score", key="a", payload={"due": [{"metric": metric}]})]
-    assert score.workers_at_once(device, 6, tasks, Registry()) == expected  # type: ignore[arg-type]
+    assert score.workers_at_once(plan, tasks, Registry()) == expected  # type: ignore[arg-type]
 
 
 def test_a_disk_that_refuses_is_no_damage_of_the_video(
@@ -168,3 +182,51 @@ def test_a_disk_that_refuses_is_no_damage_of_the_video(
     payload = {"prompt_id": "0000", "index": 0, "seed": 1, "path": str(tmp_path / "v.mp4"), "due": []}
     with pytest.raises(OSError, match="Too many open files"):
         score.work(session, {**payload, "sha256": "0"})
+
+
+@pytest.mark.slow
+def test_memory_for_81_frames_of_720p_is_bounded(tmp_path: Path) -> None:
+    """Frames stay bytes, 224 MB, twice while they are stacked; VBench holds them as 0.9 GB of float32."""
+    ramp = (np.arange(1280) % 256).astype(np.uint8)[None, None, :, None]
+    frames = np.broadcast_to(ramp, (81, 720, 1280, 3))
+    (tmp_path / "large.mp4").write_bytes(encode_video(frames, 16))
+    root = Path(__file__).parents[3]
+    path = os.pathsep.join([str(root), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("large_video.py")), "large.mp4", "weights"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert frames.nbytes / 2**20 < float(done.stdout) < 750
+
+
+def test_what_a_score_is_known_by(
+    folder: Path, networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, mode, code and prompt; each alone makes an old score stale."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    code = ["a"]
+
+    class Registry:
+        def get(self, kind: str, name: str) -> type[Any]:
+            modes = {"vbench": aesthetic_quality, "vbench-bf16": bf16, "vbench-compiled": compiled}
+            return modes[name].AestheticQuality
+
+        def code_hash(self, kind: str, name: str) -> str:
+            return code[0]
+
+    def known(name: str = "vbench", text: str = "a pond") -> str:
+        prompt = Prompt(id="0000", text=text, dimensions=("aesthetic_quality",))
+        return score.MetricHashes(Registry()).of(name, prompt)  # type: ignore[arg-type]
+
+    first = known()
+    found = {first, known("vbench-bf16"), known("vbench-compiled"), known(text="a lake")}
+    code[0] = "b"
+    found.add(known())
+    code[0] = "a"
+    assert known() == first
+    state = dict(networks["aesthetic-linear"].state_dict())
+    store("aesthetic-linear", {**state, "bias": state["bias"] + 1}, folder)
+    assert len({*found, known()}) == 6
+    store("aesthetic-linear", state, folder)
+    assert known() == first

@@ -30,6 +30,8 @@ from evalharness.native.umt import Umt, position_table
 from evalharness.native.viclip import ViClip, ViClipVideo
 from evalharness.native.vit import ClipImage
 from evalharness.native.weights import store
+from evalharness.stages.score_rows import checked
+from evalharness.upstream import metrics as upstream
 from tests.evalharness.native.openai_names import OPENAI, transformers_blocks
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -293,6 +295,24 @@ def test_agreement_is_a_cosine_of_eight_frames_and_the_prompt(
     for metric in (OverallConsistency, TemporalStyle):
         found = metric(folder=shelf).score(Video(shown, 8.0), asked("a bad cafe"))
         assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", [OverallConsistency, TemporalStyle, AppearanceStyle])
+def test_a_negative_cosine_is_a_score(
+    shelf: Path, networks: dict[str, Any], moving: Callable[..., np.ndarray], metric: Any
+) -> None:
+    """With the text's feature turned round the cosine changes its sign and nothing else."""
+    video, sample = Video(moving(4), 8.0), asked("a bad cafe", appearance_style="a bad cafe")
+    plain = checked(metric(folder=shelf), metric(folder=shelf).score(video, sample))
+    for name, inner in (("viclip-l14", "text."), ("clip-vit-b32-text", "")):
+        turned = dict(networks[name].state_dict())
+        turned[f"{inner}text_projection"] = -turned[f"{inner}text_projection"]
+        store(name, turned, shelf)
+    scorer = metric(folder=shelf)
+    found = checked(scorer, scorer.score(Video(moving(4), 8.0), sample))
+    assert found == pytest.approx(-plain, abs=1e-7)
+    assert min(found, plain) < -1e-4
+    assert getattr(upstream, metric.__name__)().info.low == scorer.info.low == -1.0
 
 
 @pytest.fixture

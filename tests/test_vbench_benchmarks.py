@@ -1,0 +1,202 @@
+"""The benchmarks of VBench's scorers: their arithmetic by hand, and motion that is known."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import vbench_parity, vbench_real
+from benchmarks.vbench_networks import _bare_parents
+from benchmarks.vbench_speed import Timed, _seconds, _shapes, as_they_run, merged, moving, set_math, summary
+
+RECORDS = Path(__file__).parents[1] / "results" / "benchmarks"
+
+
+def timed(**seconds: list[float]) -> Timed:
+    made = Timed()
+    for dimension, times in seconds.items():
+        for number, took in enumerate(times):
+            made.add(dimension, "small", Path(f"{number}.mp4"), took, number + took / 100)
+    return made
+
+
+def test_the_summary_by_hand() -> None:
+    upstream = timed(a=[4.0, 6.0], b=[2.0])
+    native = timed(decoding=[0.5, 0.5], a=[1.0, 1.0], b=[0.5, 0.25], together=[1.5, 1.5])
+    told = summary(upstream, native, ["a", "b"], ["small"])
+    row = told["sizes"]["small"]
+    assert row["upstream_s"] == {"a": 5.0, "b": 2.0, "together": 7.0}
+    assert row["times_faster"] == round(7 / 1.5, 2)
+    assert row["times_faster_apart"] == round(7 / (1 + 0.375 + 2 * 0.5), 2)
+    assert row["clips_timed"] == {"native": 2, "upstream": {"a": 2, "b": 1}}
+    assert told["largest_difference"] == pytest.approx({"a": 0.05, "b": 0.015})
+
+
+def test_a_run_that_is_cut_off_says_no_ratio() -> None:
+    native = timed(decoding=[0.5], a=[1.0], b=[0.5], together=[2.0])
+    told = summary(timed(a=[4.0]), native, ["a", "b"], ["small"])
+    row = told["sizes"]["small"]
+    assert row["times_faster"] is row["times_faster_apart"] is row["upstream_s"]["together"] is None
+    assert row["upstream_s"]["a"] == 4.0
+    assert set(told["largest_difference"]) == {"a"}
+
+
+def test_runs_over_some_dimensions_each_are_one() -> None:
+    """Merged, they equal one run with all, but for the decoding that each had to do."""
+    facts = {"device": "cpu", "threads": 1, "clips": 1, "clock": "cpu", "commit": "c"}
+
+    def part(decoding: float, **seconds: tuple[float, float]) -> dict[str, Any]:
+        theirs = timed(**{name: [pair[0]] for name, pair in seconds.items()})
+        together = decoding + sum(pair[1] for pair in seconds.values())
+        ours = timed(
+            decoding=[decoding], together=[together], **{name: [pair[1]] for name, pair in seconds.items()}
+        )
+        return {**facts, "math": {"default": {"float32": summary(theirs, ours, list(seconds), ["small"])}}}
+
+    whole = part(0.5, a=(4.0, 1.0), b=(2.0, 0.5), c=(8.0, 3.0))
+    made = merged([part(0.75, a=(4.0, 1.0), b=(2.0, 0.5)), part(0.5, c=(8.0, 3.0))])
+    assert made["math"] == whole["math"]
+    assert made["merged"] == 2
+    with pytest.raises(ValueError, match="the runs differ"):
+        merged([whole, {**whole, "threads": 2}])
+
+
+def test_as_they_run_is_the_package_s_default_over_our_strict() -> None:
+    native = timed(decoding=[0.5], a=[1.0], together=[2.0])
+    strict = {"float32": summary(timed(a=[9.0]), native, ["a"], ["small"])}
+    default = {"float32": summary(timed(a=[7.0]), timed(a=[0.1], together=[0.1]), ["a"], ["small"])}
+    assert as_they_run({"strict": strict}) == {}
+    assert as_they_run({"strict": strict, "default": default}) == {"small": 3.5}
+
+
+def test_the_processor_s_clock_does_not_run_while_others_do() -> None:
+    given = argparse.Namespace(device="cpu", clock="cpu")
+    assert _seconds(lambda: time.sleep(0.2), given) < 0.1
+    given.clock = "wall"
+    assert _seconds(lambda: time.sleep(0.2), given) >= 0.2
+
+
+def test_sizes_are_named_by_the_frames_that_are_kept() -> None:
+    given = argparse.Namespace(tiny=False, frames=3, sizes=1)
+    assert _shapes(given) == {"3x480x720": (3, 480, 720, 8)}
+    given = argparse.Namespace(tiny=False, frames=0, sizes=2)
+    assert list(_shapes(given)) == ["49x480x720", "81x480x832"]
+
+
+def test_math_is_torch_s_own_or_strict() -> None:
+    kept = torch.backends.cudnn.allow_tf32
+    try:
+        set_math("strict")
+        assert not torch.backends.cudnn.allow_tf32
+        set_math("default")
+        assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+        with pytest.raises(ValueError, match="default or strict"):
+            set_math("fast")
+    finally:
+        torch.backends.cudnn.allow_tf32 = kept
+
+
+def test_votes_that_differ_are_infinitely_far_apart() -> None:
+    def row(vote: bool, behind: list[float]) -> dict[str, object]:
+        return {"vote": vote, "behind": behind}
+
+    apart = vbench_parity._apart
+    assert apart({"upstream": 0.5, "native": 0.25}) == 0.25
+    assert apart({"upstream": row(True, [2.0, 0.5]), "native": row(True, [2.5, 0.75])}) == 0.25
+    assert apart({"upstream": row(True, [1.0]), "native": row(False, [1.0])}) == float("inf")
+    assert apart({"upstream": row(True, [1.0]), "native": row(True, [1.0, 1.0])}) == float("inf")
+
+
+@pytest.mark.parametrize("pixels", [2, 5])
+def test_flow_finds_how_far_a_pattern_was_slid(pixels: int) -> None:
+    strengths = vbench_real.strengths(vbench_real.slid(pixels, frames=4, side=160))
+    np.testing.assert_allclose(strengths, pixels, rtol=0.1)
+
+
+def test_the_clip_moves_as_it_says() -> None:
+    frames = moving(0, 3, 64, 96)
+    np.testing.assert_array_equal(frames[1, :, :-2][:, :10], frames[0, :, 2:][:, :10])  # beside the disc
+    assert frames.shape == (3, 64, 96, 3)
+
+
+def test_a_package_whose_own_imports_fail_gives_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pyiqa's, of which one network is wanted and much is imported."""
+    import importlib
+    import sys
+
+    package = tmp_path / "halfthere"
+    (package / "archs").mkdir(parents=True)
+    (package / "__init__.py").write_text("import a_package_that_nobody_has\n")
+    (package / "archs" / "__init__.py").write_text("raise ImportError('nor this')\n")
+    (package / "archs" / "network.py").write_text("SIZE = 7\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        _bare_parents("halfthere")
+        assert importlib.import_module("halfthere.archs.network").SIZE == 7
+        _bare_parents("a_package_that_nobody_has")  # left to the import that needs it
+    finally:
+        for name in [name for name in sys.modules if name.startswith("halfthere")]:
+            del sys.modules[name]
+
+
+def test_records_hold_what_the_scripts_write() -> None:
+    parity = json.loads((RECORDS / "vbench_parity.json").read_text())["dimensions"]
+    assert set(parity) == set(vbench_parity.NETWORKS)
+    for dimension, found in parity.items():
+        if dimension not in vbench_parity.UPSTREAM_ONLY:
+            assert found["compared"] == len(found["clips"]) > 0, dimension
+            assert found["largest_difference"] <= 1e-5, dimension
+
+
+def table(first: str) -> dict[str, list[str]]:
+    """Rows of the one table in docs/protocols.md whose heading begins with ``first``, by their first cell."""
+    lines = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text().splitlines()
+    [start] = [number for number, line in enumerate(lines) if line.startswith(f"| {first} |")]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    cells = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in rows]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_the_table_of_parity_is_its_record() -> None:
+    parity = json.loads((RECORDS / "vbench_parity.json").read_text())["dimensions"]
+    assert table("Dimension at its published size") == {
+        name: [str(found["compared"]), f"{found['largest_difference']:.0e}"]
+        for name, found in parity.items()
+        if found["compared"]
+    }
+
+
+def test_the_table_of_real_videos_is_its_record() -> None:
+    clips = json.loads((RECORDS / "vbench_real.json").read_text())["clips"]
+    shown = table("Clip")
+    assert list(shown) == list(clips)
+    for name, found in clips.items():
+        assert shown[name] == [
+            found["shape"],
+            f"{found['temporal_flickering']:.4f}",
+            f"{found['moving']} of {found['wanted']}",
+            f"{found['statistic']:.2f}",
+            "yes" if found["dynamic"] else "no",
+        ]
+        assert found["dynamic"] is (found["moving"] >= found["wanted"])
+
+
+def test_the_table_of_seconds_is_its_record() -> None:
+    record = json.loads((RECORDS / "vbench_speed-cpu.json").read_text())
+    [row] = record["math"]["default"]["float32"]["sizes"].values()
+    shown = table("Seconds a clip")
+    last = shown.pop("together, native decoding once")
+    assert last == [f"{row[side]['together']:.2f}" for side in ("upstream_s", "native_s")]
+    both = row["upstream_s"], row["native_s"]
+    assert shown == {name: [f"{side[name]:.2f}" for side in both] for name in both[0] if name != "together"}
+    assert max(record["math"]["default"]["float32"]["largest_difference"].values()) <= 1e-5
