@@ -298,9 +298,16 @@ def test_in_bfloat16_as_on_a_gpu(kind: str, load: Load, monkeypatch: pytest.Monk
         def teacher() -> nn.Module:
             return copy.deepcopy(pristine).eval().requires_grad_(False)
 
+    def dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+        return {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+    wanted = dtypes(pristine)  # of Wan some are float32, the first parameter too
+    assert (torch.float32 in wanted.values()) == wan
     recipe = TrainRecipe(steps=6, batch_size=2, precision="bf16", gradient_checkpointing=True)
     for method in (RTN(w_bits=8, a_bits=8), QVGen(w_bits=8, a_bits=8, rank=2, recipe=recipe)):
         loaded.transformer = method.apply(copy.deepcopy(pristine), Context())  # type: ignore[arg-type]
+        kinds = dtypes(loaded.transformer)
+        assert {name: kinds[name] for name in wanted if name in kinds} == wanted, method.name
         video = loaded.generate(["a goat"], [0]).astype(int)
         assert np.abs(video - low).mean() < 12
         loaded.transformer = pristine
