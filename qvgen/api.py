@@ -74,9 +74,11 @@ def convert_(model: nn.Module) -> nn.Module:
                 "a low-bit model, phi_end drop removes it at the last step"
             )
     refuse_bad_scales(layers)
-    for layer in layers.values():
-        put_(model, places[layer], FrozenQuantLinear.from_trained(layer))
-    return finish_(model, next(iter(layers.values())).config)
+    config = next(iter(layers.values())).config
+    for name in list(layers):  # one by one let go: a large model's weights must not be there twice
+        layer = layers.pop(name)
+        put_(model, places.pop(layer), FrozenQuantLinear.from_trained(layer))
+    return finish_(model, config)
 
 
 @torch.no_grad()

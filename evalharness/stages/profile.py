@@ -19,6 +19,7 @@ Beside what is measured stands what is counted: ``evalharness.cost``.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,11 +98,12 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     def step() -> object:
         return loaded.transformer(**inputs)
 
-    calls: dict[str, Callable[[], object]] = {"cell": step}
-    if loaded.transformer is not session.pristine:
-        calls["reference"] = lambda: session.pristine(**inputs)
-    with torch.inference_mode():
-        times = alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
+    with torch.inference_mode(), session.at_work(loaded.transformer):
+        times = None
+        if folder is not None:
+            with contextlib.suppress(torch.OutOfMemoryError):  # of two transformers; only one is asked for
+                times = _timed(session, step, session.beside(), inputs)
+        times = times or _timed(session, step, None, inputs)
         surroundings["clocks"] = clocks(device)
         memory = call_memory(step, device)
         counted = cost_record(loaded.transformer, step)
@@ -124,6 +126,19 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "conditions": surroundings,
     }
+
+
+def _timed(
+    session: Session, step: Callable[[], object], reference: nn.Module | None, inputs: Mapping[str, Any]
+) -> dict[str, Times]:
+    """Of the cell, and in turns with it of full precision."""
+    calls = {"cell": step}
+    device = session.spec.device
+    if reference is None:
+        return alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
+    with session.at_work(reference):
+        calls["reference"] = lambda: reference(**inputs)
+        return alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
 
 
 def _step_times(times: Mapping[str, Times], device: str, execution: str) -> dict[str, Any]:

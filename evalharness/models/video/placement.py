@@ -43,12 +43,13 @@ class Placement:
             transformer.to(self.device)
 
     @contextmanager
-    def turn(self, part: nn.Module, transformer: nn.Module) -> Iterator[None]:
+    def turn(self, part: nn.Module, transformer: nn.Module | None) -> Iterator[None]:
         """``part`` is on the device within the block, alone."""
         if not self.moves:
             yield
             return
-        transformer.to("cpu")
+        if transformer is not None:
+            transformer.to("cpu")
         part.to(self.device)
         try:
             yield
@@ -56,7 +57,24 @@ class Placement:
             part.to("cpu")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.rest(transformer)
+            if transformer is not None:
+                self.rest(transformer)
+
+    def build_device(self, transformer: nn.Module) -> torch.device:
+        """Where a transformer is made that will rest as ``rest`` says: not where it may have no room."""
+        return torch.device("cpu") if self._by_parts(transformer) else self.device
+
+    @contextmanager
+    def at_work(self, transformer: nn.Module) -> Iterator[None]:
+        """The transformer, wherever it rests, can be called with inputs on the device."""
+        if not self._by_parts(transformer):
+            transformer.to(self.device)
+        with self.denoising(transformer):
+            yield
+
+    def _by_parts(self, transformer: nn.Module) -> bool:
+        """Whether no more than a part of it is on the device at a time."""
+        return self.moves and (self.preset == "blocks" or isinstance(transformer, TwoExperts))
 
     @contextmanager
     def denoising(self, transformer: nn.Module) -> Iterator[None]:
