@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import torch
 from torch import nn
 
-from qvgen.api import convert_, frozen_layers, quantize_
+from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.schedule import RankSchedule
 from qvgen.training.context import TrainContext
+from qvgen.training.dtypes import dtypes_of, restore_dtypes_
 from qvgen.training.loop import train_
 from qvgen.training.recipe import TrainRecipe
 
@@ -37,7 +37,7 @@ def quantize_and_train_(
     Raises:
         ValueError: as ``quantize_`` and ``train_``.
     """
-    dtypes = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    dtypes = dtypes_of(model)
     quantize_(nn.Module.float(model), config, ctx.skip_layers)
     if prepare is not None:
         prepare(model)
@@ -45,15 +45,4 @@ def quantize_and_train_(
     if isinstance(config, QVGenConfig):
         schedule = RankSchedule.of(config, recipe.steps)
     train_(model, recipe, ctx, schedule=schedule)
-    return _cast_(convert_(model), dtypes)
-
-
-def _cast_(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module:
-    """Each tensor of a converted ``model`` to the dtype that it had, by name, before it was quantized."""
-    for name, layer in frozen_layers(model):
-        nn.Module.to(layer, dtypes[f"{name}.weight"])
-    own = {tensor for _, layer in frozen_layers(model) for tensor in (*layer.parameters(), *layer.buffers())}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor not in own and tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
-    return model
+    return restore_dtypes_(convert_(model), dtypes)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evalharness.models.video.moves import HOST, move_
+
 __all__ = ["TwoExperts"]
 
 
@@ -62,6 +64,6 @@ class TwoExperts(nn.Module):
             )
         used, other = (self.high, self.low) if bool(above.all()) else (self.low, self.high)
         if self.device is not None and next(used.parameters()).device != self.device:
-            other.to("cpu")
-            used.to(self.device)
+            move_(other, HOST)
+            move_(used, self.device)
         return used(hidden_states=hidden_states, timestep=timestep, **rest)

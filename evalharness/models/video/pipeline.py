@@ -24,6 +24,7 @@ from evalharness.api import TrainBatch
 from evalharness.errors import UserError
 from evalharness.models.video.captions import captions
 from evalharness.models.video.experts import TwoExperts
+from evalharness.models.video.moves import move_
 from evalharness.models.video.placement import Placement
 from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.source import PipelineSource
@@ -135,8 +136,8 @@ class LoadedVideo(ABC):
 
     @transformer.setter
     def transformer(self, module: nn.Module) -> None:
-        if self._full is not None and self._full is not module and self.placement.moves:
-            self._full.to("cpu")
+        if self._full is not None and self._full is not module:
+            self.placement.leave(self._full)
         self._hold(module)
 
     def full_transformer(self) -> nn.Module:
@@ -162,26 +163,28 @@ class LoadedVideo(ABC):
         return taken or self.read_transformer()
 
     def lend_teacher(self, teacher: nn.Module) -> None:
-        """A full-precision transformer that a training has: ``--data teacher`` samples with it while it lives."""
+        """Full precision, of a training: ``--data teacher`` samples with it while it lives."""
         self._lent = weakref.ref(teacher)
 
     @contextmanager
     def using(self, transformer: nn.Module) -> Iterator[None]:
         """``transformer`` samples within the block; one in training is then ready to go on with it."""
         before = self._transformer
-        if before is not None and before is not transformer and self.placement.moves:
-            before.to("cpu")
+        if before is not None and before is not transformer:
+            self.placement.leave(before)
         self._hold(transformer)
         try:
             yield
         finally:
-            if self.placement.moves:
-                transformer.to("cpu" if transformer is self._full else self.placement.device)
+            if transformer is self._full:
+                self.placement.leave(transformer)
+            elif self.placement.moves:
+                move_(transformer, self.placement.device)
             self._hold(before)
 
     @contextmanager
     def at_work(self, part: nn.Module) -> Iterator[None]:
-        """Within the block ``part``, of the pipeline or a transformer, can be called with inputs on the device."""
+        """Within the block ``part``, of the pipeline, or a transformer, can be called on the device."""
         if part in (self.pipeline.text_encoder, self.pipeline.vae):
             with self.placement.turn(part, self._transformer):
                 yield

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from evalharness.cli.main import main
+from evalharness.models.video import experts as experts_module
 from evalharness.models.video import pipeline as pipeline_module
 from evalharness.models.video import placement as placement_module
 from evalharness.models.video.experts import TwoExperts
@@ -41,7 +42,10 @@ def mark(module: nn.Module, where: str) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
-    """``calls``: of modules with weights; ``most``: transformers with weights that were read or called and are alive at a call."""
+    """``calls``: of modules with weights; ``most``: transformers, read or called, alive at a call.
+
+    ``both``: calls of a pair with both experts on the device.
+    """
     seen: Places = {"calls": 0, "most": 0, "both": 0}
     real_to, real_read = nn.Module.to, FolderSource.transformer
     known: WeakSet[nn.Module] = WeakSet()
@@ -84,7 +88,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
             sides = {getattr(expert, "where", None) for expert in (module.high, module.low)}
             seen["both"] += sides == {DEVICE}
 
+    def move(module: nn.Module, device: torch.device) -> None:
+        mark(module, HOST if device.type == "cpu" else DEVICE)
+
     monkeypatch.setattr(nn.Module, "to", to)
+    for owner in (placement_module, pipeline_module, experts_module):
+        monkeypatch.setattr(owner, "move_", move)
     monkeypatch.setattr(FolderSource, "transformer", read)
     monkeypatch.setattr(pipeline_module, "Placement", OnGPU)
     monkeypatch.setattr(placement_module, "_blocks_by_turns", blocks)
