@@ -101,7 +101,8 @@ def _state(clip: Clip) -> list[Any]:
         state = clip.path.stat()
     except OSError:
         return [clip.name, clip.caption, None]
-    return [clip.name, clip.caption, state.st_size, state.st_mtime_ns]
+    place = [] if clip.place is None else [clip.place]
+    return [clip.name, clip.caption, state.st_size, state.st_mtime_ns, *place]
 
 
 def _record_path(out: Path, number: int) -> Path:
