@@ -1,4 +1,4 @@
-"""Which clips there are and what they show: a folder, a CSV, a JSON-lines file, or tar shards. No decoding."""
+"""Which clips there are: in a folder, a CSV or JSON-lines file, or tar shards. No torch, no decoding."""
 
 from __future__ import annotations
 

@@ -279,7 +279,8 @@ class LoadedVideo(ABC):
     def _batches_of_clips(self, batch_size: int, seed: int, *, held_out: bool) -> Iterator[TrainBatch]:
         clips = self._encoded_clips()
         generator = torch.Generator().manual_seed(seed)
-        empty = self.embed([""])[0]
+        stored = clips.empty_caption()
+        empty = self.embed([""])[0] if stored is None else stored
         while True:
             latents, text = clips.draw(batch_size, generator, held_out=held_out)
             drop = torch.rand(batch_size, generator=generator) < CAPTION_DROPOUT
