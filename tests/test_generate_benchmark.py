@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.generate import main
 from benchmarks.generate_parts import made, one_video
 from benchmarks.random_pipelines import MODELS, RandomSource, open_model
 from benchmarks.throughput import rate
 from evalharness.machine.costs import expert_bytes
 from qvgen.packed.convert import packed_layers
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 
-def results(name: str, path: Path, *given: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / name), "--tiny", "--output", str(path), *given],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def test_generation(tmp_path: Path) -> None:
-    some = ("--parts", "wan_1_3b,wan_14b", "--runs", "packed:phases,bf16:resident", "--steps", "1")
-    parts = results("generate.py", tmp_path / "g.json", *some)["parts"]
+    path = tmp_path / "g.json"
+    some = ["--parts", "wan_1_3b,wan_14b", "--runs", "packed:phases,bf16:resident", "--steps", "1"]
+    assert main(["--tiny", "--output", str(path), *some]) == 0
+    parts = json.loads(path.read_text())["parts"]
     assert parts["wan_1_3b"]["skipped"] == {}
     assert parts["wan_14b"]["skipped"] == {"bf16:resident": "only denoising is measured"}
     assert len(parts["wan_1_3b"]["runs"]) == 2

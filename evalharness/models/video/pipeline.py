@@ -324,12 +324,14 @@ class LoadedVideo(ABC):
         if len(experts) == 1:
             return experts[0]
         boundary = self.pipeline.config.boundary_ratio or self.spec.boundary
-        return TwoExperts(*experts, boundary * self.pipeline.scheduler.config.num_train_timesteps)
+        high, low = experts
+        return TwoExperts(high, low, boundary * self.pipeline.scheduler.config.num_train_timesteps)
 
     def _attach(self, module: nn.Module | None) -> None:
-        self.pipeline.transformer = module
+        """``module``, or for want of one the names and sizes alone, which the pipeline looks at."""
+        self.pipeline.transformer = attached = self._skeleton if module is None else module
         if self._experts == 2:
-            self.pipeline.transformer_2 = module  # a pair finds the expert by the timestep itself
+            self.pipeline.transformer_2 = attached  # a pair finds the expert by the timestep itself
 
     def _is_spared(self, name: str) -> bool:
         for prefix in _PREFIXES:
