@@ -12,12 +12,15 @@ __all__ = ["HOST", "is_sharded", "move_", "units"]
 HOST = torch.device("cpu")
 
 
-@torch.no_grad()
 def move_(module: nn.Module, device: torch.device) -> None:
-    """Bring all parameters and buffers to ``device``; unlike ``.to`` no layer does anything of its own."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.device != device:
-            tensor.data = tensor.data.to(device)
+    """Bring all parameters and buffers to ``device``; unlike ``.to`` no layer does anything of its own.
+
+    They can be trained on, also where a sampler's inference mode is on: tensors made in it could not.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.device != device:
+                tensor.data = tensor.data.to(device)
 
 
 def is_sharded(module: nn.Module) -> bool:

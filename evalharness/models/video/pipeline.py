@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from evalharness.api import TrainBatch
 from evalharness.errors import UserError
 from evalharness.models.video.captions import captions
-from evalharness.models.video.experts import TwoExperts
+from evalharness.models.video.experts import TwoExperts, same_side
 from evalharness.models.video.moves import move_
 from evalharness.models.video.placement import Placement
 from evalharness.models.video.settings import VideoSettings
@@ -266,15 +266,17 @@ class LoadedVideo(ABC):
             )
         if self.options.data == "teacher":
             teacher = self._lent() or self.full_transformer()
-            yield from self.trajectories(teacher, batch_size=batch_size, seed=seed)
-            return
-        yield from self._batches_of_clips(batch_size, seed, held_out=False)
+            drawn = self.trajectories(teacher, batch_size=batch_size, seed=seed)
+        else:
+            drawn = self._batches_of_clips(batch_size, seed, held_out=False)
+        yield from same_side(drawn, self._skeleton, _processes())
 
     def few_batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         """As ``batches``, of clips that are not trained on, for validation."""
         if self.options.data in (None, "teacher"):
             return self.batches(batch_size=batch_size, seed=seed)
-        return self._batches_of_clips(batch_size, seed, held_out=True)
+        drawn = self._batches_of_clips(batch_size, seed, held_out=True)
+        return same_side(drawn, self._skeleton, _processes())
 
     def _batches_of_clips(self, batch_size: int, seed: int, *, held_out: bool) -> Iterator[TrainBatch]:
         clips = self._encoded_clips()
@@ -430,6 +432,11 @@ def _load(spec: ModelSpec, source: PipelineSource, device: torch.device, *, vae_
     pipeline = source.pipeline(cls, dtypes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _processes() -> int:
+    """That train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def without_weights(module: nn.Module) -> nn.Module:
