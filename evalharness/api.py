@@ -225,6 +225,11 @@ class LoadedModel(Protocol):
     with the generation settings and the present ``transformer``, and yields its running number.
     Without it methods that calibrate cannot be run on the model. It may also offer
     ``latents(frames) -> np.ndarray``, the encoder's view of a video, uint8 [T, H, W, 3].
+
+    A large model need not be copied: it offers ``take_transformer()``, which gives its full-precision
+    transformer away, and reads another when one is wanted (``full_transformer()``, kept;
+    ``read_transformer()``, the caller's). Where its parts move between host and device, it offers the
+    contexts ``using(module)``, to sample with it, and ``at_work(part)``, to call it.
     """
 
     transformer: nn.Module

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -98,7 +98,11 @@ def measure_phases(
         loaded.generate([prompt], [seed])
         _synchronize(device)
         total = (time.perf_counter() - start) * 1000
-    record: dict[str, Any] = {name: _record(watch) for name, watch in watches.items() if watch.seconds}
+    record: dict[str, Any] = {}
+    at_work = getattr(loaded, "at_work", lambda part: nullcontext())  # a model may keep parts elsewhere
+    for name, watch in watches.items():
+        if watch.seconds:
+            record[name] = _record(watch, partial(at_work, places[name][0]))
     left_out = sum(watch.left_out for watch in watches.values())
     total += left_out * record.get("transformer_step", {}).get("ms", 0.0)
     seen = sum(phase["total_ms"] for phase in record.values())
@@ -136,13 +140,13 @@ def _replaced(owner: Any, attribute: str, call: Callable[..., Any]) -> Iterator[
             setattr(owner, attribute, before)
 
 
-def _record(watch: _Watch) -> dict[str, Any]:
+def _record(watch: _Watch, at_work: Callable[[], AbstractContextManager[object]]) -> dict[str, Any]:
     in_video = watch.times()
     seconds = in_video
     if len(in_video) < REPEATS and sum(in_video) < REPEAT_SECONDS and watch.first is not None:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), at_work():
             timed = alternate(
                 {"": watch.first}, watch.device, most=REPEATS, most_seconds=REPEAT_SECONDS, warm_up=0
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from evalharness.modeloptions import build_model
 from evalharness.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from evalharness.frames import Ahead
@@ -41,6 +43,7 @@ class Session:
         self.batch_limit: int | None = None
         self._metrics: dict[str, Metric] = {}
         self._active = ""
+        self._pristine: nn.Module | None = None
         self._is_fixed = False
 
     @cached_property
@@ -68,14 +71,33 @@ class Session:
         choose_(loaded.transformer, self.spec.attention)
         return loaded
 
-    @cached_property
+    @property
     def pristine(self) -> nn.Module:
         """The full-precision transformer as loaded, in eval mode. Never handed out to be changed."""
-        return self.loaded.transformer.eval()
+        read = getattr(self.loaded, "full_transformer", None)
+        if read is not None:
+            return choose_(read(), self.spec.attention)
+        if self._pristine is None:
+            self._pristine = self.loaded.transformer.eval()
+        return self._pristine
 
-    def fresh_transformer(self) -> nn.Module:
-        """A copy of the full-precision transformer that may be changed."""
-        return copy.deepcopy(self.pristine).to(self.spec.device)  # it may rest on the host
+    def beside(self) -> nn.Module:
+        """The full-precision transformer, to be held against the active one: the caller lets it go soon."""
+        read = getattr(self.loaded, "read_transformer", None)
+        return self.pristine if read is None else choose_(read(), self.spec.attention)
+
+    def fresh_transformer(self, device: torch.device | str | None = None) -> nn.Module:
+        """A full-precision transformer that may be changed, on ``device`` (where the session computes).
+
+        A copy; or, of a model that can read its own again, the very one, so that there are not two.
+        """
+        if device is None:
+            device = self.spec.device
+        take = getattr(self.loaded, "take_transformer", None)
+        if take is None:
+            return copy.deepcopy(self.pristine).to(device)
+        self._active = ""
+        return choose_(take(), self.spec.attention).to(device)
 
     def full_precision(self) -> LoadedModel:
         """The pipeline as it was loaded, whatever cell was active."""
@@ -83,6 +105,25 @@ class Session:
         self._active = ""
         self.loaded.transformer = pristine
         return self.loaded
+
+    def using(self, transformer: nn.Module) -> AbstractContextManager[None]:
+        """``transformer`` samples within the block, and whatever was active does after it."""
+        own = getattr(self.loaded, "using", None)
+        made: AbstractContextManager[None] = self._swapped(transformer) if own is None else own(transformer)
+        return made
+
+    @contextmanager
+    def _swapped(self, transformer: nn.Module) -> Iterator[None]:
+        before, self.loaded.transformer = self.loaded.transformer, transformer
+        try:
+            yield
+        finally:
+            self.loaded.transformer = before
+
+    def at_work(self, transformer: nn.Module) -> AbstractContextManager[None]:
+        """Within the block ``transformer`` can be called; a model may keep it off the device otherwise."""
+        own = getattr(self.loaded, "at_work", None)
+        return nullcontext() if own is None else own(transformer)
 
     def activate(self, cell: Cell, folder: Path | None, key: str) -> LoadedModel:
         """The pipeline with the cell's transformer in it.
@@ -96,10 +137,13 @@ class Session:
             ValueError: the checkpoint is missing, corrupt or foreign.
         """
         if key != self._active:
-            self.full_precision()  # frees the last cell's module before the next is built
+            if folder is None or not hasattr(self.loaded, "take_transformer"):
+                self.full_precision()  # frees the last cell's module before the next is built
             if folder is not None:
                 method = build_method(self.registry, cell)
-                module = method.load(self.fresh_transformer(), folder).eval()
+                fresh = self.fresh_transformer(getattr(self.loaded, "build_device", None))
+                module = method.load(fresh, folder).eval()
+                del fresh
                 self.loaded.transformer = choose_(self.executable(method, module), self.spec.attention)
             self._active = key
         return self.loaded

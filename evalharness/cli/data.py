@@ -18,7 +18,9 @@ def execute(arguments: list[str]) -> int:
         "Encode clips and captions for training with run --data DIR. Frames are taken by time at the model's "
         "rate. The same command goes on where it was interrupted.",
     )
-    parser.add_argument("source", metavar="CLIPS", help="folder (one.mp4, one.txt), .csv or .jsonl")
+    parser.add_argument(
+        "source", metavar="CLIPS", help="folder (one.mp4, one.txt), .csv, .jsonl, or .tar shards"
+    )
     parser.add_argument("--model", required=True, help="whose latents")
     parser.add_argument("--weights", default=None, metavar="DIR", help="its pipeline folder")
     parser.add_argument("--out", required=True, metavar="DIR", help="where to")

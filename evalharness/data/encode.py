@@ -93,7 +93,7 @@ def encode(
             records.append(record)
     if len(records) < len(chunks):
         return None
-    return _finish(records, len(clips), fingerprint, encoding, out)
+    return _finish(records, len(clips), fingerprint, encoding, out, _empty_caption(loaded, out))
 
 
 def _state(clip: Clip) -> list[Any]:
@@ -101,7 +101,8 @@ def _state(clip: Clip) -> list[Any]:
         state = clip.path.stat()
     except OSError:
         return [clip.name, clip.caption, None]
-    return [clip.name, clip.caption, state.st_size, state.st_mtime_ns]
+    place = [] if clip.place is None else [clip.place]
+    return [clip.name, clip.caption, state.st_size, state.st_mtime_ns, *place]
 
 
 def _record_path(out: Path, number: int) -> Path:
@@ -186,13 +187,27 @@ def _latents(loaded: LoadedVideo, frames: np.ndarray) -> Tensor:
     return loaded.encode_video(video)[0].cpu()
 
 
+def _empty_caption(loaded: LoadedVideo, out: Path) -> dict[str, str]:
+    """What a dropped caption is replaced by, so that a training needs no text encoder."""
+    from safetensors.torch import save
+
+    name = "empty.safetensors"
+    atomic_write_bytes(out / name, save({"text": loaded.embed([""])[0].half().contiguous()}))
+    return {"file": name, "sha256": file_sha256(out / name)}
+
+
 def _summary(record: dict[str, Any]) -> str:
     count = sum(len(shard["clips"]) for shard in record["shards"])
     return f"{count} clips encoded, {len(record['dropped'])} dropped"
 
 
 def _finish(
-    records: Sequence[dict[str, Any]], total: int, fingerprint: str, encoding: Encoding, out: Path
+    records: Sequence[dict[str, Any]],
+    total: int,
+    fingerprint: str,
+    encoding: Encoding,
+    out: Path,
+    empty: dict[str, str],
 ) -> dict[str, Any]:
     shards = [shard for record in records for shard in record["shards"]]
     dropped = [clip for record in records for clip in record["dropped"]]
@@ -214,6 +229,7 @@ def _finish(
         "fps": encoding.fps,
         "clips": report["encoded"],
         "latents": "float16, normalised as the decoder undoes it, the distribution's mean",
+        "empty_caption": empty,
         "shards": shards,
     }
     atomic_write_json(out / MANIFEST, manifest)

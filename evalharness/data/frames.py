@@ -6,11 +6,12 @@ any or varying rate show their motion at its true speed; none is stretched to fi
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evalharness.data.sources import Clip
+from evalharness.data.sources import MEMBER_LIMIT, Clip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Bucket", "Dropped", "choose_bucket", "pick_frames", "read_clip"]
 
 _SLACK = 1e-6
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,16 +107,19 @@ def read_clip(
         )
     if not clip.path.is_file():
         raise Dropped("missing", "the file is not there")
+    if clip.place is not None and clip.place[1] > MEMBER_LIMIT:
+        raise Dropped("too large", f"{clip.place[1] / 1e9:.1f} GB within a shard, which is read whole")
     try:
-        with av.open(str(clip.path)) as container:
+        file = clip.opened()
+        with _open(file) as container:
             if not container.streams.video:
                 raise Dropped("no video", "the file has no picture")
             times, end = _times(container)
-        with av.open(str(clip.path)) as container:
+        with _open(file) as container:
             turns, height, width = _first_frame(container)
         bucket = choose_bucket(height, width, end - times[0], fps, buckets)
         wanted = pick_frames(times, bucket.frames, fps)
-        with av.open(str(clip.path)) as container:
+        with _open(file) as container:
             kept = _decode(container, times, set(wanted))
     except (av.FFmpegError, OSError, IndexError, ValueError, StopIteration) as error:
         raise Dropped("damaged", " ".join(str(error).split())[:200] or type(error).__name__) from error
@@ -122,6 +127,15 @@ def read_clip(
         raise Dropped("damaged", f"{len(kept)} of {len(set(wanted))} needed frames could be decoded")
     turned = [np.rot90(kept[index], k=turns) for index in wanted]
     return bucket, np.stack([fit(frame, bucket.height, bucket.width) for frame in turned])
+
+
+def _open(file: str | io.BytesIO) -> Any:
+    """As one of the containers that clips come in: a playlist would make FFmpeg read what it names."""
+    import av
+
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    return av.open(file, options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
 
 
 def _times(container: Any) -> tuple[list[float], float]:

@@ -68,6 +68,17 @@ class EncodedClips:
         drawn = [self.row(*bucket[row]) for row in rows]
         return torch.stack([latents for latents, _ in drawn]), torch.stack([text for _, text in drawn])
 
+    def empty_caption(self) -> Tensor | None:
+        """Embedding [L, D] of no words; None in a folder from before it was stored."""
+        from safetensors import safe_open
+
+        stored = self.manifest.get("empty_caption")
+        if stored is None:
+            return None
+        with safe_open(self.folder / stored["file"], framework="pt") as file:
+            text: Tensor = file.get_tensor("text")
+        return text
+
     def row(self, file: str, number: int) -> tuple[Tensor, Tensor]:
         """Latents [C, F, h, w] and embedding [L, D] of one clip."""
         from safetensors import safe_open

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evalharness.errors import UserError
+from evalharness.errors import UserError, one_line
 from evalharness.executor import EventHandler, Failure, Outcome, Task, WorkerSpec, as_outcome
 
 __all__ = ["RayExecutor"]
@@ -57,13 +57,17 @@ class RayExecutor:
             path = os.pathsep.join(os.path.abspath(entry or ".") for entry in sys.path)  # noqa: PTH100
             variables = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
             options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self._workers}
-            ray.init(
-                logging_level="ERROR",
-                log_to_driver=False,
-                include_dashboard=False,
-                runtime_env={"env_vars": variables},
-                **options,
-            )
+            try:
+                ray.init(
+                    logging_level="ERROR",
+                    log_to_driver=False,
+                    include_dashboard=False,
+                    runtime_env={"env_vars": variables},
+                    **options,
+                )
+            except Exception as error:  # of many kinds, its own and plain ones
+                where = os.environ.get("RAY_ADDRESS") or "on this machine"
+                raise UserError(f"--executor ray: no cluster {where}: {one_line(error)}") from error
         if spec.device == "cuda" and not os.environ.get("RAY_ADDRESS"):
             # An actor without a GPU would wait for ever, and its task with it; on a cluster one may come.
             self._workers = max(1, min(self._workers, int(ray.cluster_resources().get("GPU", 0))))

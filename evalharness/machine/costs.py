@@ -20,6 +20,7 @@ __all__ = [
     "Rates",
     "Work",
     "call_seconds",
+    "expert_bytes",
     "memory_needs",
     "start_memory",
     "training_memory",
@@ -34,8 +35,9 @@ GB = 1e9
 # Bytes moved for a channel of a token in one block by norms, modulation, rotary angles, gates: counted
 # in diffusers' eager code.
 _ELEMENTWISE = {True: 78.0, False: 267.0}  # CogVideoX, Wan
-# Working memory of the decoder for a pixel of a frame, whole (read off reports for both), and its tile.
-_DECODER_BYTES = {True: 34_700.0, False: 20_700.0}
+# Working memory of the decoder for a pixel of a frame, of CogVideoX in bfloat16 and of Wan in float32: all
+# tensors alive at once, counted on the meta device, without the workspaces of convolutions; and its tile.
+_DECODER_BYTES = {True: 45_500.0, False: 20_500.0}
 _TILE_PIXELS = {True: 240 * 360, False: 256 * 256}
 # Moments that an optimizer with offload has on the GPU at once: three parts of 2^26 numbers.
 _MOMENTS_AT_WORK = 3 * 2**26 * 8.0
@@ -155,15 +157,43 @@ def training_seconds(spec: ModelSpec, settings: VideoSettings, rates: Rates) -> 
     return 5 * call_seconds(work_of(spec, settings), rates)
 
 
-def memory_needs(spec: ModelSpec, settings: VideoSettings, number_bytes: int = 2) -> list[MemoryNeed]:
-    """Under each preset, from the fastest to the smallest; ``number_bytes``: of a weight."""
+def expert_bytes(spec: ModelSpec, execution: str, w_bits: int) -> float:
+    """Bytes of one transformer on a GPU, whose blocks' linears are quantized per output channel.
+
+    Args:
+        spec: the model.
+        execution: ``bf16``; ``fake``: codes of a byte and, beside them, the weights computed from them;
+            ``packed``: codes alone.
+        w_bits: of a weight.
+    """
+    shape = _shape(spec)
+    if execution == "bf16":
+        return 2.0 * shape.parameters
+    attention = 4 if shape.joint_text else 8
+    weights = shape.layers * (attention * shape.width**2 + 2 * shape.width * shape.hidden)
+    channels = shape.layers * (attention * shape.width + shape.hidden + shape.width)
+    each = {"fake": 3.0, "packed": w_bits / 8}[execution]
+    return each * weights + 2.0 * (shape.parameters - weights) + 8.0 * channels
+
+
+def memory_needs(
+    spec: ModelSpec, settings: VideoSettings, number_bytes: int = 2, transformer: float | None = None
+) -> list[MemoryNeed]:
+    """Under each preset, from the fastest to the smallest.
+
+    Args:
+        spec: the model.
+        settings: of generation.
+        number_bytes: of a weight at full precision.
+        transformer: bytes of one transformer, where it is not at full precision; see ``expert_bytes``.
+    """
     shape = _shape(spec)
     text = spec.text_parameters * float(number_bytes)
-    expert = shape.parameters * float(number_bytes)
+    expert = shape.parameters * float(number_bytes) if transformer is None else transformer
     decoder = spec.decoder_parameters * float(spec.decoder_bytes)
     work = work_of(spec, settings)
     rows = 2 if shape.joint_text and settings.guidance > 1 else 1  # CogVideoX takes both at once
-    activations = rows * work.tokens * number_bytes * (8 * shape.width + 2 * shape.hidden)
+    activations = rows * work.tokens * number_bytes * _live_channels(shape)
     frame = settings.height * settings.width
     scale = _DECODER_BYTES[shape.joint_text]
     whole, tiled = scale * frame, scale * min(frame, _TILE_PIXELS[shape.joint_text])
@@ -191,6 +221,15 @@ def memory_needs(spec: ModelSpec, settings: VideoSettings, number_bytes: int = 2
             },
         ),
     ]
+
+
+def _live_channels(shape: TransformerShape) -> int:
+    """Channels of a token that are held at most within a call: counted on the meta device by a test.
+
+    In the feed-forward part both sides of the activation, or in Wan's modulation, which is float32.
+    """
+    feed_forward = 2 * shape.hidden + 4 * shape.width
+    return feed_forward if shape.joint_text else max(feed_forward, 11 * shape.width)
 
 
 def weights_bytes(spec: ModelSpec, number_bytes: int = 2) -> float:

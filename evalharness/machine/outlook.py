@@ -17,6 +17,7 @@ from evalharness.machine.costs import (
     GB,
     VIDEO_BYTES,
     MemoryNeed,
+    expert_bytes,
     memory_needs,
     video_seconds,
     weights_bytes,
@@ -101,6 +102,8 @@ def _memory(model: Any) -> Iterator[Check]:
             status=Status.OK if need in fits else Status.WARN,
             detail=f"{need.peak / GB:.1f} GB at most ({phases}), {have / GB:.1f} GB {where}",
         )
+    if device == "cuda":
+        yield _quantized(model, have)
     if not fits:
         yield Check(
             name="memory",
@@ -108,6 +111,22 @@ def _memory(model: Any) -> Iterator[Check]:
             detail="no memory preset fits this machine at full precision",
             fix=_smaller(model, needs[-1]),
         )
+
+
+def _quantized(model: Any, have: float) -> Check:
+    """Of the denoising phase alone: what a smaller transformer changes."""
+    found = []
+    for execution, words in (("packed", "packed W4"), ("fake", "simulated")):
+        size = expert_bytes(model.spec, execution, 4)
+        needs = {need.preset: need for need in memory_needs(model.spec, model.settings, transformer=size)}
+        found.append((words, needs["phases"].phases["denoise"]))
+    detail = ", ".join(f"{words} {size / GB:.1f}" for words, size in found)
+    fit = all(size < 0.92 * have for _, size in found)
+    return Check(
+        name="memory, quantized",
+        status=Status.OK if fit else Status.WARN,
+        detail=f"denoising under phases, GB: {detail}",
+    )
 
 
 def _smaller(model: Any, need: MemoryNeed) -> str:

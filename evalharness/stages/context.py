@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,10 +58,12 @@ class StageContext:
         self._tracker: TensorBoard | None = None
 
     def teacher(self) -> nn.Module:
-        """A frozen full-precision copy, made once."""
+        """The frozen full-precision model, made once; no other module shares its tensors."""
         if self._teacher is None:
-            copied = copy.deepcopy(self._session.pristine).to(self.device)
-            self._teacher = copied.eval().requires_grad_(False)
+            self._teacher = self._session.fresh_transformer().eval().requires_grad_(False)
+            lend = getattr(self._session.loaded, "lend_teacher", None)
+            if lend is not None:
+                lend(self._teacher)
         return self._teacher
 
     def batches(self, batch_size: int) -> Iterator[TrainBatch]:
@@ -153,14 +154,11 @@ class StageContext:
         """
         loaded = self._session.loaded
         folder = self._train_log.parent / "watch" / f"step-{step:06d}"
-        before, loaded.transformer = loaded.transformer, transformer
-        try:
+        with self._session.using(transformer):
             for prompt in list(self._session.prompts.values())[:_WATCHED_PROMPTS]:
                 [frames] = loaded.generate([prompt.text], [video_seed(self.seed, prompt.id, 0)])
                 data = encode_video(frames, self._session.model.settings.fps)
                 atomic_write_bytes(folder / f"{prompt.id}.mp4", data)
-        finally:
-            loaded.transformer = before
 
     def rewind_log(self, lines: int) -> None:
         """Keep the first ``lines`` lines of the log: a resumed training writes the others again."""

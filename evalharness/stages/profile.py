@@ -20,6 +20,7 @@ has other libraries' forms of the transformer, each timed in turns with it (``ev
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,6 +45,8 @@ from evalharness.versions import package_version
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from evalharness.api import LoadedModel
 
 __all__ = ["profile_hash", "run", "work"]
 
@@ -112,11 +115,12 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     def step() -> object:
         return loaded.transformer(**inputs)
 
-    calls: dict[str, Callable[[], object]] = {"cell": step}
-    if loaded.transformer is not session.pristine:
-        calls["reference"] = lambda: session.pristine(**inputs)
-    with torch.inference_mode():
-        times = alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
+    with torch.inference_mode(), session.at_work(loaded.transformer):
+        times = None
+        if folder is not None:
+            with contextlib.suppress(torch.OutOfMemoryError):  # of two transformers; only one is asked for
+                times = _timed(session, step, session.beside(), inputs)
+        times = times or _timed(session, step, None, inputs)
         surroundings["clocks"] = clocks(device)
         memory = call_memory(step, device)
         counted = cost_record(loaded.transformer, step)
@@ -147,15 +151,16 @@ def _peer(name: str, session: Session, inputs: Mapping[str, Any], execution: str
     """Times of another library's form of the transformer, in turns with full precision; or why not."""
     import torch
 
-    device, pristine = session.spec.device, session.pristine
+    loaded, device = session.full_precision(), session.spec.device
+    pristine = loaded.transformer
     facts = {"summary": PEERS[name].summary, "bits": PEERS[name].bits}
     try:
-        built = choose_(build_peer(name, pristine, _linears(session)), session.spec.attention)
+        built = choose_(build_peer(name, pristine, _linears(session, loaded)), session.spec.attention)
         calls: dict[str, Callable[[], object]] = {
             "cell": lambda: built(**inputs),
             "reference": lambda: pristine(**inputs),
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), session.at_work(pristine), session.at_work(built):
             calls["cell"]()  # what a library or a compiler does at the first call belongs to no step
             times = alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
     except AbsentError as error:
@@ -171,16 +176,29 @@ def _peer(name: str, session: Session, inputs: Mapping[str, Any], execution: str
     }
 
 
-def _linears(session: Session) -> list[str]:
+def _linears(session: Session, loaded: LoadedModel) -> list[str]:
     """Names of the linears that every method of this run quantizes."""
     from torch import nn
 
-    skipped = set(session.full_precision().skip_layers(session.spec.skip_layers))
+    skipped = set(loaded.skip_layers(session.spec.skip_layers))
     return [
         name
-        for name, part in session.pristine.named_modules()
+        for name, part in loaded.transformer.named_modules()
         if type(part) is nn.Linear and name not in skipped
     ]
+
+
+def _timed(
+    session: Session, step: Callable[[], object], reference: nn.Module | None, inputs: Mapping[str, Any]
+) -> dict[str, Times]:
+    """Of the cell, and in turns with it of full precision."""
+    calls = {"cell": step}
+    device = session.spec.device
+    if reference is None:
+        return alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
+    with session.at_work(reference):
+        calls["reference"] = lambda: reference(**inputs)
+        return alternate(calls, device, most=MAX_STEPS, most_seconds=MAX_SECONDS)
 
 
 def _step_times(times: Mapping[str, Times], device: str, execution: str) -> dict[str, Any]:

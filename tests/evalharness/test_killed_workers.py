@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_a_cluster_needs_a_number(call: Callable[..., object], monkeypatch: pyte
     finished = call(*RUN, "--executor", "ray")
     assert finished.code == 2  # type: ignore[attr-defined]
     assert "with --workers N" in finished.errors[-1]  # type: ignore[attr-defined]
+
+
+def test_a_cluster_that_does_not_start(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = types.SimpleNamespace(is_initialized=lambda: False)
+
+    def init(**options: object) -> None:
+        raise RuntimeError("The current node timed out\nduring startup.")
+
+    ray.init = init
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    finished = call(*RUN, "--executor", "ray")
+    assert finished.code == 2  # type: ignore[attr-defined]
+    line = finished.errors[-1]  # type: ignore[attr-defined]
+    assert "no cluster on this machine: RuntimeError: The current node timed out during startup." in line
 
 
 def test_without_ray_it_says_so(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ class LoadedCogVideoX(LoadedVideo):
         generator = torch.Generator().manual_seed(0)
         latents = self._padded(torch.randn(*shape, *size, generator=generator))
         text = torch.randn(2, self._text_length(), config.text_embed_dim, generator=generator)
-        dtype: Any = self._transformer.dtype
+        dtype: Any = self.transformer.dtype
         inputs = self._inputs(latents.to(dtype), text.to(dtype), torch.full((2,), 500))
         return {name: _to(value, self.device) for name, value in inputs.items()}
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TwoExperts"]
+from evalharness.models.video.moves import HOST, move_
+
+if TYPE_CHECKING:
+    from evalharness.api import TrainBatch
+
+__all__ = ["TwoExperts", "same_side"]
 
 
 class TwoExperts(nn.Module):
@@ -62,6 +68,24 @@ class TwoExperts(nn.Module):
             )
         used, other = (self.high, self.low) if bool(above.all()) else (self.low, self.high)
         if self.device is not None and next(used.parameters()).device != self.device:
-            other.to("cpu")
-            used.to(self.device)
+            move_(other, HOST)
+            move_(used, self.device)
         return used(hidden_states=hidden_states, timestep=timestep, **rest)
+
+
+def same_side(batches: Iterator[TrainBatch], model: nn.Module, processes: int) -> Iterator[TrainBatch]:
+    """The same batches, those of a pair in such an order that processes never need different experts.
+
+    Processes that share a training take turns: of each ``processes`` batches everyone has one, and all must
+    gather the same weights for it. On one process nothing changes.
+    """
+    if processes == 1 or not isinstance(model, TwoExperts):
+        yield from batches
+        return
+    waiting: dict[bool, list[TrainBatch]] = {True: [], False: []}
+    for batch in batches:
+        side = waiting[bool(batch.inputs["timestep"].reshape(-1)[0] >= model.boundary)]
+        side.append(batch)
+        if len(side) == processes:
+            yield from side
+            side.clear()

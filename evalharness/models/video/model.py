@@ -138,9 +138,11 @@ class VideoModel:
         """
         folder = self.folder()
         _check_packages()
+        from evalharness.models.video.source import FolderSource
+
         module, _, cls = self.loaded_class.partition(":")
         loaded: LoadedVideo = getattr(importlib.import_module(module), cls)(
-            self.spec, self.settings, folder, device, self.options
+            self.spec, self.settings, FolderSource(folder, self.spec), device, self.options
         )
         return loaded
 

@@ -6,23 +6,28 @@ and text encoder run in bfloat16; on a CPU, which emulates bfloat16 slowly, all 
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from evalharness.api import TrainBatch
-from evalharness.errors import UserError, one_line
+from evalharness.errors import UserError
 from evalharness.models.video.captions import captions
-from evalharness.models.video.experts import TwoExperts
+from evalharness.models.video.experts import TwoExperts, same_side
+from evalharness.models.video.moves import move_
 from evalharness.models.video.placement import Placement
 from evalharness.models.video.settings import VideoSettings
+from evalharness.models.video.source import PipelineSource
 from evalharness.models.video.spec import ModelSpec
 from evalharness.models.video.trajectories import record_steps
 
@@ -34,6 +39,7 @@ __all__ = ["LoadedVideo"]
 
 CAPTION_DROPOUT = 0.05  # as the official training
 _PREFIXES = ("high.", "low.")
+_PARTS = ("transformer", "transformer_2")
 
 
 class LoadedVideo(ABC):
@@ -42,6 +48,10 @@ class LoadedVideo(ABC):
     Attributes:
         pipeline: of diffusers; its transformer is changed by the harness, see ``transformer``.
         device: where it computes.
+        build_device: where a transformer that ``take_transformer`` gave away is made into another.
+
+    At most one transformer is held. The full-precision one is given away to be quantized, and read
+    again when it is asked for: two of them in memory would be one too many for a 14B model.
     """
 
     vae_in_float32: ClassVar[bool] = False
@@ -51,11 +61,17 @@ class LoadedVideo(ABC):
     latent_frames_at_once: ClassVar[int] = 1
 
     def __init__(
-        self, spec: ModelSpec, settings: VideoSettings, folder: Path, device: str, options: ModelOptions
+        self,
+        spec: ModelSpec,
+        settings: VideoSettings,
+        source: PipelineSource,
+        device: str,
+        options: ModelOptions,
     ) -> None:
         self.spec, self.settings, self.options = spec, settings, options
         self.device = torch.device(device)
-        self.pipeline: Any = _load(spec, folder, self.device, vae_in_float32=self.vae_in_float32)
+        self._source = source
+        self.pipeline: Any = _load(spec, source, self.device, vae_in_float32=self.vae_in_float32)
         self.pipeline.scheduler = self._scheduler(self.pipeline.scheduler)
         self.check_size(settings.frames, settings.height, settings.width)
         if settings.tiled_decode:
@@ -65,11 +81,15 @@ class LoadedVideo(ABC):
         self.placement = Placement(self.device, options.memory)
         self._texts: dict[str, Tensor] = {}
         self._clips: EncodedClips | None = None
-        self._transformer: nn.Module = self._whole_transformer()
-        self._pristine = self._transformer
-        self._config: Any = self._transformer.config
-        self._attach(self._transformer)
-        self.placement.settle(self._transformer, self.pipeline.text_encoder, self.pipeline.vae)
+        whole = self._whole_transformer()
+        self._skeleton = without_weights(whole)
+        self._config: Any = whole.config
+        self._transformer: nn.Module | None = whole
+        self._full: nn.Module | None = whole
+        self._lent: Callable[[], nn.Module | None] = lambda: None
+        self._attach(whole)
+        self.placement.settle(whole, self.pipeline.text_encoder, self.pipeline.vae)
+        self.build_device = self.placement.build_device(whole)
 
     # What the families differ in.
 
@@ -109,15 +129,78 @@ class LoadedVideo(ABC):
 
     @property
     def transformer(self) -> nn.Module:
+        if self._transformer is None:
+            self.transformer = self.full_transformer()
+        assert self._transformer is not None
         return self._transformer
 
     @transformer.setter
     def transformer(self, module: nn.Module) -> None:
-        if module is not self._transformer and self.placement.moves:
-            self._transformer.to("cpu")
+        if self._full is not None and self._full is not module:
+            self.placement.leave(self._full)
+        self._hold(module)
+
+    def full_transformer(self) -> nn.Module:
+        """The full-precision transformer, in eval mode; kept until it is taken."""
+        if self._full is None:
+            self._full = self.read_transformer()
+        return self._full
+
+    def read_transformer(self) -> nn.Module:
+        """Another full-precision transformer, on the host, in eval mode; the caller's alone."""
+        gc.collect()  # modules refer to themselves (hooks, contexts): what is of no use must go first
+        dtype = _working_dtype(self.device)
+        experts = [self._source.transformer(name, dtype) for name in _PARTS[: self._experts]]
+        return self._joined(experts).eval()
+
+    def take_transformer(self) -> nn.Module:
+        """The full-precision transformer, to be changed: the pipeline is without one until it is given one.
+
+        Whatever it held else is let go before.
+        """
+        taken, self._full = self._full, None
+        self._hold(None)
+        return taken or self.read_transformer()
+
+    def lend_teacher(self, teacher: nn.Module) -> None:
+        """Full precision, of a training: ``--data teacher`` samples with it while it lives."""
+        self._lent = weakref.ref(teacher)
+
+    @contextmanager
+    def using(self, transformer: nn.Module) -> Iterator[None]:
+        """``transformer`` samples within the block; one in training is then ready to go on with it."""
+        before = self._transformer
+        if before is not None and before is not transformer:
+            self.placement.leave(before)
+        self._hold(transformer)
+        try:
+            yield
+        finally:
+            if transformer is self._full:
+                self.placement.leave(transformer)
+            elif self.placement.moves:
+                move_(transformer, self.placement.device)
+            self._hold(before)
+
+    @contextmanager
+    def at_work(self, part: nn.Module) -> Iterator[None]:
+        """Within the block ``part``, of the pipeline, or a transformer, can be called on the device."""
+        if part in (self.pipeline.text_encoder, self.pipeline.vae):
+            with self.placement.turn(part, self._transformer):
+                yield
+            return
+        try:
+            with self.placement.at_work(part):
+                yield
+        finally:
+            if part is self._transformer:
+                self.placement.rest(part)
+
+    def _hold(self, module: nn.Module | None) -> None:
         self._transformer = module
         self._attach(module)
-        self.placement.rest(module)
+        if module is not None:
+            self.placement.rest(module)
 
     def skip_layers(self, preset: str) -> tuple[str, ...]:
         """``none`` quantizes every linear, as QVGen shipped; ``std`` spares embedders, modulation, output.
@@ -129,7 +212,7 @@ class LoadedVideo(ABC):
             return ()
         if preset != "std":
             raise ValueError(f"skip preset {preset!r}: {self.spec.name} knows none and std")
-        names = [name for name, part in self._pristine.named_modules() if isinstance(part, nn.Linear)]
+        names = [name for name, part in self._skeleton.named_modules() if isinstance(part, nn.Linear)]
         return tuple(name for name in names if self._is_spared(name))
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> Tensor:
@@ -166,11 +249,8 @@ class LoadedVideo(ABC):
         while True:
             texts = list(itertools.islice(words, count))
             seeds = torch.randint(2**62, (count,), generator=noise).tolist()
-            before, self.transformer = self._transformer, transformer
-            try:
+            with self.using(transformer):
                 steps = record_steps(transformer, lambda t=texts, s=seeds: self._denoise(t, s))  # type: ignore[misc]
-            finally:
-                self.transformer = before
             yield from (self._on_device(step) for step in steps)
 
     def batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
@@ -185,20 +265,24 @@ class LoadedVideo(ABC):
                 "data), or --data teacher to train along the full-precision model's own sampling"
             )
         if self.options.data == "teacher":
-            yield from self.trajectories(self._pristine, batch_size=batch_size, seed=seed)
-            return
-        yield from self._batches_of_clips(batch_size, seed, held_out=False)
+            teacher = self._lent() or self.full_transformer()
+            drawn = self.trajectories(teacher, batch_size=batch_size, seed=seed)
+        else:
+            drawn = self._batches_of_clips(batch_size, seed, held_out=False)
+        yield from same_side(drawn, self._skeleton, _processes())
 
     def few_batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         """As ``batches``, of clips that are not trained on, for validation."""
         if self.options.data in (None, "teacher"):
             return self.batches(batch_size=batch_size, seed=seed)
-        return self._batches_of_clips(batch_size, seed, held_out=True)
+        drawn = self._batches_of_clips(batch_size, seed, held_out=True)
+        return same_side(drawn, self._skeleton, _processes())
 
     def _batches_of_clips(self, batch_size: int, seed: int, *, held_out: bool) -> Iterator[TrainBatch]:
         clips = self._encoded_clips()
         generator = torch.Generator().manual_seed(seed)
-        empty = self.embed([""])[0]
+        stored = clips.empty_caption()
+        empty = self.embed([""])[0] if stored is None else stored
         while True:
             latents, text = clips.draw(batch_size, generator, held_out=held_out)
             drop = torch.rand(batch_size, generator=generator) < CAPTION_DROPOUT
@@ -235,16 +319,21 @@ class LoadedVideo(ABC):
         for part in (first, second, self.pipeline.vae, self.pipeline.text_encoder):
             if part is not None:
                 part.eval()
-        if second is None:
-            module: nn.Module = first
-            return module
-        boundary = self.pipeline.config.boundary_ratio or self.spec.boundary
-        return TwoExperts(first, second, boundary * self.pipeline.scheduler.config.num_train_timesteps)
+        self._experts = 1 if second is None else 2
+        return self._joined([first, second][: self._experts])
 
-    def _attach(self, module: nn.Module) -> None:
-        self.pipeline.transformer = module
-        if isinstance(module, TwoExperts):
-            self.pipeline.transformer_2 = module  # it finds the expert by the timestep itself
+    def _joined(self, experts: Sequence[nn.Module]) -> nn.Module:
+        if len(experts) == 1:
+            return experts[0]
+        boundary = self.pipeline.config.boundary_ratio or self.spec.boundary
+        high, low = experts
+        return TwoExperts(high, low, boundary * self.pipeline.scheduler.config.num_train_timesteps)
+
+    def _attach(self, module: nn.Module | None) -> None:
+        """``module``, or for want of one the names and sizes alone, which the pipeline looks at."""
+        self.pipeline.transformer = attached = self._skeleton if module is None else module
+        if self._experts == 2:
+            self.pipeline.transformer_2 = attached  # a pair finds the expert by the timestep itself
 
     def _is_spared(self, name: str) -> bool:
         for prefix in _PREFIXES:
@@ -253,7 +342,8 @@ class LoadedVideo(ABC):
 
     def _denoise(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         settings = self.settings
-        dtype: Any = self._transformer.dtype
+        transformer = self.transformer
+        dtype: Any = transformer.dtype
         arguments = self._family_arguments()
         text = self.embed(prompts).to(self.device, dtype)
         if settings.guidance > 1:
@@ -261,7 +351,7 @@ class LoadedVideo(ABC):
             arguments["negative_prompt_embeds"] = away.expand_as(text)
         if settings.fixed_noise is not None:
             seeds = [settings.fixed_noise] * len(prompts)
-        with self.placement.denoising(self._transformer):
+        with self.placement.denoising(transformer):
             latents: Tensor = self.pipeline(
                 prompt_embeds=text,
                 height=settings.height,
@@ -326,7 +416,7 @@ class LoadedVideo(ABC):
         return (frames - 1) // self.temporal + 1
 
 
-def _load(spec: ModelSpec, folder: Path, device: torch.device, *, vae_in_float32: bool) -> Any:
+def _load(spec: ModelSpec, source: PipelineSource, device: torch.device, *, vae_in_float32: bool) -> Any:
     import diffusers
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -339,12 +429,25 @@ def _load(spec: ModelSpec, folder: Path, device: torch.device, *, vae_in_float32
     plain = getattr(diffusers, spec.pipeline)
     # The parts may lie on the host while the pipeline computes on the device.
     cls: Any = type(spec.pipeline, (plain,), {"_execution_device": device})
-    try:
-        pipeline = cls.from_pretrained(folder, dtype=dtypes, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be loaded as a {spec.pipeline}: {one_line(error)}") from error
+    pipeline = source.pipeline(cls, dtypes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _processes() -> int:
+    """That train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def without_weights(module: nn.Module) -> nn.Module:
+    """A copy whose tensors are on the meta device: names, classes and shapes."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): _meta(tensor) for tensor in tensors})
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _working_dtype(device: torch.device) -> torch.dtype:

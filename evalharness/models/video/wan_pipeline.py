@@ -39,7 +39,7 @@ class LoadedWan(LoadedVideo):
         return embedding
 
     def _family_arguments(self) -> dict[str, Any]:
-        if isinstance(self._transformer, TwoExperts):
+        if isinstance(self._skeleton, TwoExperts):
             return {"guidance_scale_2": self.settings.guidance_2}
         return {}
 
@@ -69,8 +69,8 @@ class LoadedWan(LoadedVideo):
         """Timesteps 1..1000, uniform (no shift), as QVGen trains; with two experts all of one side."""
         count = len(latents)
         timestep = torch.randint(1, 1001, (count,), generator=generator)
-        if isinstance(self._pristine, TwoExperts):
-            edge = int(self._pristine.boundary)
+        if isinstance(self._skeleton, TwoExperts):
+            edge = int(self._skeleton.boundary)
             low, high = (edge, 1001) if int(timestep[0]) >= edge else (1, edge)
             timestep[1:] = torch.randint(low, high, (count - 1,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
@@ -89,7 +89,7 @@ class LoadedWan(LoadedVideo):
         shape = (1, config.in_channels, self.latent_frames(settings.frames))
         size = (settings.height // self.spatial, settings.width // self.spatial)
         generator = torch.Generator().manual_seed(0)
-        dtype: Any = self._transformer.dtype
+        dtype: Any = self.transformer.dtype
         text = torch.randn(1, settings.text_length, config.text_dim, generator=generator)
         return {
             "hidden_states": torch.randn(*shape, *size, generator=generator).to(self.device, dtype),

@@ -21,8 +21,11 @@ from evalharness.data.manifest import read_manifest
 from evalharness.data.shards import EncodedClips
 from evalharness.data.sources import Clip, read_sources
 from evalharness.errors import UserError
+from evalharness.modeloptions import ModelOptions, build_model
+from evalharness.registry import Registry
 
 Folders = Callable[[str], Path]
+SIZE = {"frames": 5, "height": 32, "width": 32, "text_length": 8, "steps": 2}
 
 
 def picture(value: int, height: int, width: int) -> np.ndarray:
@@ -189,8 +192,7 @@ def clips(tmp_path: Path) -> Path:
 
 def command(folders: Folders, source: Path, out: Path, *more: str) -> list[str]:
     base = ["data", str(source), "--model", "wan", "--weights", str(folders("wan2.1")), "--out", str(out)]
-    settings = json.dumps({"frames": 5, "height": 32, "width": 32, "text_length": 8, "steps": 2})
-    return [*base, "--generation", settings, "--fps", "8", "--chunk", "3",
+    return [*base, "--generation", json.dumps(SIZE), "--fps", "8", "--chunk", "3",
             "--bucket", "5x32x48", "--bucket", "5x48x32", *more]  # fmt: skip
 
 
@@ -216,6 +218,9 @@ def test_encoded_clips_are_a_direct_encode(
     vae = AutoencoderKLWan.from_pretrained(folders("wan2.1"), subfolder="vae").eval()
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    words = build_model(Registry(), "wan", ModelOptions(weights=str(folders("wan2.1")), generation=SIZE))
+    empty = EncodedClips(out).empty_caption()
+    assert empty is not None and torch.equal(empty, words.load("cpu").embed([""])[0].half())
     for shard in read_manifest(out)["shards"]:
         stored = load_file(out / shard["file"])
         bucket = Bucket.parse(shard["bucket"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import nn
 from evalharness.errors import UserError
 from evalharness.modeloptions import ModelOptions, build_model
 from evalharness.models.video.captions import captions
-from evalharness.models.video.experts import TwoExperts
+from evalharness.models.video.experts import TwoExperts, same_side
 from evalharness.models.video.wan import Wan22Pair
 from evalharness.protocols.vbench import VBenchProtocol
 from evalharness.registry import Registry
@@ -141,6 +142,25 @@ def test_batches_of_a_pair_lie_on_one_side(load: Load) -> None:
         assert bool((time >= 800).all()) or bool((time < 800).all())
         high += int(time[0] >= 800)
     assert 3 <= high <= 25  # a fifth of the timesteps
+
+
+@pytest.mark.parametrize("data", ["clips", "teacher"])
+def test_processes_that_train_a_pair_need_the_same_expert(data: str, load: Load) -> None:
+    """Of each three batches every process has one; none is lost, and one process sees them as drawn."""
+    loaded = load("wan2.2-pair", steps=4)
+    if data == "teacher":
+        drawn = list(itertools.islice(loaded.trajectories(loaded.transformer, batch_size=2, seed=0), 24))
+    else:
+        generator = torch.Generator().manual_seed(0)
+        empty = torch.zeros(2, 4, 2, 4, 4), torch.zeros(2, 8, 16)
+        drawn = [loaded.noisy_batch(*empty, generator) for _ in range(60)]
+    ordered = list(same_side(iter(drawn), loaded.transformer, 3))
+    sides = [float(batch.inputs["timestep"][0]) >= 800 for batch in ordered]
+    assert all(len(set(sides[start : start + 3])) == 1 for start in range(0, len(sides), 3))
+    assert len(set(sides)) == 2 and len(drawn) - len(ordered) <= 4
+    assert len({id(batch) for batch in ordered}) == len(ordered)
+    assert list(same_side(iter(drawn), loaded.transformer, 1)) == drawn
+    assert list(same_side(iter(drawn), loaded.transformer.high, 3)) == drawn
 
 
 def test_experts_share_the_steps_by_the_timestep() -> None:
@@ -298,9 +318,16 @@ def test_in_bfloat16_as_on_a_gpu(kind: str, load: Load, monkeypatch: pytest.Monk
         def teacher() -> nn.Module:
             return copy.deepcopy(pristine).eval().requires_grad_(False)
 
+    def dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+        return {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+    wanted = dtypes(pristine)  # of Wan some are float32, the first parameter too
+    assert (torch.float32 in wanted.values()) == wan
     recipe = TrainRecipe(steps=6, batch_size=2, precision="bf16", gradient_checkpointing=True)
     for method in (RTN(w_bits=8, a_bits=8), QVGen(w_bits=8, a_bits=8, rank=2, recipe=recipe)):
         loaded.transformer = method.apply(copy.deepcopy(pristine), Context())  # type: ignore[arg-type]
+        kinds = dtypes(loaded.transformer)
+        assert {name: kinds[name] for name in wanted if name in kinds} == wanted, method.name
         video = loaded.generate(["a goat"], [0]).astype(int)
         assert np.abs(video - low).mean() < 12
         loaded.transformer = pristine

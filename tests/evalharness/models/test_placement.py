@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
 
 from evalharness.modeloptions import ModelOptions
+from evalharness.models.video import moves, placement
 from evalharness.models.video.experts import TwoExperts
 from evalharness.models.video.placement import Placement
 
@@ -29,7 +32,10 @@ class Part(nn.Module):
 
 
 @pytest.fixture
-def log() -> list[str]:
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What moved; tensors alone, of which these parts have none, count as the whole part."""
+    monkeypatch.setattr(placement, "move_", lambda part, device: part.to(device))
+    monkeypatch.setattr(placement, "units", lambda pair: pair.children())
     return []
 
 
@@ -117,14 +123,12 @@ def test_group_offloading_is_taken_off_again() -> None:
     """diffusers' own hooks, on a CPU: the same output, and a copy afterwards is free of them."""
     import copy
 
-    from evalharness.models.video import placement as module
-
     tiny = nn.Module()
     tiny.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
     tiny.forward = lambda x: tiny.blocks[1](tiny.blocks[0](x))  # type: ignore[method-assign]
     x = torch.ones(1, 4)
     wanted = tiny(x)
-    with module._blocks_by_turns(tiny, torch.device("cpu")):
+    with placement._blocks_by_turns(tiny, torch.device("cpu")):
         assert any(hasattr(part, "_diffusers_hook") for part in tiny.modules())
         assert torch.equal(tiny(x), wanted)
     assert torch.equal(tiny(x), wanted)
@@ -136,3 +140,37 @@ def test_group_offloading_is_taken_off_again() -> None:
 def test_an_unknown_preset() -> None:
     with pytest.raises(ValueError, match="--memory all: expected one of phases, resident, blocks"):
         ModelOptions(memory="all")
+
+
+def test_tensors_move_alone_and_can_be_trained_on() -> None:
+    """Layers are not told, and a sampler's inference mode leaves nothing behind."""
+
+    class Told(nn.Linear):
+        told = 0
+
+        def _apply(self, *args: object, **kwargs: object) -> nn.Module:
+            self.told += 1
+            return super()._apply(*args, **kwargs)  # type: ignore[arg-type]
+
+    layer = nn.Sequential(Told(2, 2), nn.BatchNorm1d(2))
+    kept = list(layer.parameters())
+    with torch.inference_mode():
+        moves.move_(layer, torch.device("cpu", 0))  # not equal to what they say, so all are moved
+    assert all(a is b for a, b in zip(kept, layer.parameters(), strict=True))
+    assert not any(t.is_inference() for t in (*layer.parameters(), *layer.buffers()))
+    assert layer[0].told == 0
+    layer(torch.randn(4, 2, requires_grad=True)).sum().backward()
+
+
+def test_units_hold_all_but_what_is_a_models_own(load_tiny: nn.Module) -> None:
+    names = {id(p): n for n, p in load_tiny.named_parameters()}
+    within = [id(p) for unit in moves.units(load_tiny) for p in unit.parameters()]
+    assert len(within) == len(set(within))
+    assert {names[key] for key in names.keys() - set(within)} == {"scale_shift_table"}
+    assert load_tiny.blocks[0] in list(moves.units(load_tiny))  # type: ignore[index, operator]
+
+
+@pytest.fixture
+def load_tiny(tiny: ModuleType) -> nn.Module:
+    made: nn.Module = tiny.wan_transformer()
+    return made

@@ -1,8 +1,12 @@
-"""Pipelines of the real classes and layout, with random weights and a few thousand parameters."""
+"""Pipelines of the real classes and layout, with random weights and a few thousand parameters.
+
+python tests/evalharness/models/tiny.py wan2.2-pair FOLDER
+"""
 
 from __future__ import annotations
 
 import string
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +151,7 @@ def save(kind: str, folder: Path) -> Path:
         pipeline = build()
     pipeline.save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    save(sys.argv[1], Path(sys.argv[2]))
