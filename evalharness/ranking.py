@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from evalharness.compare.selection import Pair, Row
 from evalharness.comparison import columns_of, joint_difference, resampler_of
-from evalharness.effects import CONFIDENCE, effect, holm
+from evalharness.effects import CONFIDENCE, effect_of, holm, table
 from evalharness.result_schema import Estimate, PooledResult, Results
 from evalharness.stats import Resampler
 
@@ -21,17 +21,27 @@ class Lead:
         by: its interval is over prompts.
         p: two-sided, over prompts and, where there are several, over seeds (``evalharness.effects``),
             corrected by Holm for the number of pairs of this bit width; None from one prompt.
+        p_here: the same over prompts alone, with the seeds that were run.
     """
 
     over: str
     by: Estimate
     p: float | None = None
+    p_here: float | None = None
 
     @property
     def is_clear(self) -> bool:
         """Whether the interval lies above zero, and would with chance, seeds and all pairs counted in."""
-        above = self.by.lo is not None and self.by.lo > 0.0
-        return above and self.p is not None and self.p < 1.0 - CONFIDENCE
+        return self._is_above and self.p is not None and self.p < 1.0 - CONFIDENCE
+
+    @property
+    def is_clear_here(self) -> bool:
+        """As ``is_clear``, of the seeds that were run: others might tell otherwise."""
+        return self._is_above and self.p_here is not None and self.p_here < 1.0 - CONFIDENCE
+
+    @property
+    def _is_above(self) -> bool:
+        return self.by.lo is not None and self.by.lo > 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,7 @@ def _rank(results: Results, group: list[PooledResult], resampler: Resampler) -> 
             Lead(
                 ordered[other].method,
                 joint_difference(scores[place], scores[other], resampler),
-                _p_value(results, row, ordered[other]),
+                *_p_values(results, row, ordered[other]),
             )
             for other in below
         ]
@@ -93,19 +103,24 @@ def _rank(results: Results, group: list[PooledResult], resampler: Resampler) -> 
     return BitsRanking(group[0].model, group[0].w_bits, group[0].a_bits, _corrected(tuple(ranked)), unranked)
 
 
-def _p_value(results: Results, row: PooledResult, other: PooledResult) -> float | None:
-    """Of the seeds that both have."""
+def _p_values(results: Results, row: PooledResult, other: PooledResult) -> tuple[float | None, float | None]:
+    """Of the seeds that both have: drawn at random, and as they are."""
     ours, theirs = (
         {cell.seed: cell for cell in (results.cell(i) for i in each.cells)} for each in (row, other)
     )
     common = tuple((ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys()))
     first, second = (Row(each.model, each.method, ()) for each in (row, other))
-    return effect(Pair(first, second, common).differences(results.dimensions)).p
+    z, videos = table(Pair(first, second, common).differences(results.dimensions))
+    return effect_of(z, videos).p, effect_of(z.mean(0, keepdims=True), videos).p
 
 
 def _corrected(ranked: tuple[Ranked, ...]) -> tuple[Ranked, ...]:
     """The same with Holm's p-values, all pairs taken together."""
-    adjusted = iter(holm([lead.p for row in ranked for lead in row.leads]))
-    return tuple(
-        replace(row, leads=tuple(replace(lead, p=next(adjusted)) for lead in row.leads)) for row in ranked
-    )
+    leads = [lead for row in ranked for lead in row.leads]
+    adjusted = zip(holm([lead.p for lead in leads]), holm([lead.p_here for lead in leads]), strict=True)
+
+    def again(lead: Lead) -> Lead:
+        p, p_here = next(adjusted)
+        return replace(lead, p=p, p_here=p_here)
+
+    return tuple(replace(row, leads=tuple(again(lead) for lead in row.leads)) for row in ranked)

@@ -111,10 +111,14 @@ def ranking_sentences(rankings: list[BitsRanking], results: Results) -> list[str
 
 def _standing(row: Ranked, results: Results) -> str:
     clear = [f"{lead.over} by {estimate_text(lead.by, results)}" for lead in row.leads if lead.is_clear]
-    unclear = [f"{lead.over} ({_signed(lead.by, results)})" for lead in row.leads if not lead.is_clear]
+    rest = [lead for lead in row.leads if not lead.is_clear]
+    here = [f"{lead.over} by {estimate_text(lead.by, results)}" for lead in rest if lead.is_clear_here]
+    unclear = [f"{lead.over} ({_signed(lead.by, results)})" for lead in rest if not lead.is_clear_here]
     text = f"{row.result.method} {estimate_text(row.result.mean, results)}"
     if clear:
         text += f", ahead of {_list(clear)}"
+    if here:
+        text += f", with these seeds ahead of {_list(here)}"
     if unclear:
         text += f", not distinguishable from {_list(unclear)}"
     return text
@@ -161,7 +165,8 @@ def legend(results: Results) -> list[str]:
         "mean: unweighted mean of the dimensions, at full coverage only. Methods are compared by paired "
         "differences: same prompt, same sample, same seed. `ahead` means that the interval lies above "
         "zero and that p < 0.05 with seeds drawn at random too, corrected "
-        "for all pairs of that width (Holm).",
+        "for all pairs of that width (Holm); `with these seeds ahead`, that this is so of the seeds that "
+        "were run, while others might tell otherwise.",
     ]
     if results.totals:
         lines.append(

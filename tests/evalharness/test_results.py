@@ -13,6 +13,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from evalharness.ranking import ranking
+from evalharness.report.wording import ranking_sentences
 from evalharness.results import (
     CellRecord,
     Estimate,
@@ -297,3 +298,21 @@ def test_imports_stay_light() -> None:
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_lead_that_only_these_seeds_have_is_called_that() -> None:
+    rng = np.random.default_rng(5)
+    level, noise = rng.uniform(0.3, 0.6, 40), rng.normal(0, 0.01, (2, 40))
+    cells = []
+    for seed, shift in enumerate([0.02, 0.2]):  # seeds tell 2 points and 20
+        ours = (level + shift + noise[seed]).tolist()
+        cells.append(cell("a", 3, {"color": ours, "scene": ours}, seed=seed))
+        cells.append(cell("b", 3, {"color": level.tolist(), "scene": level.tolist()}, seed=seed))
+    results = build(*cells)
+    (group,) = ranking(results)
+    (lead,) = group.rows[0].leads
+    assert lead.p_here == pytest.approx(scipy_stats.ttest_1samp(noise.mean(0) + 0.11, 0).pvalue)
+    assert lead.p is not None and lead.p > 0.3
+    assert (lead.is_clear, lead.is_clear_here) == (False, True)
+    (sentence,) = ranking_sentences([group], results)
+    assert "a " in sentence and ", with these seeds ahead of b by " in sentence
