@@ -61,7 +61,7 @@ class InputStats:
         # Else some channels would never be looked at, and the large ones are few.
         while math.gcd(stride, x.shape[-1]) > 1:
             stride += 1
-        self.samples.append((rows[:, ::stride], bucket))
+        self.samples.append((rows[:, ::stride].clone(), bucket))  # a view would keep all rows
 
     def mean_abs(self) -> float:
         """Of all values; 0 if there are none."""

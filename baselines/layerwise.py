@@ -199,7 +199,7 @@ def replace_layers_(
         except ValueError as error:
             raise ValueError(f"layer {names[0]}: {error}") from None
         for linear, layer in zip(linears, layers, strict=True):
-            put_(model, places[linear], layer)
+            put_(model, places.pop(linear), layer)  # nothing holds the old weight any more
     return finish_(model, config)
 
 

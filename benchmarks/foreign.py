@@ -137,9 +137,11 @@ def _streamed(path: Path) -> object:
 
 
 def _training_state(path: Path) -> object:
-    from qvgen.training.state_file import read_state
+    from qvgen.training.state_file import StateFile
 
-    return read_state(path)
+    state = StateFile(path)
+    state.check(lambda *_: None)
+    return state.header
 
 
 def _prompt_file(path: Path) -> object:

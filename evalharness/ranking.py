@@ -110,6 +110,8 @@ def _p_values(results: Results, row: PooledResult, other: PooledResult) -> tuple
     )
     common = tuple((ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys()))
     first, second = (Row(each.model, each.method, ()) for each in (row, other))
+    if not common:
+        return None, None
     z, videos = table(Pair(first, second, common).differences(results.dimensions))
     return effect_of(z, videos).p, effect_of(z.mean(0, keepdims=True), videos).p
 

@@ -50,7 +50,7 @@ def redact_text(text: str, *, environment: bool = True) -> str:
 
 
 def redact(value: Any, *, environment: bool = True) -> Any:
-    """JSON values with every text redacted, and every text under a key that names a secret hidden."""
+    """JSON values with every text redacted, and whatever stands under a key that names a secret hidden."""
     if isinstance(value, str):
         return redact_text(value, environment=environment)
     if isinstance(value, Mapping):
@@ -66,7 +66,9 @@ def redact(value: Any, *, environment: bool = True) -> Any:
 
 
 def _hides(key: object, item: object) -> bool:
-    return isinstance(key, str) and isinstance(item, str) and bool(item) and bool(_SECRET_KEY.match(key))
+    if not isinstance(key, str) or item is None or isinstance(item, bool) or item in ("", [], {}):
+        return False
+    return bool(_SECRET_KEY.match(key))
 
 
 def _environment_secrets() -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from evalharness.columns import Columns, mean_over, together
 from evalharness.compare.recipes import Change, changes, declared, hardware, run_recipe
 from evalharness.compare.selection import Pair, Row, Side, rows_of
-from evalharness.effects import Effect, effect, holm
+from evalharness.effects import Effect, effect, effect_of, holm, table
 from evalharness.errors import unknown
 from evalharness.gates.bounds import is_beyond, named, share_of
 from evalharness.gates.costs import judge_cost
@@ -176,7 +176,7 @@ def _missing_scores(cells: Sequence[tuple[CellResult, CellResult]]) -> str:
 def _draft(gate: Gate, metric: str, row: Row, ours: Row, reference: Side, gates: Gates) -> Verdict | _Judged:
     names = reference.results.dimensions if metric == MEAN else [metric]
     differences = _differences(ours, row, names, gates)
-    drop, level = effect(differences), effect([_scores(row.cells, names)])
+    drop, level = _over_prompts(differences), effect([_scores(row.cells, names)])
     if drop.value is None or level.value is None:
         return Verdict(
             row=row.name, metric=metric, status=Status.INCOMPLETE, reason="the reference has no scores of it"
@@ -185,6 +185,12 @@ def _draft(gate: Gate, metric: str, row: Row, ours: Row, reference: Side, gates:
         reason = "one prompt only: no test can be had; give more prompts, or significance: null"
         return Verdict(row=row.name, metric=metric, status=Status.INCOMPLETE, reason=reason)
     return _Judged(gate, row.name, metric, level.value + drop.value, level.value, drop)
+
+
+def _over_prompts(differences: Sequence[dict[str, Columns]]) -> Effect:
+    """With the seeds as they are: both sides have the same, and what is asked is whether these got worse."""
+    z, videos = table(differences)
+    return effect_of(z.mean(0, keepdims=True), videos) if z.size else Effect(n=videos)
 
 
 def _differences(ours: Row, row: Row, names: Sequence[str], gates: Gates) -> list[dict[str, Columns]]:

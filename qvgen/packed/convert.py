@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvgen.api import frozen_layers
+from qvgen.api import frozen_layers, module_names, put_
 from qvgen.config import QuantConfig
 from qvgen.hadamard import Hadamard
 from qvgen.layer_table import header_tables
+from qvgen.linear import FrozenQuantLinear
 from qvgen.packed.backends import Backend
 from qvgen.packed.linear import PackedLinear
 from qvgen.transformed import TransformedQuantLinear
@@ -41,13 +42,15 @@ def pack_(model: nn.Module, backend: Backend | str = Backend.AUTO, *, fuse: bool
             "pack_ found no finished layer: "
             + (f"{packed[0]} is packed already" if packed else "call convert_ on a quantized model first")
         )
+    places = module_names(model)
     for name in names:
-        layer = dict(frozen_layers(model))[name]
+        layer = model.get_submodule(name)
+        assert isinstance(layer, FrozenQuantLinear)
         try:
             replacement = PackedLinear.from_frozen(layer, backend)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
-        model.set_submodule(name, replacement)
+        put_(model, places.pop(layer), replacement)
     return join_reads_(model, fuse=fuse)
 
 
@@ -96,11 +99,12 @@ def described(model: nn.Module, config: QuantConfig) -> dict[str, Any]:
 
 def empty_packed_(model: nn.Module, backend: Backend) -> None:
     """Turn the finished layers of a model on the meta device into packed ones that await their tensors."""
-    for name, layer in list(frozen_layers(model)):
+    places = module_names(model)
+    for _, layer in list(frozen_layers(model)):
         shape = (layer.out_features, layer.in_features)
         device = layer.codes.device
         packed = PackedLinear(shape, layer.bias, layer.config, layer.context, device=device, backend=backend)
-        model.set_submodule(name, packed)
+        put_(model, places.pop(layer), packed)
 
 
 @torch.no_grad()

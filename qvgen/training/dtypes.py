@@ -11,8 +11,12 @@ from qvgen.api import frozen_layers
 
 
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
-    """Of all parameters and buffers."""
-    return {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    """Of all parameters and buffers, under every name that a shared one has."""
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    return {name: tensor.dtype for name, tensor in named}
 
 
 def restore_dtypes_(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module:

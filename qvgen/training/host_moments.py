@@ -27,6 +27,7 @@ class HostMomentsAdamW(torch.optim.AdamW):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._travel: _Travel | None = None
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
@@ -68,7 +69,11 @@ class HostMomentsAdamW(torch.optim.AdamW):
 
     def _step_in_parts(self, group: dict[str, Any], members: Sequence[nn.Parameter]) -> None:
         parts = list(_parts(members))
-        travel = _Travel(members[0].device) if members else None
+        if members and self._travel is None:
+            self._travel = _Travel(members[0].device)  # once: the allocator keeps memory for each stream
+        travel = self._travel if members else None
+        if travel is not None:
+            travel.begin()
         for number, part in enumerate(parts):
             assert travel is not None
             if number == 0:
@@ -89,7 +94,13 @@ class _Travel:
         self.cuda = device.type == "cuda"
         if self.cuda:
             self._in, self._out = torch.cuda.Stream(device), torch.cuda.Stream(device)
-            self._work = torch.cuda.current_stream(device)
+            self._device = device
+            self.begin()
+
+    def begin(self) -> None:
+        """A step on the current stream."""
+        if self.cuda:
+            self._work = torch.cuda.current_stream(self._device)
             self._returned: list[torch.cuda.Event] = []
 
     def bring(self, optimizer: torch.optim.Optimizer, part: Sequence[nn.Parameter]) -> None:

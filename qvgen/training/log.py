@@ -121,7 +121,15 @@ class TrainLog:
             )
 
     def result(self) -> TrainResult:
-        """Of the whole training, steps before a resume included."""
+        """Of the whole training, steps before a resume included.
+
+        Raises:
+            DivergedError: all its steps were left out.
+        """
+        if not self._losses:
+            raise DivergedError(
+                "training diverged: no step had a finite loss and gradient; see skip_bad_steps"
+            )
         return TrainResult(self._losses[0], self._losses[-1], time.perf_counter() - self._start)
 
     def state(self) -> dict[str, Any]:

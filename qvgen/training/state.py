@@ -142,7 +142,7 @@ class TrainState:
         fill(self._log.sums, "log/sums")
         self._log.restore(header["log"])
         now = _random_state(self._ctx.device)
-        for kind in set(header["random"]) & set(now):
+        for kind in sorted(set(header["random"]) & set(now)):  # in one order on all ranks
             sent = fill(now[kind].to(self._ctx.device), f"random/{kind}")
             self._random[kind] = sent.cpu()
 

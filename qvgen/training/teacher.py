@@ -23,6 +23,8 @@ def place_teacher_(teacher: nn.Module, recipe: TrainRecipe, device: torch.device
     if recipe.teacher == "whole":
         return teacher
     rests = recipe.teacher == "host" and device.type != "cpu"
+    if world_size() > 1 or rests:
+        teacher.places_itself = True  # type: ignore[assignment]  # who moves models about leaves it alone
     if world_size() > 1:
         _shard(teacher, device, rests)
     elif rests:

@@ -351,3 +351,17 @@ def test_the_shipped_table_in_under_three_seconds_and_without_torch() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3.0
     assert result.stdout.startswith("PASS")
     assert not {"torch", "pandas", "diffusers"} & set(result.stdout.rpartition("@")[2].split(","))
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 2)])
+def test_seeds_that_differ_hide_no_drop_of_the_same_seeds(seeds: tuple[int, ...]) -> None:
+    """The drop is of 2 to 20 points by seed; whether other seeds would drop too is not what a gate asks."""
+    drops = dict(zip((0, 1, 2), (0.02, 0.2, 0.1), strict=True))
+    report = judge(
+        side(*(cell(seed=seed, drop=drops[seed]) for seed in seeds)),
+        side(*(cell(seed=seed) for seed in seeds)),
+        Gate(metric="color", max_drop=0.5),
+    )
+    verdict = only(report)
+    assert verdict.status is Status.REGRESSION
+    assert verdict.p is not None and verdict.p < 1e-6

@@ -73,6 +73,18 @@ def test_nested_values_and_keys_that_name_secrets() -> None:
     assert shown["a"][0] == {"hub_token": HIDDEN, "n": 3} and shown["tokens"] == 5 and shown["password"] == ""
 
 
+def test_a_secret_need_not_be_text() -> None:
+    value = {
+        "hub_token": 123456789012,
+        "api_key": ["abc"],
+        "auth": {"value": "x"},
+        "secret": None,
+        "token": False,
+    }
+    shown = redact(value)
+    assert shown == {"hub_token": HIDDEN, "api_key": HIDDEN, "auth": HIDDEN, "secret": None, "token": False}
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

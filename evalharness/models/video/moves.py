@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-__all__ = ["HOST", "is_sharded", "move_", "units"]
+__all__ = ["HOST", "move_", "places_itself", "units"]
 
 HOST = torch.device("cpu")
 
@@ -23,11 +23,12 @@ def move_(module: nn.Module, device: torch.device) -> None:
                 tensor.data = tensor.data.to(device)
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Whether its parameters are spread over processes: then they stay where they are."""
+def places_itself(module: nn.Module) -> bool:
+    """Whether a training has said where it lies: spread over processes, or by blocks on the host."""
     from torch.distributed.tensor import DTensor
 
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return is_sharded or bool(getattr(module, "places_itself", False))
 
 
 def units(module: nn.Module) -> Iterator[nn.Module]:

@@ -24,7 +24,7 @@ from evalharness.api import TrainBatch
 from evalharness.errors import UserError
 from evalharness.models.video.captions import captions
 from evalharness.models.video.experts import TwoExperts, same_side
-from evalharness.models.video.moves import move_
+from evalharness.models.video.moves import move_, places_itself
 from evalharness.models.video.placement import Placement
 from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.source import PipelineSource
@@ -160,7 +160,10 @@ class LoadedVideo(ABC):
         """
         taken, self._full = self._full, None
         self._hold(None)
-        return taken or self.read_transformer()
+        if taken is None:
+            return self.read_transformer()
+        self.placement.forget(taken)
+        return taken
 
     def lend_teacher(self, teacher: nn.Module) -> None:
         """Full precision, of a training: ``--data teacher`` samples with it while it lives."""
@@ -178,7 +181,7 @@ class LoadedVideo(ABC):
         finally:
             if transformer is self._full:
                 self.placement.leave(transformer)
-            elif self.placement.moves:
+            elif self.placement.moves and not places_itself(transformer):
                 move_(transformer, self.placement.device)
             self._hold(before)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from evalharness.models.video.experts import TwoExperts
-from evalharness.models.video.moves import HOST, is_sharded, move_, units
+from evalharness.models.video.moves import HOST, move_, places_itself, units
 
 __all__ = ["Placement"]
 
@@ -39,7 +39,12 @@ class Placement:
         self.rest(transformer)
 
     def rest(self, transformer: nn.Module) -> None:
-        """Bring a transformer to where it rests; of two experts that take turns, the first."""
+        """Bring a transformer to where it rests; of two experts that take turns, the first.
+
+        One that a training has placed stays where it is.
+        """
+        if places_itself(transformer):
+            return
         if not self.moves:
             transformer.to(self.device)
             return
@@ -54,8 +59,12 @@ class Placement:
 
     def leave(self, transformer: nn.Module) -> None:
         """Make room: the transformer's tensors go to the host. One in a joint training stays."""
-        if self.moves and not is_sharded(transformer):
+        if self.moves and not places_itself(transformer):
             move_(transformer, HOST)
+
+    def forget(self, transformer: nn.Module) -> None:
+        """It is about to be changed: what it becomes has to be made ready anew."""
+        self._ready.discard(transformer)
 
     def _make_ready(self, transformer: nn.Module) -> None:
         if transformer in self._ready:
@@ -93,6 +102,9 @@ class Placement:
     @contextmanager
     def at_work(self, transformer: nn.Module) -> Iterator[None]:
         """The transformer, wherever it rests, can be called with inputs on the device."""
+        if places_itself(transformer):
+            yield
+            return
         if self.moves:
             self._make_ready(transformer)
             if not self._by_parts(transformer):
@@ -109,7 +121,7 @@ class Placement:
     @contextmanager
     def denoising(self, transformer: nn.Module) -> Iterator[None]:
         """The transformer can be called with inputs on the device."""
-        if not self.moves:
+        if not self.moves or places_itself(transformer):
             yield
         elif self.preset == "blocks":
             with _blocks_by_turns(transformer, self.device):

@@ -174,3 +174,25 @@ def test_units_hold_all_but_what_is_a_models_own(load_tiny: nn.Module) -> None:
 def load_tiny(tiny: ModuleType) -> nn.Module:
     made: nn.Module = tiny.wan_transformer()
     return made
+
+
+@pytest.mark.parametrize("preset", ["resident", "phases", "blocks"])
+def test_what_a_training_has_placed_stays_where_it_is(preset: str, log: list[str]) -> None:
+    teacher = Part("teacher", log)
+    teacher.places_itself = True  # type: ignore[assignment]  # as qvgen.training.teacher says of it
+    placement = Placement(CUDA, preset)
+    placement.rest(teacher)
+    with placement.at_work(teacher), placement.denoising(teacher):
+        placement.leave(teacher)
+    assert log == []
+
+
+def test_what_is_changed_is_made_ready_again(log: list[str]) -> None:
+    transformer, placement = nn.Sequential(Part("block", log)), Placement(CUDA, "blocks")
+    placement.rest(transformer)
+    assert log == ["block>cuda", "block>cpu"]
+    placement.rest(transformer)
+    assert log == ["block>cuda", "block>cpu"], "it is ready"
+    placement.forget(transformer)
+    placement.rest(transformer)
+    assert log == ["block>cuda", "block>cpu"] * 2

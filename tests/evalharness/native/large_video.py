@@ -5,7 +5,6 @@ python large_video.py VIDEO WEIGHTS
 
 from __future__ import annotations
 
-import resource
 import sys
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from types import MappingProxyType
 import torch
 
 from evalharness.api import Prompt, Sample
+from evalharness.memory import call_memory
 from evalharness.native import base
 from evalharness.native.aesthetic_quality import AestheticQuality
 from evalharness.native.background_consistency import BackgroundConsistency
@@ -21,10 +21,6 @@ from evalharness.native.vit import ClipImage, Dino
 from evalharness.native.weights import store
 from evalharness.video import read_video
 from tests.evalharness.native.conftest import SMALL, filled
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -39,11 +35,15 @@ def main() -> None:
     for name, network in networks.items():
         store(name, dict(filled(network, 0).state_dict()), folder)
     sample = Sample(prompt=Prompt(id="0000", text="", dimensions=()), index=0, seed=0)
-    before = peak()
-    video = read_video(video_file)
-    for metric in (SubjectConsistency, BackgroundConsistency, AestheticQuality):
-        metric(folder=folder).score(video, sample)
-    print(peak() - before)
+
+    def score() -> None:
+        video = read_video(video_file)
+        for metric in (SubjectConsistency, BackgroundConsistency, AestheticQuality):
+            metric(folder=folder).score(video, sample)
+
+    taken = call_memory(score, "cpu").taken
+    assert taken is not None
+    print(taken / 2**20)
 
 
 if __name__ == "__main__":

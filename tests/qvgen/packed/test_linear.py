@@ -18,6 +18,7 @@ from qvgen.linear import FrozenQuantLinear
 from qvgen.packed import backends
 from qvgen.packed.activations import quantize_activations
 from qvgen.packed.backends import Backend, obstacle
+from qvgen.packed.convert import pack_
 from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.products import Operand, float64_product, int8_product, linear
@@ -326,3 +327,11 @@ def test_processors_whose_products_saturate_are_not_trusted(
     if not sums:
         with pytest.raises(ValueError, match="saturates"):
             PackedLinear.from_frozen(layer, Backend.CPU)
+
+
+def test_a_shared_layer_is_packed_in_both_its_places() -> None:
+    layer = frozen(QuantConfig(w_bits=4, a_bits=4), (8, 16))
+    model = nn.ModuleDict({"a": nn.ModuleDict({"x": layer}), "b": nn.ModuleDict({"x": layer})})
+    pack_(model, Backend.REFERENCE)
+    first, second = (model.get_submodule(name) for name in ("a.x", "b.x"))
+    assert isinstance(first, PackedLinear) and first is second
