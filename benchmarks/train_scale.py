@@ -139,7 +139,6 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     )  # fmt: skip
     asked = Training.of(dataclasses.asdict(recipe), options.rank, world_size())
     predicted = training_memory(spec, settings, **dataclasses.asdict(asked))
-    predicted.pop("the pipeline's own copy")  # here is none
     return {
         "model": options.model,
         "gpus": world_size(),

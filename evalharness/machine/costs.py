@@ -291,7 +291,6 @@ def training_memory(
         "teacher": 2.0 * numbers * {"whole": 1.0, "sharded": 1.0 / gpus}.get(teacher_place, 0.0)
         if teacher
         else 0.0,
-        "the pipeline's own copy": 2.0 * numbers,
         "activations": kept + working,
     }
 
@@ -299,14 +298,15 @@ def training_memory(
 def start_memory(spec: ModelSpec, gpus: int, teacher: bool = True) -> float:
     """Bytes on each GPU before the first step.
 
-    On one GPU the float32 student beside the pipeline's own weights. Several take the student block by
-    block from a copy in bfloat16; then there is a whole copy for the teacher, beside the shards.
+    The pipeline has given its transformer away. On one GPU it becomes the float32 student tensor by tensor,
+    beside which a teacher is read. Several take the student block by block from it; then there is a whole
+    copy for the teacher, beside the shards.
     """
     numbers = float(spec.experts * _shape(spec).parameters)
     if gpus == 1:
-        return numbers * (4.0 + 2.0)
+        return numbers * (4.0 + (2.0 if teacher else 0.0))
     copied = 2.0 * numbers
-    return 2.0 * numbers + max(copied, 4.0 * numbers / gpus + (copied if teacher else 0.0))
+    return max(copied, 4.0 * numbers / gpus + (copied if teacher else 0.0))
 
 
 def _linear_sides(shape: TransformerShape) -> int:
