@@ -81,8 +81,9 @@ def clip_antialiased_input(frames: np.ndarray) -> Tensor:
     def resized(frame: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC))
 
-    # Pillow lets other threads run meanwhile; a GPU would wait for one alone.
-    with ThreadPoolExecutor(min(len(frames), torch.get_num_threads(), RESIZERS)) as pool:
+    # Pillow lets other threads run meanwhile. One process scores on a GPU, which would wait for one thread.
+    threads = RESIZERS if torch.cuda.is_available() else torch.get_num_threads()
+    with ThreadPoolExecutor(min(len(frames), threads)) as pool:
         pictures = list(pool.map(resized, frames))
     return _normal(_centre(planes(np.stack(pictures))), CLIP_MEAN, CLIP_STD)
 

@@ -84,7 +84,7 @@ class Scored:
 
     Attributes:
         is_tidy: whether the file has one row for each, by name.
-        stale: of each dimension, in its order, one byte of flags for each place.
+        flags: of each dimension, in its order, one byte of flags for each place.
         values: raw scores by place, where there is one.
     """
 

@@ -75,7 +75,11 @@ def run(state: RunState) -> StageCount:
         for outcome in state.run_tasks("profile", "cell", tasks, width=1):
             if outcome.failure is None:
                 record = {"hash": outcome.task.payload["hash"], **outcome.value}
-                atomic_write_json(state.folder.cell(outcome.task.key).profile, record)
+                path = state.folder.cell(outcome.task.key).profile
+                before = read_json(path) or {}
+                if before.get("peers") and before.get("hash") == record["hash"]:
+                    record["peers"] = {**before["peers"], **record.get("peers", {})}
+                atomic_write_json(path, record)
                 done += 1
             else:
                 state.console.warn(f"{outcome.task.key}: could not be profiled: {outcome.error}")
@@ -90,8 +94,14 @@ def profile_hash(identity: Mapping[str, Any], files: CellFolder) -> str | None:
 
 
 def _measured_peers(record: Mapping[str, Any]) -> set[str]:
-    """A library that was absent may have been installed since."""
-    return {name for name, peer in record.get("peers", {}).items() if "absent" not in peer}
+    """A library that was absent may have been installed since, or be another version now."""
+    return {name for name, peer in record.get("peers", {}).items() if peer.get("library") == _library(name)}
+
+
+def _library(name: str) -> str | None:
+    """The version of a peer's library that is here."""
+    library = PEERS[name].library if name in PEERS else ""
+    return package_version(library) if library else None
 
 
 def _peers(state: RunState, cell: Cell) -> tuple[str, ...]:
@@ -153,7 +163,7 @@ def _peer(name: str, session: Session, inputs: Mapping[str, Any], execution: str
 
     loaded, device = session.full_precision(), session.spec.device
     pristine = loaded.transformer
-    facts = {"summary": PEERS[name].summary, "bits": PEERS[name].bits}
+    facts = {"summary": PEERS[name].summary, "bits": PEERS[name].bits, "library": _library(name)}
     try:
         built = choose_(build_peer(name, pristine, _linears(session, loaded)), session.spec.attention)
         calls: dict[str, Callable[[], object]] = {
@@ -170,7 +180,6 @@ def _peer(name: str, session: Session, inputs: Mapping[str, Any], execution: str
         return {**facts, "absent": f"{name} failed when it was called: {type(error).__name__}: {first}"}
     return {
         **facts,
-        "library": package_version(PEERS[name].library) if PEERS[name].library else None,
         **_step_times(times, device, execution),
         "executed_mb": _megabytes(held_bytes(built)),
     }

@@ -33,7 +33,7 @@ from evalharness.stages.score_rows import checked, sample_of, score_row
 from evalharness.stages.tidying import tidy
 from evalharness.versions import package_version
 
-__all__ = ["MetricHashes", "latest_scores", "run", "valid_row", "work", "workers_at_once"]
+__all__ = ["MetricHashes", "latest_scores", "run", "work", "workers_at_once"]
 
 VERSION = 1
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "av")
@@ -63,16 +63,6 @@ class MetricHashes:
 def latest_scores(files: CellFolder) -> dict[tuple[str, str], dict[str, Any]]:
     """(sample id, dimension) -> its last row."""
     return {(row["sample"], row["dimension"]): row for row in read_scores(files)}
-
-
-def valid_row(row: Mapping[str, Any] | None, metric_hash: str, video_sha256: str) -> bool:
-    """Whether a row is about this very video, by this very metric, and no error."""
-    return (
-        row is not None
-        and row["metric_hash"] == metric_hash
-        and row["video_sha256"] == video_sha256
-        and row.get("error") is None
-    )
 
 
 def run(state: RunState) -> StageCount:

@@ -48,7 +48,7 @@ def quantize_by_layers_(
                 layer = (_found if mine else _empty)(linear, quant, phi, context)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
-        put_(model, places[linear], layer)
+        put_(model, places.pop(linear), layer)
         layers.append(layer)
     if world_size() > 1:  # also of what all have found: each will keep but a shard of it
         for number, layer in enumerate(layers):
