@@ -187,4 +187,6 @@ def test_a_run_times_them_beside_full_precision_once(toy_run: Callable[..., Any]
     assert again == {path: path.stat().st_mtime_ns for path in files}
     assert toy_run(*asked, "--peers", "bitsandbytes-nf4").code == 0
     record = json.loads((tmp_path / "out" / "cells" / "bf16-s0" / "profile.json").read_text())
-    assert sorted(record["peers"]) == ["bitsandbytes-nf4", "quanto-int8", "torchao-int8"], "what was known stays"
+    assert sorted(record["peers"]) == ["bitsandbytes-nf4", "quanto-int8", "torchao-int8"], (
+        "what was known stays"
+    )
