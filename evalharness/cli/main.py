@@ -24,7 +24,7 @@ VERBS = {
     "score": "score a run folder again where something changed, or any folder of videos",
     "export": "the videos and scores of a run in VBench's form",
     "report": "write the tables and the page of a run folder again",
-    "leaderboard": "merge: runs of several people as one leaderboard, each row with its run",
+    "leaderboard": "merge: runs of several people as one, with provenance; against: one method beside all",
     "compare": "two runs or two cells: differences, intervals, p-values, winners and losers",
     "check": "hold a run against a reference and gates; the exit code says whether it passes",
     "plan": "how many prompts or seeds it takes to tell two methods apart",

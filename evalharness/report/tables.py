@@ -110,12 +110,12 @@ def markdown(results: Results) -> str:
         parts += [
             "## Other libraries",
             PEERS_NOTE,
-            _table(list(peers[0]), [list(row.values()) for row in peers]),
+            table(list(peers[0]), [list(row.values()) for row in peers]),
         ]
     found = published(results)
     if found is not None and found.is_comparable:
         parts += ["## Published numbers", published_table(found, results).note]
-        parts += [_table(*published_markdown(found, results))]
+        parts += [table(*published_markdown(found, results))]
     parts += ["## How to read this", _bullets(legend(results))]
     return "\n\n".join(parts) + "\n"
 
@@ -145,7 +145,7 @@ def _pooled_table(results: Results) -> str:
 
     headers = ["method", "bits", "source", "execution", *total_columns(results), "mean"]
     headers += [AGAINST_REFERENCE, "mean of each seed"]
-    return _table(headers, [_pooled_row(row, results) for row in sorted_pooled(results)])
+    return table(headers, [_pooled_row(row, results) for row in sorted_pooled(results)])
 
 
 def _pooled_row(row: PooledResult, results: Results) -> list[str]:
@@ -196,7 +196,7 @@ def _cell_table(cells: Sequence[CellResult], results: Results) -> str:
         ]
         for cell in cells
     ]
-    return _table(headers, rows)
+    return table(headers, rows)
 
 
 def _dimension_table(cells: Sequence[CellResult], results: Results) -> str:
@@ -212,10 +212,10 @@ def _dimension_table(cells: Sequence[CellResult], results: Results) -> str:
         ]
         for cell in cells
     ]
-    return _table(headers, rows)
+    return table(headers, rows)
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from tabulate import tabulate
 
     escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
