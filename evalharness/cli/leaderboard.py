@@ -1,4 +1,4 @@
-"""``evalharness leaderboard``: ``merge`` joins runs of several people, ``against`` is one method beside all."""
+"""``evalharness leaderboard``: ``merge`` joins runs of several people; ``against``, one method beside all."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def execute(arguments: list[str]) -> int:
     parser = Parser(
         "leaderboard",
         "merge RUN RUN: join runs of several people into one leaderboard; every row says which run it is "
-        "from; runs of other recipes are refused. against METHOD RUN: print how far all methods are from one, with "
-        "paired intervals.",
+        "from; runs of other recipes are refused. against METHOD RUN: print how far all methods are from "
+        "one, with paired intervals.",
     )
     parser.add_argument("action", metavar="merge|against")
     parser.add_argument(
