@@ -2,8 +2,8 @@
 
     python benchmarks/false_alarms.py --output results/statistics
 
-From the cached scores of ``results/tinyworld`` (16 rows, 80 prompts, 3 seeds): for each of 100 runs, every
-prompt's reference score comes from one seed drawn at random and the run's from another. The weights are the
+From the cached scores of ``results/tinyworld/cpu`` (16 rows, 80 prompts, 3 seeds): for each of 100 runs,
+every prompt's reference score comes from one seed drawn at random and the run's from another. The weights are the
 same, so that every REGRESSION is a false alarm. Two sizes: all prompts, and 16 as in ``results/ci``; each run
 is held as a whole (all rows in one check) and row by row.
 """
@@ -26,7 +26,7 @@ from evalharness.gates.status import Status
 from evalharness.result_schema import CellResult, Results, ScoreRow
 from evalharness.results import read_results
 
-SHIPPED = Path("results/tinyworld/results.json")
+SHIPPED = Path("results/tinyworld/cpu/results.json")
 GATES = Path("results/ci/gates.yaml")
 SIZES = (80, 16)
 

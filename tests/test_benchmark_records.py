@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from evalharness.report.against import against
+from evalharness.results import read_results
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "results" / "benchmarks"
@@ -154,17 +158,58 @@ def test_calibrating_and_quantizing_at_full_size(method: str) -> None:
     assert float(target) == found["ratios"]["target_s"] > found["ratios"]["seconds"]
 
 
-def test_the_calibrated_half_of_the_full_table() -> None:
-    results = json.loads((ROOT / "results" / "tinyworld" / "calibrated" / "results.json").read_text())
-    rows = {(r["method"], r["w_bits"], r["a_bits"]): r["minus_reference"] for r in results["pooled"]}
-    widths = [(8, 8), (4, 8), (4, 6), (4, 4), (3, 3), (2, 2)]
-    for method in ("svdquant", "viditq", "gptq", "rtn", "rtn-minmax", "rtn-static"):
-        shown = [
-            [float(x) for x in re.findall(r"-?[\d.]+", cell)] for cell in row("methods/README.md", method)
+@pytest.mark.parametrize("method", ["bf16", "qvgen"])
+def test_the_full_table(method: str) -> None:
+    """Every row of what the command prints stands in the documents, character for character."""
+    printed = against(read_results(ROOT / "results" / "tinyworld" / "results.json"), method)
+    rows = [re.sub(r" {2,}", " ", line) for line in printed.splitlines() if line.startswith("| ")]
+    assert len(rows) == (12 if method == "bf16" else 11)
+    for document in ("docs/methods/README.md", "README.md")[: 2 if method == "bf16" else 1]:
+        text = (ROOT / document).read_text()
+        assert all(line in text for line in rows), document
+
+
+def test_the_full_table_is_made_of_its_two_runs() -> None:
+    folder = ROOT / "results" / "tinyworld"
+    whole, *parts = (
+        {
+            cell["id"]: cell["scores"]
+            for cell in json.loads((folder / name / "results.json").read_text())["cells"]
+        }
+        for name in ("", "calibrated", "trained")
+    )
+    assert len(whole) == 201 and whole.keys() == parts[0].keys() | parts[1].keys()
+    assert parts[0].keys() & parts[1].keys() == {"bf16-s0", "bf16-s1", "bf16-s2"}
+    for part in parts:
+        assert all(whole[cell] == scores for cell, scores in part.items())
+
+
+def test_author_mode() -> None:
+    results = json.loads((ROOT / "results" / "tinyworld" / "author" / "results.json").read_text())
+    found = {r["method"]: r for r in results["pooled"] if r["w_bits"] == 4}
+    for method in found:
+        [line] = [
+            line
+            for line in (ROOT / "docs" / "methods" / "README.md").read_text().splitlines()
+            if re.match(rf"\| {method} \| \d", line)
         ]
-        for cell, width in zip(shown, widths, strict=True):
-            found = rows[method, *width]
-            assert cell == pytest.approx([100 * found[key] for key in ("value", "lo", "hi")], abs=0.0501)
+        mean, minus = line.strip("| ").split(" | ")[1:3]
+        assert float(mean) == pytest.approx(100 * found[method]["mean"]["value"], abs=0.0501)
+        shown = [float(x) for x in re.findall(r"-?[\d.]+", minus)]
+        expected = [100 * found[method]["minus_reference"][key] for key in ("value", "lo", "hi")]
+        assert shown == pytest.approx(expected, abs=0.0501)
+
+
+def test_the_rate_that_was_chosen_for_the_table() -> None:
+    """The grid holds the best of the four that were tried, and the trainings used it."""
+    folder = ROOT / "results" / "tinyworld" / "trained"
+    tried = [json.loads(path.read_text()) for path in sorted(folder.glob("rates/*/record.json"))]
+    best = min(tried, key=lambda record: record["final"]["distill"])
+    rate = best["options"]["lr_adapter"]
+    grid = yaml.safe_load((ROOT / "configs" / "tinyworld-table-training.yaml").read_text())
+    assert len(tried) == 4 and grid["arms"]["efficientdm"]["options"]["lr_adapter"] == rate
+    used = [json.loads(path.read_text()) for path in sorted(folder.glob("arms/efficientdm*/record.json"))]
+    assert len(used) == 7 and {record["options"]["lr_adapter"] for record in used} == {rate}
 
 
 _LARGE = ("aggregate and report", "resume, nothing to do", "report", "compare", "check", "leaderboard merge")

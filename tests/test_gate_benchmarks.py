@@ -37,7 +37,7 @@ def test_the_same_arithmetic_again_never_fails() -> None:
 
 
 def test_a_resampled_run_takes_another_seed_for_every_prompt() -> None:
-    results = read_results(Path("results/tinyworld/results.json"))
+    results = read_results(Path("results/tinyworld/cpu/results.json"))
     run, reference = resampled(results, np.random.default_rng(0), 16)
     cell, other = run.cell("rtn-w3a3-s0"), reference.cell("rtn-w3a3-s0")
     rows, others = ({r.prompt_id: r.value for r in c.scores["scene"]} for c in (cell, other))
@@ -50,7 +50,7 @@ def test_a_resampled_run_takes_another_seed_for_every_prompt() -> None:
 def test_no_more_false_alarms_than_the_significance_allows() -> None:
     """Twenty no-op runs, held row by row: 320 checks; 1 % of them would be three."""
     results, given = (
-        read_results(Path("results/tinyworld/results.json")),
+        read_results(Path("results/tinyworld/cpu/results.json")),
         read_gates(Path("results/ci/gates.yaml")),
     )
     gates = Gates(gates=tuple(g for g in given.gates if not g.is_cost), significance=given.significance)
