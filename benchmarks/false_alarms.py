@@ -3,9 +3,9 @@
     python benchmarks/false_alarms.py --output results/statistics
 
 From the cached scores of ``results/tinyworld/cpu`` (16 rows, 80 prompts, 3 seeds): for each of 100 runs,
-every prompt's reference score comes from one seed drawn at random and the run's from another. The weights are the
-same, so that every REGRESSION is a false alarm. Two sizes: all prompts, and 16 as in ``results/ci``; each run
-is held as a whole (all rows in one check) and row by row.
+every prompt's reference score comes from one seed drawn at random and the run's from another. The weights
+are the same, so that every REGRESSION is a false alarm. Two sizes: all prompts, and 16 as in ``results/ci``;
+each run is held as a whole (all rows in one check) and row by row.
 """
 
 from __future__ import annotations

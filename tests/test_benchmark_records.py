@@ -200,6 +200,27 @@ def test_author_mode() -> None:
         assert shown == pytest.approx(expected, abs=0.0501)
 
 
+def test_what_each_mode_stores_and_executes() -> None:
+    text = (ROOT / "docs" / "methods" / "README.md").read_text()
+    table = text.split("## What each mode stores and executes")[1].split("## ")[0]
+    shown = {}
+    for line in table.splitlines():
+        if line.startswith("| `"):
+            names, *cells = line.strip("| ").split(" | ")
+            shown |= {name.strip("` "): cells[:5] for name in names.split(",")}
+    profiles = {}
+    for folder in ("", "author"):
+        results = json.loads((ROOT / "results" / "tinyworld" / folder / "results.json").read_text())
+        profiles |= {
+            c["method"]: c["profile"] for c in results["cells"] if (c["w_bits"], c["a_bits"]) == (4, 4)
+        }
+    assert shown.keys() == profiles.keys()
+    fields = ("quantized_weight_bits", "weight_bits", "act_bits", "low_bit_macs_pct", "stored_mb")
+    for method, cells in shown.items():
+        found = [f"{profiles[method][key]:.{1 if key.endswith('pct') else 2}f}" for key in fields]
+        assert cells == found, method
+
+
 def test_the_rate_that_was_chosen_for_the_table() -> None:
     """The grid holds the best of the four that were tried, and the trainings used it."""
     folder = ROOT / "results" / "tinyworld" / "trained"
