@@ -211,9 +211,8 @@ def test_what_each_mode_stores_and_executes() -> None:
     profiles = {}
     for folder in ("", "author"):
         results = json.loads((ROOT / "results" / "tinyworld" / folder / "results.json").read_text())
-        profiles |= {
-            c["method"]: c["profile"] for c in results["cells"] if (c["w_bits"], c["a_bits"]) == (4, 4)
-        }
+        first = (c for c in results["cells"] if (c["w_bits"], c["a_bits"], c["seed"]) == (4, 4, 0))
+        profiles |= {c["method"]: c["profile"] for c in first}
     assert shown.keys() == profiles.keys()
     fields = ("quantized_weight_bits", "weight_bits", "act_bits", "low_bit_macs_pct", "stored_mb")
     for method, cells in shown.items():
