@@ -96,16 +96,27 @@ def _missing(cell: CellResult) -> str:
     )
 
 
+_ALL_PAIRS = 5  # with more methods only the best is compared with all others in words: 55 pairs nobody reads
+
+
 def ranking_sentences(rankings: list[BitsRanking], results: Results) -> list[str]:
     """One sentence for each bit width, most bits first; the model is named if there are several."""
     models = {ranked.model for ranked in rankings}
     sentences = []
     for group in rankings:
         where = bits_label(group.w_bits, group.a_bits) + (f" of {group.model}" if len(models) > 1 else "")
-        parts = [_standing(row, results) for row in group.rows]
+        compared = len(group.rows) if len(group.rows) <= _ALL_PAIRS else 1
+        parts = [_standing(row, results) for row in group.rows[:compared]]
+        if rest := group.rows[compared:]:
+            texts = [f"{row.result.method} {estimate_text(row.result.mean, results)}" for row in rest]
+            parts.append(f"below it in this order {_list(texts)}")
         if group.unranked:
             parts.append(f"not ranked, for want of full coverage: {_list(group.unranked)}")
         sentences.append(f"At {where}: {'; '.join(parts)}.")
+    if any(len(group.rows) > _ALL_PAIRS for group in rankings):
+        sentences.append(
+            "`evalharness leaderboard against METHOD RUN` compares any one method with all others."
+        )
     return sentences
 
 

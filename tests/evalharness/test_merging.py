@@ -116,6 +116,9 @@ def test_the_command(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-d
     page = (tmp_path / "joined/report.html").read_text()
     assert "from run" in page and "ben (" in page
     assert "qvgen" in (tmp_path / "joined/leaderboard.md").read_text()
+    (tmp_path / "joined/leaderboard.md").unlink()
+    report = call("report", "joined", "--reporters", "markdown")
+    assert report.code == 0 and "qvgen" in (tmp_path / "joined/leaderboard.md").read_text(), report.err
     again = call("leaderboard", "merge", a, b, "--output", "joined")
     assert again.code == 2 and "not empty" in again.err
     wrong = call("leaderboard", "join", a, b, "--output", "x")

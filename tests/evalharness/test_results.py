@@ -316,3 +316,19 @@ def test_a_lead_that_only_these_seeds_have_is_called_that() -> None:
     assert (lead.is_clear, lead.is_clear_here) == (False, True)
     (sentence,) = ranking_sentences([group], results)
     assert "a " in sentence and ", with these seeds ahead of b by " in sentence
+
+
+def test_of_many_methods_the_best_alone_is_compared_in_words() -> None:
+    """Five methods: ten pairs are told. Six: the five of the best, an order, and where to find the rest."""
+    level = np.random.default_rng(6).uniform(0.3, 0.6, 40)
+    cells = [
+        cell(name, 3, dict.fromkeys(("color", "scene"), (level + 0.05 * place).tolist()))
+        for place, name in enumerate("fedcba")
+    ]
+    (five,) = ranking_sentences(ranking(build(*cells[1:])), build(*cells[1:]))
+    assert five.count(" by ") + five.count("+") == 10
+    results = build(*cells)
+    six, hint = ranking_sentences(ranking(results), results)
+    assert six.count(" by ") + six.count("+") == 5 and six.startswith("At W3A3: a 70.")
+    order = [part.split()[0] for part in six.split("in this order ")[1].replace(" and ", ", ").split("], ")]
+    assert order == list("bcdef") and "leaderboard against METHOD RUN" in hint
