@@ -191,8 +191,9 @@ class LoadedModel(Protocol):
 
     A large model need not be copied: it offers ``take_transformer()``, which gives its full-precision
     transformer away, and reads another when one is wanted (``full_transformer()``, kept;
-    ``read_transformer()``, the caller's). Where its parts move between host and device, it offers the
-    contexts ``using(module)``, to sample with it, and ``at_work(part)``, to call it.
+    ``read_transformer()``, the caller's); ``let_go()`` drops whatever else it holds before. Where its
+    parts move between host and device, it offers the contexts ``using(module)``, to sample with it, and
+    ``at_work(part)``, to call it.
     """
 
     transformer: nn.Module
