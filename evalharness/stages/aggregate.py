@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from evalharness.results import CellRecord, Results
     from evalharness.scoretable import ScoreTable
 
-__all__ = ["Judged", "counted", "harness_sha256", "run", "write_reports"]
+__all__ = ["counted", "harness_sha256", "run", "write_reports"]
 
 VERSION = 1
 _INPUT_FILES = ("prepare.json", "samples.jsonl", "scores.jsonl", "profile.json", "train.jsonl")
@@ -115,7 +115,7 @@ def _judges(state: RunState, protocol: EvalProtocol) -> dict[str, str]:
     return installed_metrics(protocol, protocol.metrics, state.registry, state.plan.chosen_metrics)
 
 
-class Judged(NamedTuple):
+class _Judged(NamedTuple):
     """Of one cell: how many scores each dimension should have, those it has, videos made and failed."""
 
     expected: dict[str, int]
@@ -183,11 +183,11 @@ class _RecordBuilder:
             return None
         return {key: value for key, value in record.items() if key != "hash"}
 
-    def _nothing(self) -> Judged:
+    def _nothing(self) -> _Judged:
         """Of a cell without records: no score, and as many expected as ever."""
         return self._counted({name: bytes(len(self._videos)) for name in self._protocol.metrics}, {})
 
-    def _judged(self, cell: Cell, files: CellFolder) -> Judged:
+    def _judged(self, cell: Cell, files: CellFolder) -> _Judged:
         """Scores of the very videos that are there by the present metrics; says how many others there are."""
         videos = self._videos
         made = Made(self._state.identity, files, videos)
@@ -209,7 +209,7 @@ class _RecordBuilder:
 
     def _counted(
         self, flags: Mapping[str, bytes | bytearray], values: Mapping[str, Sequence[float]]
-    ) -> Judged:
+    ) -> _Judged:
         protocol = self._protocol
         return counted(self._videos, protocol.samples_per_prompt, tuple(protocol.metrics), flags, values)
 
@@ -220,7 +220,7 @@ def counted(
     dimensions: Sequence[str],
     flags: Mapping[str, bytes | bytearray],
     values: Mapping[str, Sequence[float]],
-) -> Judged:
+) -> _Judged:
     """Per dimension, the videos that should have a score in it, and the scores that they have.
 
     Of each prompt the first ``most`` count, those that are left out by rule taken away.
@@ -250,7 +250,7 @@ def counted(
         name: ScoreTable(names, *(np.frombuffer(each, each.typecode) for each in found))
         for name, found in columns.items()
     }
-    return Judged(expected, tables, 0, 0)
+    return _Judged(expected, tables, 0, 0)
 
 
 def _label(state: RunState, protocol: EvalProtocol) -> str:
