@@ -48,17 +48,17 @@ def commands(page: Path) -> list[str]:
 
 @cache
 def help_of(verb: str) -> str:
+    """Of a verb; of none of them, of the program."""
     told = io.StringIO()
-    words = [verb, "merge"] if verb == "leaderboard" else [verb]
     with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-        main([*words, "--help"])
+        main([*verb.split(), "--help"])
     return told.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_have_the_verbs_and_flags_that_are_written(page: Path) -> None:
     """``evalharness VERB --flag`` and ``python FILE``; flags of benchmarks are the benchmarks' own tests."""
-    unknown, verbs = [], {name for name in re.findall(r"^  ([a-z]+) ", main_help(), re.MULTILINE)}
+    unknown, verbs = [], {name for name in re.findall(r"^  ([a-z]+) ", help_of(""), re.MULTILINE)}
     for line in commands(page):
         for verb, rest in re.findall(r"(?:-m |\$ |^    |^)evalharness ([a-z]+)\b([^`#|]*)", line):
             if verb not in verbs:
@@ -70,14 +70,6 @@ def test_commands_have_the_verbs_and_flags_that_are_written(page: Path) -> None:
         scripts = re.findall(r"python ((?:benchmarks|tests|docs)/[\w/]+\.py)", line)
         unknown += [script for script in scripts if not (ROOT / script).is_file()]
     assert unknown == []
-
-
-@cache
-def main_help() -> str:
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-        main(["--help"])
-    return told.getvalue()
 
 
 @pytest.mark.parametrize("room", ["evalharness", "qvgen"])
