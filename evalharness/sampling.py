@@ -10,6 +10,8 @@ from evalharness.seeds import video_seed
 
 __all__ = ["Videos", "each_sample", "samples_by_dimension", "samples_of", "videos_of"]
 
+_DIGITS = 18  # of a video's number; Python refuses to convert thousands
+
 
 def samples_by_dimension(protocol: EvalProtocol) -> dict[str, int]:
     """The protocol's optional member of that name, empty where it has none."""
@@ -72,7 +74,8 @@ class Videos:
         """Number of the prompt, and place; (-1, -1) for a video that is not asked for."""
         name, _, index = sample_id.rpartition("-")
         number = self._numbers.get(name, -1)
-        if number < 0 or not (index.isascii() and index.isdigit()) or (index[0] == "0" and index != "0"):
+        is_number = index.isascii() and index.isdigit() and len(index) <= _DIGITS
+        if number < 0 or not is_number or (index[0] == "0" and index != "0"):
             return -1, -1
         place = self.starts[number] + int(index)
         return (number, place) if place < self.starts[number + 1] else (-1, -1)

@@ -168,7 +168,9 @@ def test_numbers_of_thousands_of_digits_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ends too early"):
         read_sources(path)
     write(digits + b" path=elsewhere\n")  # no record of that length: the header's own name counts
-    assert [(clip.name, clip.place) for clip in read_sources(path)] == [("n.tar/x.mp4", (512 + 5120 + 512, 600))]
+    assert [(clip.name, clip.place) for clip in read_sources(path)] == [
+        ("n.tar/x.mp4", (512 + 5120 + 512, 600))
+    ]
 
 
 def test_a_shard_that_shrank_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
