@@ -60,23 +60,23 @@ def parsed(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     parts: Collection[str] = (),
-    option: str = "parts",
+    **lists: Collection[str],
 ) -> argparse.Namespace:
     """What was given, with the parts as a list; ends the program if it makes no sense.
 
     Args:
         parser: from ``command_line``.
         argv: the arguments; those of the program if None.
-        parts: allowed values in the comma-separated ``option``; not looked at if there are none.
-        option: its name.
+        parts: allowed values in ``--parts``, comma-separated; not looked at if there are none.
+        lists: names of other options of that kind, and their allowed values.
     """
     given = parser.parse_args(argv)
-    if parts:
+    for option, allowed in {**({"parts": parts} if parts else {}), **lists}.items():
         names = getattr(given, option).split(",")
         setattr(given, option, names)
         for name in names:
-            if name not in parts:
-                parser.error(f"--{option}: {name!r} is none of {', '.join(parts)}")
+            if name not in allowed:
+                parser.error(f"--{option}: {name!r} is none of {', '.join(allowed)}")
     if not torch.cuda.is_available() and not given.tiny:
         parser.error("torch sees no CUDA device; --tiny tries the script without one")
     given.started, given.save = time.monotonic(), lambda found: None

@@ -44,7 +44,7 @@ AFTERWARDS = ("truncated record", "duplicated records", "damaged video", "trunca
 _ADVICE = re.compile(r"(?P<path>/\S+?): (?:line (?P<line>\d+)|.*delete it)")
 
 
-def command(folder: Path, *, profile: bool = True) -> list[str]:
+def command(folder: Path) -> list[str]:
     """The run's command line."""
     return [
         *RUN,
@@ -52,7 +52,7 @@ def command(folder: Path, *, profile: bool = True) -> list[str]:
         str(PLUGINS),
         "--output",
         str(folder),
-        "--profile" if profile else "--no-profile",
+        "--profile",
     ]
 
 

@@ -10,12 +10,9 @@ was measured, and ``ratios`` are measured over predicted. ``--tiny`` runs it in 
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 LIMITS_S = {"cog_2b": 220.0, "wan_1_3b": 260.0, "wan_14b": 200.0}
 RUNS = ("packed:phases", "packed:resident", "bf16:phases", "bf16:resident", "packed:blocks", "fake:phases")
@@ -28,17 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line(__doc__, "generate.json", limits_s=LIMITS_S)
     parser.add_argument("--steps", type=int, default=2, help="denoising steps")
     parser.add_argument("--runs", default=",".join(RUNS), help="EXECUTION:PRESET, comma-separated, in order")
-    given = parsed(parser, argv, LIMITS_S)
-    given.runs = given.runs.split(",")
-    unknown = sorted(set(given.runs) - set(RUNS))
-    if unknown:
-        parser.error(f"--runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
+    given = parsed(parser, argv, LIMITS_S, runs=RUNS)
     from benchmarks.generate_parts import measure_model
 
-    measures: dict[str, Callable[[argparse.Namespace, float], dict[str, Any]]] = {
-        name: partial(measure_model, name) for name in LIMITS_S
-    }
-    return run_parts(given.parts, lambda part: measures[part](given, limit_s(given, part)), given)
+    return run_parts(given.parts, lambda part: measure_model(part, given, limit_s(given, part)), given)
 
 
 if __name__ == "__main__":

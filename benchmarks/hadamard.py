@@ -49,10 +49,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 class Case:
     """Inputs of one width, as a layer of ViDiT-Q gets them."""
 
-    def __init__(self, tokens: int, width: int, device: torch.device, dtype: torch.dtype = BF16) -> None:
+    def __init__(self, tokens: int, width: int, device: torch.device) -> None:
         from qvgen.hadamard import Hadamard, paired_factors, random_signs
 
-        self.x = torch.randn(tokens, width, device=device).to(dtype)
+        self.x = torch.randn(tokens, width, device=device).to(BF16)
         self.balance = random_signs(width, 0).to(device) * torch.rand(width, device=device).add_(0.5)
         self.rotation = Hadamard(width, device, paired=paired_factors(width) is not None)
         self.clip = torch.ones(1, device=device)

@@ -90,8 +90,20 @@ def compare(
     Returns:
         For each variant: median, least and largest milliseconds, and the number of them.
     """
-    for action in variants.values():
-        for _ in range(WARMUP):
+    times = in_turns(variants, device, repeats, deadline, dict.fromkeys(variants, WARMUP))
+    return {name: summary(values) for name, values in times.items()}
+
+
+def in_turns(
+    variants: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int,
+    deadline: Deadline,
+    warm_ups: Mapping[str, int],
+) -> dict[str, list[float]]:
+    """As ``compare``, but milliseconds of each turn, and how often each is called before."""
+    for name, action in variants.items():
+        for _ in range(warm_ups[name]):
             action()
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats):
@@ -99,7 +111,7 @@ def compare(
             break
         for name, action in variants.items():
             times[name].append(elapsed_ms(action, device))
-    return {name: summary(values) for name, values in times.items()}
+    return times
 
 
 def summary(times: list[float]) -> dict[str, float | int]:

@@ -45,7 +45,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=4, help="calibration videos")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps of each")
     parser.add_argument("--limit-s", type=float, default=540.0, help="begin no layer or step after so long")
-    given = parsed(parser, argv, METHODS, "methods")
+    given = parsed(parser, argv, methods=METHODS)
     if given.tiny:
         given.prompts, given.steps = min(given.prompts, 1), min(given.steps, 2)
     return given

@@ -11,12 +11,9 @@ written after each variant. ``--tiny`` runs all of it in small on a CPU and says
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 LIMITS_S = {"cog_2b": 150.0, "wan_1_3b": 170.0, "wan_14b": 240.0}
 VARIANTS = (
@@ -33,17 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated, most wanted first")
     parser.add_argument("--samples", type=int, default=1, help="clips in a call; 2 are one guided step")
     parser.add_argument("--compiler", default="inductor", help="backend of torch.compile")
-    given = parsed(parser, argv, LIMITS_S)
-    given.variants = given.variants.split(",")
-    unknown = sorted(set(given.variants) - set(VARIANTS))
-    if unknown:
-        parser.error(f"--variants: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    given = parsed(parser, argv, LIMITS_S, variants=VARIANTS)
     from benchmarks.step_parts import measure_model
 
-    measures: dict[str, Callable[[argparse.Namespace, float], dict[str, Any]]] = {
-        name: partial(measure_model, name) for name in LIMITS_S
-    }
-    return run_parts(given.parts, lambda part: measures[part](given, limit_s(given, part)), given)
+    return run_parts(given.parts, lambda part: measure_model(part, given, limit_s(given, part)), given)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tokens
-from benchmarks.measuring import Deadline, elapsed_ms, peak_mb, ratio, recorded, wait
+from benchmarks.measuring import Deadline, in_turns, peak_mb, ratio, recorded, wait
 from evalharness.conditions import clocks, conditions
 from evalharness.cost import executed_as
 from evalharness.peers import AbsentError, build_peer, held_bytes
@@ -221,13 +221,6 @@ def turns(
 
     Those that are ``warm`` are called once before, the others more often.
     """
-    for key, call in calls.items():
-        for _ in range(1 if key in warm else WARM_UP):
-            call()
-    times: dict[str, list[float]] = {key: [] for key in calls}
-    for turn in range(repeats):
-        if turn and deadline.passed:
-            break
-        for key, call in calls.items():
-            times[key].append(elapsed_ms(call, device))
+    warm_ups = {key: 1 if key in warm else WARM_UP for key in calls}
+    times = in_turns(calls, device, repeats, deadline, warm_ups)
     return {key: {**spread([ms / 1e3 for ms in values]), "n": len(values)} for key, values in times.items()}

@@ -34,6 +34,7 @@ TINY = {
     "umt-l16": {"width": 64, "depth": 2, "heads": 2, "patch": 16, "classes": 400},
 }
 ACTION = "playing guitar"
+WEIGHTS_SEED = 0
 
 
 class Attributes(dict[str, Any]):
@@ -140,7 +141,7 @@ def use_sizes(tiny: bool) -> None:
 
 def _sane(network: nn.Module) -> nn.Module:
     """Weights that keep activations of order one; fixed tables stay."""
-    generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
+    generator = torch.Generator(next(network.parameters()).device).manual_seed(WEIGHTS_SEED)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if not tensor.is_floating_point() or name in ("logit_scale", "temp"):

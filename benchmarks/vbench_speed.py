@@ -269,31 +269,58 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     The clip is decoded once, as in one run: the shortest of the times that were taken.
 
     Raises:
-        ValueError: they differ in anything but their dimensions.
+        ValueError: they differ in anything but their dimensions, or have one in common.
     """
-    facts = [{key: part[key] for key in ("device", "threads", "clips", "clock", "commit")} for part in parts]
-    if any(fact != facts[0] for fact in facts):
-        raise ValueError(f"--merge: the runs differ: {facts}")
+    facts = [_but_for_dimensions(part) for part in parts]
+    for fact in facts[1:]:
+        unequal = sorted(key for key in fact.keys() | facts[0].keys() if fact.get(key) != facts[0].get(key))
+        if unequal:
+            told = "; ".join(f"{key}: {facts[0].get(key)} and {fact.get(key)}" for key in unequal)
+            raise ValueError(f"--merge: the runs differ, so that no record holds for both: {told}")
     found: dict[str, Any] = {}
     for math, by_precision in parts[0]["math"].items():
         found[math] = {}
         for precision in by_precision:
-            told = [part["math"][math][precision] for part in parts]
+            told_by = [part["math"][math][precision] for part in parts]
             table = {
-                size: _one_row([each["sizes"][size] for each in told])
+                size: _one_row([each["sizes"][size] for each in told_by])
                 for size in by_precision[precision]["sizes"]
             }
-            apart = {name: value for each in told for name, value in each["largest_difference"].items()}
+            apart = {name: value for each in told_by for name, value in each["largest_difference"].items()}
             found[math][precision] = {"sizes": table, "largest_difference": apart}
-    return {**parts[0], "math": found, "times_faster_as_they_run": as_they_run(found), "merged": len(parts)}
+    left_out = {name: why for part in parts for name, why in part.get("left_out", {}).items()}
+    return {
+        **parts[0],
+        "math": found,
+        "times_faster_as_they_run": as_they_run(found),
+        "left_out": left_out,
+        "merged": len(parts),
+    }
+
+
+def _but_for_dimensions(part: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a run recorded but results and dimensions; of the results what they are of."""
+    own = ("math", "times_faster_as_they_run", "left_out", "merged")
+    cases = [
+        f"{math} {precision} {size}"
+        for math, by_precision in part["math"].items()
+        for precision, told in by_precision.items()
+        for size in told["sizes"]
+    ]
+    return {**{key: value for key, value in part.items() if key not in own}, "cases": sorted(cases)}
 
 
 def _one_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = ("decoding", "together", "apart")
+    names = [name for row in rows for name in row["upstream_s"] if name not in own]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--merge: {', '.join(twice)} was timed by more than one of the runs")
     theirs = {name: value for row in rows for name, value in row["upstream_s"].items() if name not in own}
     ours = {name: value for row in rows for name, value in row["native_s"].items() if name not in own}
     decoding = min(row["native_s"]["decoding"] for row in rows)
-    total, together = sum(theirs.values()), decoding + sum(ours.values())
+    total = None if None in theirs.values() else sum(theirs.values())  # None: a run was cut off
+    together = decoding + sum(ours.values())
     alone = together + decoding * (len(ours) - 1)
     counts = {name: n for row in rows for name, n in row["clips_timed"]["upstream"].items()}
     return {
@@ -359,6 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="vbench-speed-") as name:
         root = Path(name)
         networks, left_out = _networks(root, given)
+        from benchmarks.vbench_networks import WEIGHTS_SEED
         from benchmarks.vbench_sides import NETWORKS
 
         wanted = [one for one in given.dimensions.split(",") if one] or list(NETWORKS)
@@ -370,6 +398,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             **surroundings(torch.device(given.device)),
             "threads": torch.get_num_threads(),
             "clips": len(clips),
+            "batch": given.batch,
+            "weights_seed": WEIGHTS_SEED,
             "tiny": given.tiny,
             "clock": given.clock,
             "left_out": {one: left_out for one in wanted if one not in dimensions},

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from evalharness.api import FULL_PRECISION, Bits, Method
+from evalharness.api import Method
+from evalharness.bits import FULL_PRECISION, Bits
 from evalharness.errors import UserError, unknown
 from evalharness.registry import Registry
 

@@ -64,9 +64,10 @@ class Progress:
             bar.close()
         self._console.say(f"{self._text} ({time.monotonic() - self._start:.1f} s)")
 
-    def advance(self, steps: int = 1) -> None:
+    def advance(self) -> None:
+        """One more is done."""
         if self._bar is not None:
-            self._bar.update(steps)
+            self._bar.update(1)
 
     def step(self, key: str, event: Mapping[str, Any]) -> None:
         """Show ``{"what", "done", "total"}`` of one running task."""

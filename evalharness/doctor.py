@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from evalharness.api import ALLOWED_BITS, Bits, EvalProtocol, WeightFile
+from evalharness.api import EvalProtocol, WeightFile
+from evalharness.bits import ALLOWED_BITS, Bits
 from evalharness.errors import UserError, one_line
 from evalharness.hashing import file_sha256
 from evalharness.modeloptions import ModelOptions, build_model

@@ -17,9 +17,8 @@ from typing import Any
 from evalharness.memory import Peak, peak_within
 from evalharness.timing import alternate, spread
 
-__all__ = ["PHASES", "measure_phases"]
+__all__ = ["measure_phases"]
 
-PHASES = ("text_encoder", "transformer_step", "vae_decode")
 REPEATS = 5
 REPEAT_SECONDS = 1.0
 STEP_SECONDS = 60.0  # of transformer calls in the video; a large model's further ones are not run

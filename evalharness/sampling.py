@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from evalharness.api import EvalProtocol, Prompt, Sample
 from evalharness.seeds import video_seed
 
-__all__ = ["Videos", "each_sample", "samples_by_dimension", "samples_of", "scored_samples", "videos_of"]
+__all__ = ["Videos", "each_sample", "samples_by_dimension", "samples_of", "videos_of"]
+
+_DIGITS = 18  # of a video's number; Python refuses to convert thousands
 
 
 def samples_by_dimension(protocol: EvalProtocol) -> dict[str, int]:
@@ -72,32 +74,8 @@ class Videos:
         """Number of the prompt, and place; (-1, -1) for a video that is not asked for."""
         name, _, index = sample_id.rpartition("-")
         number = self._numbers.get(name, -1)
-        if number < 0 or not (index.isascii() and index.isdigit()) or (index[0] == "0" and index != "0"):
+        is_number = index.isascii() and index.isdigit() and len(index) <= _DIGITS
+        if number < 0 or not is_number or (index[0] == "0" and index != "0"):
             return -1, -1
         place = self.starts[number] + int(index)
         return (number, place) if place < self.starts[number + 1] else (-1, -1)
-
-
-def scored_samples(
-    samples: Iterable[Sample], left_out: Mapping[str, set[str]], per_prompt: int
-) -> dict[str, list[Sample]]:
-    """Dimension -> the videos that its score is made of: the first ``per_prompt`` of each prompt.
-
-    Args:
-        samples: of one cell, those of a prompt in the order of their numbers.
-        left_out: dimension -> ids of the videos that its definition drops.
-        per_prompt: videos of a prompt that count.
-    """
-    chosen: dict[str, list[Sample]] = {}
-    for (_, dimension), group in _by_prompt(samples).items():
-        kept = [sample for sample in group if sample.id not in left_out.get(dimension, ())]
-        chosen.setdefault(dimension, []).extend(kept[:per_prompt])
-    return chosen
-
-
-def _by_prompt(samples: Iterable[Sample]) -> dict[tuple[str, str], Sequence[Sample]]:
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    for sample in samples:
-        for dimension in sample.prompt.dimensions:
-            groups.setdefault((sample.prompt.id, dimension), []).append(sample)
-    return dict(groups)

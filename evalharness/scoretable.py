@@ -118,9 +118,9 @@ class ScoreTable(Sequence[ScoreRow]):
         shown = ", ".join(map(repr, self[:3]))
         return f"ScoreTable([{shown}{', ...' if len(self) > 3 else ''}], {len(self)} rows)"
 
-    def chunk(self, start: int, size: int = CHUNK) -> Iterator[tuple[str, int, float]]:
-        """Rows from ``start`` on as plain tuples, ``size`` of them at most."""
-        part = slice(start, start + size)
+    def chunk(self, start: int) -> Iterator[tuple[str, int, float]]:
+        """Rows from ``start`` on as plain tuples, ``CHUNK`` of them at most."""
+        part = slice(start, start + CHUNK)
         names = self.names
         ids = (names[code] for code in self.prompt[part].tolist())
         return zip(ids, self.sample[part].tolist(), self.value[part].tolist(), strict=True)

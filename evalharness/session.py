@@ -100,10 +100,15 @@ class Session:
         return choose_(take(), self.spec.attention).to(device)
 
     def full_precision(self) -> LoadedModel:
-        """The pipeline as it was loaded, whatever cell was active."""
-        pristine = self.pristine
+        """The pipeline as it was loaded, whatever cell was active.
+
+        Of a model that reads its transformer again the active one goes first, so that there are not two.
+        """
         self._active = ""
-        self.loaded.transformer = pristine
+        let_go = getattr(self.loaded, "let_go", None)
+        if let_go is not None:
+            let_go()
+        self.loaded.transformer = self.pristine
         return self.loaded
 
     def using(self, transformer: nn.Module) -> AbstractContextManager[None]:

@@ -38,6 +38,16 @@ def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--parts: 'four' is none of one, two_parts, three" in capsys.readouterr().err
 
 
+def test_other_lists_are_checked_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command_line("Doc.", "x.json", limits_s=LIMITS_S)
+    parser.add_argument("--runs", default="slow,fast")
+    given = parsed(parser, ["--tiny", "--parts", "one"], LIMITS_S, runs=("fast", "slow"))
+    assert (given.parts, given.runs) == (["one"], ["slow", "fast"])
+    with pytest.raises(SystemExit, match="2"):
+        parsed(parser, ["--tiny", "--runs", "fast,late"], LIMITS_S, runs=("fast", "slow"))
+    assert "--runs: 'late' is none of fast, slow" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_without_a_gpu_only_tiny_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

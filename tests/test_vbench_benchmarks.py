@@ -65,8 +65,55 @@ def test_runs_over_some_dimensions_each_are_one() -> None:
     made = merged([part(0.75, a=(4.0, 1.0), b=(2.0, 0.5)), part(0.5, c=(8.0, 3.0))])
     assert made["math"] == whole["math"]
     assert made["merged"] == 2
-    with pytest.raises(ValueError, match="the runs differ"):
-        merged([whole, {**whole, "threads": 2}])
+
+
+FACTS: dict[str, Any] = {
+    "device": "cpu",
+    "versions": {"torch": "2.13.0", "diffusers": "0.42.1"},
+    "commit": "c",
+    "float32_matmul_precision": "highest",
+    "threads": 1,
+    "clips": 1,
+    "batch": 16,
+    "weights_seed": 0,
+    "tiny": False,
+    "clock": "cpu",
+}
+
+
+def one_dimension(name: str, precision: str = "float32", **other: Any) -> dict[str, Any]:
+    ours = timed(decoding=[0.5], together=[1.5], **{name: [1.0]})
+    told = summary(timed(**{name: [4.0]}), ours, [name], ["small"])
+    left_out = {"color": {"detectron2": "absent"}}
+    return {**FACTS, "math": {"default": {precision: told}}, "left_out": left_out, **other}
+
+
+@pytest.mark.parametrize(
+    ("fact", "other"),
+    [
+        ("device", "NVIDIA H100"),
+        ("versions", {"torch": "2.12.0", "diffusers": "0.42.1"}),
+        ("commit", "d"),
+        ("float32_matmul_precision", "high"),
+        ("threads", 2),
+        ("clips", 2),
+        ("batch", 8),
+        ("weights_seed", 1),
+        ("tiny", True),
+        ("clock", "wall"),
+        ("precision", "bfloat16"),
+    ],
+)
+def test_runs_that_differ_in_a_fact_are_not_joined(fact: str, other: Any) -> None:
+    assert merged([one_dimension("a"), one_dimension("b")])["left_out"] == {"color": {"detectron2": "absent"}}
+    named = "cases" if fact == "precision" else fact
+    with pytest.raises(ValueError, match=f"the runs differ.*: {named}: "):
+        merged([one_dimension("a"), one_dimension("b", **{fact: other})])
+
+
+def test_a_dimension_that_two_runs_have_is_not_joined() -> None:
+    with pytest.raises(ValueError, match="a was timed by more than one"):
+        merged([one_dimension("a"), one_dimension("a")])
 
 
 def test_as_they_run_is_the_package_s_default_over_our_strict() -> None:

@@ -78,7 +78,7 @@ def execute(arguments: list[str]) -> int:
 
 def _part(text: str) -> tuple[int, int]:
     first, slash, second = text.partition("/")
-    if slash and first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
+    if slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
         return int(first), int(second)
     raise UserError(f"--part {text}: expected K/N with K from 1 to N, e.g. 1/8")
 

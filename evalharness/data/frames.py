@@ -38,7 +38,7 @@ class Bucket:
             ValueError: another form.
         """
         parts = text.lower().split("x")
-        if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
             raise ValueError(f"bucket {text!r}: expected FRAMESxHEIGHTxWIDTH, e.g. 49x480x720")
         return cls(*map(int, parts))
 

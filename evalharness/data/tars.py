@@ -21,6 +21,7 @@ __all__ = ["Found", "clips_of"]
 _BLOCK = 512
 _NAME_LIMIT = 1 << 16  # bytes of an extended header
 _CAPTION_LIMIT = 1 << 16
+_DIGITS = 19  # of a number that is read; Python refuses to convert thousands
 _REGULAR = (b"0", b"\0")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstandard"}
 
@@ -149,12 +150,14 @@ def _extended(kind: bytes, data: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     while data:
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
+        if not length.isdigit() or len(length) > _DIGITS or not 0 < int(length) <= len(data):
             break
         record, data = data[len(length) + 1 : int(length)], data[int(length) :]
         name, _, value = record.rstrip(b"\n").partition(b"=")
-        if name == b"path" or (name == b"size" and value.isdigit()):
-            found[name.decode()] = value.decode("utf-8", "replace")
+        if name == b"path":
+            found["path"] = value.decode("utf-8", "replace")
+        elif name == b"size" and value.isdigit():
+            found["size"] = value.decode() if len(value) <= _DIGITS else "9" * _DIGITS  # beyond any file
         elif name.startswith(b"GNU.sparse"):
             found["sparse"] = "yes"
     return found

@@ -19,6 +19,7 @@ __all__ = ["SUFFIXES", "Found", "by_manifest", "by_name"]
 SUFFIXES = (".mp4", ".gif", ".avi", ".mov", ".mkv", ".webm")
 _SHOWN = 3
 _MANIFEST_BYTES = 64 << 20
+_DIGITS = 9  # of a sample's number; Python refuses to convert thousands
 
 
 @dataclass(slots=True)
@@ -161,8 +162,8 @@ def _file_and_number(manifest: Path, number: int, row: Mapping[str, Any]) -> tup
     if path.is_absolute() or ".." in path.parts or "\x00" in name:
         raise UserError(f"{where}: file {name!r} lies outside of the folder")
     text = str(row.get("sample") or 0)
-    if not (text.isascii() and text.isdigit()):
-        raise UserError(f"{where}: sample {text!r}: expected a whole number from 0")
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+        raise UserError(f"{where}: sample {text[:40]!r}: expected a whole number from 0")
     return name, int(text)
 
 

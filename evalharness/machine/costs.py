@@ -232,10 +232,10 @@ def _live_channels(shape: TransformerShape) -> int:
     return feed_forward if shape.joint_text else max(feed_forward, 11 * shape.width)
 
 
-def weights_bytes(spec: ModelSpec, number_bytes: int = 2) -> float:
-    """On disk, stored with that many bytes a number."""
+def weights_bytes(spec: ModelSpec) -> float:
+    """On disk, at two bytes a number."""
     numbers = spec.text_parameters + spec.experts * _shape(spec).parameters + spec.decoder_parameters
-    return float(number_bytes * numbers)
+    return 2.0 * numbers
 
 
 def training_memory(

@@ -63,8 +63,8 @@ class _Answer(Protocol):
 class Hub:
     """The two requests that are made, of the hub at ``$HF_ENDPOINT`` (https://huggingface.co)."""
 
-    def __init__(self, endpoint: str | None = None) -> None:
-        given = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    def __init__(self) -> None:
+        given = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         self.endpoint = given.rstrip("/")
         if not self.endpoint.startswith(("https://", "http://")):
             raise UserError(f"HF_ENDPOINT {given}: expected an address that begins with https://")

@@ -7,7 +7,7 @@ a vote on pixels of flow, and a grade of noise, are what eight bits of mantissa 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from evalharness.native import (
     aesthetic_quality,
@@ -29,47 +29,57 @@ __all__ = [
     "AppearanceStyle",
     "BackgroundConsistency",
     "HumanAction",
+    "InBfloat16",
     "OverallConsistency",
     "SubjectConsistency",
     "TemporalStyle",
 ]
 
 
-class _InBfloat16(_Native):
-    """Put before a native metric, it changes precision and name."""
+class InBfloat16(_Native):
+    """Put before a native metric, it changes precision and name.
+
+    Attributes:
+        mode: what the name begins with.
+        told: what is put behind the summary.
+    """
+
+    mode: ClassVar[str] = "vbench-bf16"
+    told: ClassVar[str] = "; in bfloat16"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.name = f"vbench-bf16.{cls.dimension}"
-        cls.summary = f"{cls.summary}; in bfloat16"
+        if hasattr(cls, "dimension"):  # a mode made of this one has none yet
+            cls.name = f"{cls.mode}.{cls.dimension}"
+            cls.summary = f"{cls.summary}{cls.told}"
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "precision": "bfloat16"})
 
 
-class AestheticQuality(_InBfloat16, aesthetic_quality.AestheticQuality):
+class AestheticQuality(InBfloat16, aesthetic_quality.AestheticQuality):
     """CLIP in bfloat16; the linear head stays in float32."""
 
 
-class AppearanceStyle(_InBfloat16, appearance_style.AppearanceStyle):
+class AppearanceStyle(InBfloat16, appearance_style.AppearanceStyle):
     """Both halves of CLIP in bfloat16."""
 
 
-class BackgroundConsistency(_InBfloat16, background_consistency.BackgroundConsistency):
+class BackgroundConsistency(InBfloat16, background_consistency.BackgroundConsistency):
     """CLIP in bfloat16."""
 
 
-class HumanAction(_InBfloat16, human_action.HumanAction):
+class HumanAction(InBfloat16, human_action.HumanAction):
     """UMT in bfloat16."""
 
 
-class OverallConsistency(_InBfloat16, overall_consistency.OverallConsistency):
+class OverallConsistency(InBfloat16, overall_consistency.OverallConsistency):
     """Both halves of ViCLIP in bfloat16."""
 
 
-class SubjectConsistency(_InBfloat16, subject_consistency.SubjectConsistency):
+class SubjectConsistency(InBfloat16, subject_consistency.SubjectConsistency):
     """DINO in bfloat16."""
 
 
-class TemporalStyle(_InBfloat16, temporal_style.TemporalStyle):
+class TemporalStyle(InBfloat16, temporal_style.TemporalStyle):
     """Both halves of ViCLIP in bfloat16."""

@@ -6,22 +6,9 @@ minute, so that it pays for many videos of one size. Chosen with ``--metric 'vbe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from evalharness.native import (
-    aesthetic_quality,
-    appearance_style,
-    background_consistency,
-    human_action,
-    overall_consistency,
-    subject_consistency,
-    temporal_style,
-)
-
-if TYPE_CHECKING:
-    from evalharness.native.base import NativeMetric as _Native
-else:
-    _Native = object
+from evalharness.native import bf16
 
 __all__ = [
     "AestheticQuality",
@@ -34,41 +21,39 @@ __all__ = [
 ]
 
 
-class _Compiled(_Native):
-    """Put before a native metric, it changes precision, networks and name."""
+class _Compiled(bf16.InBfloat16):
+    """Put before a metric in bfloat16, it compiles the networks and changes the name."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.name = f"vbench-compiled.{cls.dimension}"
-        cls.summary = f"{cls.summary}; in bfloat16, compiled"
+    mode: ClassVar[str] = "vbench-compiled"
+    told: ClassVar[str] = ", compiled"
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "precision": "bfloat16", "compiled": True})
+        super().__init__(**{**options, "compiled": True})
 
 
-class AestheticQuality(_Compiled, aesthetic_quality.AestheticQuality):
+class AestheticQuality(_Compiled, bf16.AestheticQuality):
     """CLIP compiled; the linear head stays as it is."""
 
 
-class AppearanceStyle(_Compiled, appearance_style.AppearanceStyle):
+class AppearanceStyle(_Compiled, bf16.AppearanceStyle):
     """Both halves of CLIP compiled."""
 
 
-class BackgroundConsistency(_Compiled, background_consistency.BackgroundConsistency):
+class BackgroundConsistency(_Compiled, bf16.BackgroundConsistency):
     """CLIP compiled."""
 
 
-class HumanAction(_Compiled, human_action.HumanAction):
+class HumanAction(_Compiled, bf16.HumanAction):
     """UMT compiled."""
 
 
-class OverallConsistency(_Compiled, overall_consistency.OverallConsistency):
+class OverallConsistency(_Compiled, bf16.OverallConsistency):
     """ViCLIP's video half compiled."""
 
 
-class SubjectConsistency(_Compiled, subject_consistency.SubjectConsistency):
+class SubjectConsistency(_Compiled, bf16.SubjectConsistency):
     """DINO compiled."""
 
 
-class TemporalStyle(_Compiled, temporal_style.TemporalStyle):
+class TemporalStyle(_Compiled, bf16.TemporalStyle):
     """ViCLIP's video half compiled."""

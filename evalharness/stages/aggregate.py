@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from evalharness.results import CellRecord, Results
     from evalharness.scoretable import ScoreTable
 
-__all__ = ["harness_sha256", "run", "write_reports"]
+__all__ = ["counted", "harness_sha256", "run", "write_reports"]
 
 VERSION = 1
 _INPUT_FILES = ("prepare.json", "samples.jsonl", "scores.jsonl", "profile.json", "train.jsonl")
@@ -210,36 +210,47 @@ class _RecordBuilder:
     def _counted(
         self, flags: Mapping[str, bytes | bytearray], values: Mapping[str, Sequence[float]]
     ) -> _Judged:
-        """Per dimension, the videos that should have a score in it, and the scores that they have.
+        protocol = self._protocol
+        return counted(self._videos, protocol.samples_per_prompt, tuple(protocol.metrics), flags, values)
 
-        Of each prompt the first ``samples_per_prompt`` count, those that are left out by rule taken away.
-        """
-        import numpy as np
 
-        from evalharness.scoretable import ScoreTable
+def counted(
+    videos: Videos,
+    most: int,
+    dimensions: Sequence[str],
+    flags: Mapping[str, bytes | bytearray],
+    values: Mapping[str, Sequence[float]],
+) -> _Judged:
+    """Per dimension, the videos that should have a score in it, and the scores that they have.
 
-        starts, most = self._videos.starts, self._protocol.samples_per_prompt
-        names = tuple(sorted(prompt.id for prompt in self._videos.prompts))
-        codes = {name: code for code, name in enumerate(names)}
-        columns = {name: (array("i"), array("q"), array("d")) for name in self._protocol.metrics}
-        expected = dict.fromkeys(columns, 0)
-        for number, prompt in enumerate(self._videos.prompts):
-            places = range(starts[number], starts[number + 1])
-            for dimension in prompt.dimensions:
-                told = flags.get(dimension, b"")
-                kept = [place for place in places if not told or not told[place] & LEFT_OUT][:most]
-                expected[dimension] += len(kept)
-                code, samples, scores = columns[dimension]
-                for place in kept:
-                    if told and told[place] & VALUE:
-                        code.append(codes[prompt.id])
-                        samples.append(place - places.start)
-                        scores.append(values[dimension][place])
-        tables = {
-            name: ScoreTable(names, *(np.frombuffer(each, each.typecode) for each in found))
-            for name, found in columns.items()
-        }
-        return _Judged(expected, tables, 0, 0)
+    Of each prompt the first ``most`` count, those that are left out by rule taken away.
+    """
+    import numpy as np
+
+    from evalharness.scoretable import ScoreTable
+
+    starts = videos.starts
+    names = tuple(sorted(prompt.id for prompt in videos.prompts))
+    codes = {name: code for code, name in enumerate(names)}
+    columns = {name: (array("i"), array("q"), array("d")) for name in dimensions}
+    expected = dict.fromkeys(columns, 0)
+    for number, prompt in enumerate(videos.prompts):
+        places = range(starts[number], starts[number + 1])
+        for dimension in prompt.dimensions:
+            told = flags.get(dimension, b"")
+            kept = [place for place in places if not told or not told[place] & LEFT_OUT][:most]
+            expected[dimension] += len(kept)
+            code, samples, scores = columns[dimension]
+            for place in kept:
+                if told and told[place] & VALUE:
+                    code.append(codes[prompt.id])
+                    samples.append(place - places.start)
+                    scores.append(values[dimension][place])
+    tables = {
+        name: ScoreTable(names, *(np.frombuffer(each, each.typecode) for each in found))
+        for name, found in columns.items()
+    }
+    return _Judged(expected, tables, 0, 0)
 
 
 def _label(state: RunState, protocol: EvalProtocol) -> str:

@@ -6,7 +6,7 @@ is installed without its requirements, and these stand in for them.
 
 from __future__ import annotations
 
-__all__ = ["NEEDS_DETECTRON2", "NEEDS_NO_WEIGHTS", "PINS", "WITHOUT_DEPENDENCIES"]
+__all__ = ["NEEDS_DETECTRON2", "PINS", "WITHOUT_DEPENDENCIES"]
 
 PINS = (
     "torch==2.13.0",
@@ -44,4 +44,3 @@ PINS = (
 )
 WITHOUT_DEPENDENCIES = ("torchvision==0.28.0", "vbench==0.1.5", "pyiqa==0.1.15.post2")
 NEEDS_DETECTRON2 = ("object_class", "multiple_objects", "color", "spatial_relationship")
-NEEDS_NO_WEIGHTS = ("temporal_flickering",)

@@ -151,6 +151,7 @@ def test_a_manifest(name: str, text: str, tmp_path: Path) -> None:
         ('[{"file": "../x.mp4", "prompt": "a"}]', "lies outside of the folder"),
         ('[{"file": "/etc/passwd", "prompt": "a"}]', "lies outside of the folder"),
         ('[{"file": "x.mp4", "prompt": "a", "sample": -1}]', "expected a whole number"),
+        (f'[{{"file": "x.mp4", "prompt": "a", "sample": "{"1" * 5000}"}}]', "expected a whole number"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )

@@ -131,36 +131,24 @@ TOKEN_METHOD = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from toybench.methods import ToyRound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Private:
+class Private(ToyRound):
     """Rounds as ``toy-round`` if it gets the token that it wants."""
 
     name: ClassVar[str] = "private"
-    summary: ClassVar[str] = "round, with a token"
-    paper: ClassVar[str] = "none"
-    needs: ClassVar[str] = "none"
 
-    w_bits: int
-    a_bits: int
     hub_token: str = ""
     source: str = "https://hub.example/a"
 
     def apply(self, model: Any, ctx: Any) -> Any:
         if not self.hub_token.startswith("s3cr3t") or "s3cr3t" not in self.source:
             raise ValueError("no token came through")
-        return ToyRound(w_bits=self.w_bits, a_bits=self.a_bits).apply(model, ctx)
-
-    def save(self, model: Any, folder: Path) -> None:
-        ToyRound(w_bits=self.w_bits, a_bits=self.a_bits).save(model, folder)
-
-    def load(self, model: Any, folder: Path) -> Any:
-        return ToyRound(w_bits=self.w_bits, a_bits=self.a_bits).load(model, folder)
+        return ToyRound.apply(self, model, ctx)
 
 
 PLUGINS = {"methods": {"private": Private}}

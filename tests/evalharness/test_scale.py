@@ -247,7 +247,19 @@ def test_the_place_of_a_video_is_its_place_in_the_list() -> None:
     videos, listed = Videos(prompts, 2, {"d": 3}), samples_of(prompts, 5, 2, {"d": 3})
     assert list(videos.of(5)) == listed and len(videos) == len(listed) == 8
     assert [videos.find(sample.id)[1] for sample in listed] == list(range(8))
-    for odd in ("a-3", "a-01", "a-1-2", "b-0", "a", "", "a--1", "a-\u0661", "a- 1", "a-1.0"):
+    for odd in (
+        "a-3",
+        "a-01",
+        "a-1-2",
+        "b-0",
+        "a",
+        "",
+        "a--1",
+        "a-\u0661",
+        "a- 1",
+        "a-1.0",
+        f"a-{'1' * 5000}",
+    ):
         assert videos.find(odd) == (-1, -1), odd
 
 

@@ -19,7 +19,9 @@ from evalharness.names import check_name
 from evalharness.protocols.vbench import MLPerfProtocol, QVGen8Protocol, VBenchProtocol
 from evalharness.protocols.vbench_data import DATA, PROMPT_FILE, condense, main, read_prompt_file
 from evalharness.protocols.vbench_suite import DIMENSIONS
-from evalharness.sampling import samples_by_dimension, samples_of, scored_samples
+from evalharness.sampling import Videos, samples_by_dimension, samples_of
+from evalharness.stages.aggregate import counted
+from evalharness.stages.made import LEFT_OUT, VALUE
 from evalharness.subset import stratified_prompts
 
 PROMPTS = VBenchProtocol().prompts()
@@ -186,12 +188,25 @@ def test_a_stratified_subset_of_one_dimension_takes_its_prompts_only() -> None:
 def test_the_first_videos_that_are_not_left_out_count() -> None:
     static = Prompt(id="a", text="a", dimensions=("temporal_flickering",))
     other = Prompt(id="b", text="b", dimensions=("scene", "color"))
-    samples = samples_of([static, other], 0, 5, {"temporal_flickering": 25})
-    assert len(samples) == 30
+    videos = Videos([static, other], 5, {"temporal_flickering": 25})
+    assert len(videos) == len(samples_of([static, other], 0, 5, {"temporal_flickering": 25})) == 30
+
+    def scored(left_out: dict[str, set[str]]) -> tuple[dict[str, int], dict[str, list[tuple[str, int]]]]:
+        dimensions = ("temporal_flickering", "scene", "color")
+        flags = {name: bytearray([VALUE] * 30) for name in dimensions}
+        for name, samples in left_out.items():
+            for sample in samples:
+                flags[name][videos.find(sample)[1]] = LEFT_OUT
+        found = counted(videos, 5, dimensions, flags, dict.fromkeys(dimensions, [0.5] * 30))
+        rows = {name: [(row.prompt_id, row.sample) for row in table] for name, table in found.scores.items()}
+        return found.expected, rows
+
     moving = {f"a-{index}" for index in range(25) if index not in (3, 4, 7, 9, 20, 21)}
-    chosen = scored_samples(samples, {"temporal_flickering": moving, "color": {"b-1"}}, 5)
-    assert [sample.index for sample in chosen["temporal_flickering"]] == [3, 4, 7, 9, 20]
-    assert [sample.index for sample in chosen["scene"]] == [0, 1, 2, 3, 4]
-    assert [sample.index for sample in chosen["color"]] == [0, 2, 3, 4]
-    few = scored_samples(samples, {"temporal_flickering": moving | {"a-3", "a-4"}}, 5)
-    assert [sample.index for sample in few["temporal_flickering"]] == [7, 9, 20, 21]
+    expected, rows = scored({"temporal_flickering": moving, "color": {"b-1"}})
+    assert rows["temporal_flickering"] == [("a", index) for index in (3, 4, 7, 9, 20)]
+    assert rows["scene"] == [("b", index) for index in (0, 1, 2, 3, 4)]
+    assert rows["color"] == [("b", index) for index in (0, 2, 3, 4)]
+    assert expected == {"temporal_flickering": 5, "scene": 5, "color": 4}
+    expected, rows = scored({"temporal_flickering": moving | {"a-3", "a-4"}})
+    assert rows["temporal_flickering"] == [("a", index) for index in (7, 9, 20, 21)]
+    assert expected["temporal_flickering"] == 4

@@ -130,3 +130,10 @@ def test_options_of_a_decay_that_never_comes_are_refused(end: Any, option: dict[
     with pytest.raises(ValueError, match=f"phi_end is '{end}': Phi stays whole .* leave them out"):
         QVGenConfig(quant=quant, phi_end=end, **option)
     assert QVGenConfig(quant=quant, phi_end=end).phi_end == end
+
+
+def test_the_methods_options_have_the_librarys_defaults() -> None:
+    """They are declared twice, so that each is an option of its own in the harness."""
+    for w_bits, a_bits in ((4, 4), (2, 8)):
+        made = QVGen(w_bits=w_bits, a_bits=a_bits).training_config()
+        assert made == QVGenConfig(quant=QuantConfig(w_bits=w_bits, a_bits=a_bits, learn_clip=True))

@@ -165,6 +165,11 @@ class LoadedVideo(ABC):
         self.placement.forget(taken)
         return taken
 
+    def let_go(self) -> None:
+        """Hold no transformer but the full-precision one, if it is there: it is about to be asked for."""
+        if self._transformer is not self._full:
+            self._hold(None)
+
     def lend_teacher(self, teacher: nn.Module) -> None:
         """Full precision, of a training: ``--data teacher`` samples with it while it lives."""
         self._lent = weakref.ref(teacher)

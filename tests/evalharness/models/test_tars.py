@@ -154,6 +154,25 @@ def test_what_a_header_says_costs_no_memory(tmp_path: Path) -> None:
     assert caught.value.kind == "too large"
 
 
+def test_numbers_of_thousands_of_digits_are_one_line(tmp_path: Path) -> None:
+    """Python itself refuses to convert them, with an error of another kind."""
+    path, digits = tmp_path / "n.tar", b"9" * 5000
+    last = header(b"x.mp4", 600, b"0") + b"\0" * (1024 + 1024)
+
+    def write(record: bytes) -> None:
+        padded = record + b"\0" * (-len(record) % 512)
+        path.write_bytes(header(b"pax", len(record), b"x") + padded + last)
+
+    record = b" size=" + digits + b"\n"
+    write(b"%d" % (len(record) + 4) + record)
+    with pytest.raises(UserError, match="ends too early"):
+        read_sources(path)
+    write(digits + b" path=elsewhere\n")  # no record of that length: the header's own name counts
+    assert [(clip.name, clip.place) for clip in read_sources(path)] == [
+        ("n.tar/x.mp4", (512 + 5120 + 512, 600))
+    ]
+
+
 def test_a_shard_that_shrank_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shard(tmp_path / "a.tar", [("x.mp4", video()), ("x.txt", b"words")])
     [clip] = read_sources(path)
