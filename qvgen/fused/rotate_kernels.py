@@ -125,11 +125,15 @@ def rotate_chained(
         inverse = tl.div_rn(NORM, scale)
         if not SYMMETRIC:
             zero = -round_half_even(low * inverse, LIBDEVICE)
-        top = tl.minimum(turned * inverse, Q_MAX - zero, propagate_nan=tl.PropagateNan.ALL) + _ROUNDER
         if CODES:
-            whole = top.to(tl.int32, bitcast=True) - _ROUNDER_BITS
             # A row with NaN gets any codes and a scale of NaN, so that its outputs show it.
-            tl.store(scale_ptr + row, tl.where(high - low == high - low, scale, high - low), mask=row < rows)
+            zero = tl.where(zero == zero, zero, 0.0)
+            top = tl.minimum(turned * inverse, Q_MAX - zero) + _ROUNDER
+            whole = top.to(tl.int32, bitcast=True) - _ROUNDER_BITS
+            if not LIBDEVICE:  # the interpreter's sums do not wrap around
+                whole = tl.where(top == top, whole, 0)
+            span = high - low
+            tl.store(scale_ptr + row, tl.where(span == span, scale, span), mask=row < rows)
             tl.store(sum_ptr + row, tl.sum(tl.sum(whole, 1), 0), mask=row < rows)
             if OFFSET:
                 offset = zero.to(tl.int32) - 128
@@ -137,6 +141,7 @@ def rotate_chained(
                 tl.store(zero_ptr + row, offset, mask=row < rows)
             out = whole.to(tl.int8)
         else:
+            top = tl.minimum(turned * inverse, Q_MAX - zero, propagate_nan=tl.PropagateNan.ALL) + _ROUNDER
             out = ((top - _ROUNDER) * scale).to(kind)
         if TURNED:
             out = tl.trans(out)
