@@ -53,7 +53,9 @@ def usual_launch(table: int, chained: bool = False) -> Launch:
     chosen by what the compiler makes of them for it: instructions, registers and shared memory.
     """
     if not chained:
-        return Launch(rows=4, warps=4, stages=3) if table <= _SMALL_TABLE else Launch(rows=1, warps=8, stages=1)
+        return (
+            Launch(rows=4, warps=4, stages=3) if table <= _SMALL_TABLE else Launch(rows=1, warps=8, stages=1)
+        )
     if table <= _SMALL_TABLE // 2:
         return Launch(0, warps=1, stages=2, chained=True, resident=8, turned=True)
     if table <= _SMALL_TABLE:
@@ -140,12 +142,15 @@ def launch_chained(
     Args:
         x: [..., C], 16-bit.
         input_scale: float32 [C].
-        first, second: the rotation's factors.
+        first: factor of the rotation on a row's table [A, B] from the left.
+        second: the one from the right.
         q_max: largest code.
         symmetric: whether the zero point is in the middle.
         how: a ``chained`` launch.
         out: what is filled: of the shape of ``x``, of its dtype or int8.
-        scale: float32, a number a row; ``sums`` and ``zero`` int32 likewise.
+        scale: float32, a number a row.
+        sums: int32 likewise, of q - z.
+        zero: int32 likewise, z - 128.
     """
     from qvgen.fused.rotate_kernels import rotate_chained
 

@@ -89,9 +89,7 @@ def multiply_tokens(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, d
     return triton_reading.multiply_tokens(tokens, w, dtype)
 
 
-def rotate_tokens(
-    x: Tensor, input_scale: Tensor, rotation: Hadamard, spec: ActivationSpec
-) -> Tokens | None:
+def rotate_tokens(x: Tensor, input_scale: Tensor, rotation: Hadamard, spec: ActivationSpec) -> Tokens | None:
     """Integers of scaled and rotated tokens, or None; see ``layout.Int8Linear.rotate_tokens``."""
     if not triton_rotation.rotates(x, input_scale, rotation):
         return None

@@ -340,7 +340,10 @@ def int8_gemm(
     # The epilogue counts its own tiles: what it needs is not carried through the pipelined loop.
     done = first - programs
     for tile in tl.range(
-        loop_bound(first, INTERPRETED), loop_bound(tiles, INTERPRETED), loop_bound(programs, INTERPRETED), flatten=FLATTEN
+        loop_bound(first, INTERPRETED),
+        loop_bound(tiles, INTERPRETED),
+        loop_bound(programs, INTERPRETED),
+        flatten=FLATTEN,
     ):
         row, column = _origin(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
         acc = tl.zeros((BM, BN), dtype=tl.int32)

@@ -39,7 +39,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def tokens_of(x: Tensor, balance: Tensor, rotation: Hadamard, bits: int, symmetric: bool) -> Tokens:
     one = torch.ones(1, device=x.device)
-    spec = ActivationSpec(bits=bits, granularity="token", group_size=0, symmetric=symmetric, static=False, first=one, second=one)
+    spec = ActivationSpec(
+        bits=bits, granularity="token", group_size=0, symmetric=symmetric, static=False, first=one, second=one
+    )
     assert triton_rotation.rotates(x, balance, rotation)
     return triton_rotation.rotate_tokens(x, balance, rotation, spec)
 
@@ -55,7 +57,9 @@ def test_integers_are_those_of_the_fake_quantizer(
     balance = draw(960, seed=1).exp().to(device)
     tokens = tokens_of(x, balance, rotation, bits, symmetric)
     wanted = rotate.rotate_fake_quant(x, balance, rotation, 2**bits - 1, symmetric).reshape(10, 960)
-    zero = torch.zeros(10, dtype=torch.int32, device=device) if tokens.zero_point is None else tokens.zero_point
+    zero = (
+        torch.zeros(10, dtype=torch.int32, device=device) if tokens.zero_point is None else tokens.zero_point
+    )
     assert (tokens.zero_point is not None) == (bits == 8 and not symmetric)
     whole = tokens.codes.int() - zero[:, None]
     given = (whole * tokens.scale[:, None]).to(dtype)
