@@ -128,7 +128,7 @@ def launched(
         rotate_forward[(-(-len(rows) // how.rows),)](
             rows, input_scale, first, second, out, len(rows), rows.stride(0),
             FIRST_NORM=1 / math.sqrt(orders[0]), SECOND_NORM=1 / math.sqrt(orders[1]), ROWS=how.rows,
-            **_constants(x, orders, q_max, symmetric), **_options(how),
+            **constants_of(orders, q_max, symmetric, on_cuda=x.is_cuda), **_options(how),
         )  # fmt: skip
     return out
 
@@ -164,7 +164,7 @@ def launch_chained(
             len(rows), rows.stride(0), share, FIRST_UNIT=units[0], SECOND_UNIT=units[1],
             NORM=1 / (math.sqrt(math.prod(orders)) * math.prod(units)), TURNED=how.turned,
             CODES=scale is not None, OFFSET=zero is not None,
-            **_constants(x, orders, q_max, symmetric), **_options(how),
+            **constants_of(orders, q_max, symmetric, on_cuda=x.is_cuda), **_options(how),
         )  # fmt: skip
 
 
@@ -173,12 +173,15 @@ def _rows_of(x: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def _constants(x: Tensor, orders: tuple[int, int], q_max: int, symmetric: bool) -> dict[str, Any]:
+def constants_of(
+    orders: tuple[int, int], q_max: int, symmetric: bool, *, on_cuda: bool, interpreted: bool = INTERPRETED
+) -> dict[str, Any]:
+    """Constants that both kernels have."""
     return {
         "FIRST": orders[0], "SECOND": orders[1],
         "FIRST_TILE": tile_width(orders[0]), "SECOND_TILE": tile_width(orders[1]), "Q_MAX": float(q_max),
         "LEVELS": float(positive_levels(q_max, symmetric)), "FLOOR": SCALE_FLOOR, "SYMMETRIC": symmetric,
-        "RECIPROCAL": x.is_cuda, "LIBDEVICE": not INTERPRETED,
+        "RECIPROCAL": on_cuda, "LIBDEVICE": not interpreted,
     }  # fmt: skip
 
 
