@@ -213,7 +213,7 @@ def measure_block(
     wholes: dict[str, Callable[[], object]] = {n: partial(_all, actions) for n, actions in variants.items()}
     errors = _errors(groups, inputs, layers)
     graphs = timed({n: [whole] for n, whole in wholes.items()}, device, repeats, deadline)
-    eager: Times = compare(wholes, device, repeats, deadline)
+    eager: Times = {}
     each: dict[str, Times] = {}
     known = {
         "groups": {g.name: {"tokens": g.tokens, "in": g.columns, "out": g.rows} for g in groups},
@@ -227,13 +227,15 @@ def measure_block(
     def found() -> dict[str, Any]:
         ratios = {
             **{f"{n}_as_graph": _speed(graphs, n) for n in names},
-            **{f"{n}_eager": _speed(eager, n) for n in names},
+            **{f"{n}_eager": _speed(eager, n) for n in names if eager},
             "each_as_graph": {g: {n: _speed(t, n) for n in t if n != "bf16"} for g, t in each.items()},
             "worst_error_in_roundings": max(errors.values(), default=None),
         }
         return {"ratios": ratios, **known}
 
     print(f"  {name}: " + ", ".join(f"{n} {_speed(graphs, n)}" for n in names), flush=True)
+    save(found())
+    eager |= compare(wholes, device, repeats, deadline)
     save(found())
     for i, group in enumerate(groups):
         if deadline.passed:
