@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rotation_code import loop_of
+from benchmarks.rotation_code import compiled, loop_of
+from qvgen.fused import switch
+from qvgen.fused.rotate import table_of, usual_launch
 
 ROOT = Path(__file__).parents[1]
 CODE = """
@@ -41,3 +43,16 @@ def test_documents_say_what_the_compiler_made(width: str) -> None:
     found = {name: one["instructions_per_number"] for name, one in kernels[width].items()}
     assert f"| {width} | {found['short']} | {found['integers']} | {found['long']} |" in text
     assert all(one["stack_bytes"] == one["local_memory_instructions"] == 0 for one in kernels[width].values())
+
+
+@pytest.mark.skipif(switch.INTERPRETED, reason="Triton interprets")
+@pytest.mark.parametrize("codes", [False, True])
+def test_the_shipped_launch_is_bound_by_memory(codes: bool) -> None:
+    """Compiled for Hopper, which needs Triton and no GPU: nothing spills, arithmetic has time to spare."""
+    pytest.importorskip("triton")
+    found = compiled(1920, usual_launch(table_of((60, 32)), chained=True), codes)
+    assert found["stack_bytes"] == found["local_memory_instructions"] == 0
+    assert 5 < found["instructions_per_number"] < 25
+    assert found["slow_per_number"] < 0.2
+    # Eight programs of one warp share 65,536 registers and 227 KB of shared memory.
+    assert found["registers"] * 32 * 8 <= 65536 and found["shared_memory_bytes"] * 8 < 227 * 1024
