@@ -2,15 +2,16 @@
 
     python benchmarks/hadamard.py --output hadamard.json
 
-Parts: ``check`` (codes against float64), ``shares`` (quantizer, rotating quantizer and bf16 linear
-at the widths of CogVideoX-2B), ``launches`` (other shapes of the kernel's launch). ``--tiny`` runs all of
-them in small on whatever there is and says nothing about speed. See ``docs/benchmarks.md``.
+Parts: ``check`` (codes against float64), ``launches`` (both kernels, launched in other ways; each is
+printed and written once it is measured), ``shares`` (quantizers, rotating quantizers and bf16 linear at the
+widths of CogVideoX-2B, with the usual launch and the fastest of ``launches``). ``--tiny`` runs all of them
+in small on whatever there is and says nothing about speed. See ``docs/benchmarks.md``.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,11 +24,12 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from benchmarks.measuring import Deadline
+    from qvgen.fused.rotate import Launch
     from qvgen.hadamard import Hadamard
 
-LIMITS_S = {"check": 30.0, "shares": 60.0, "launches": 60.0}
+LIMITS_S = {"check": 20.0, "launches": 55.0, "shares": 20.0}
 LINEARS = ((1920, 1920), (1920, 7680), (7680, 1920))
-TINY_LINEARS = ((240, 240), (240, 960), (960, 240))
+TINY_LINEARS = ((960, 240), (960, 480), (1920, 240))
 SETS = 4
 Q_MAX = 15
 BF16 = torch.bfloat16
@@ -43,6 +45,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit-s", type=float, help="seconds for each part (its own)")
     given = parsed(parser, argv, LIMITS_S)
     given.tokens = 40 if given.tiny else given.tokens
+    given.fastest = {}
     return given
 
 
@@ -69,6 +72,36 @@ class Case:
         from qvgen.fake_quant import token_fake_quant
 
         return token_fake_quant(self.x, self.clip, self.clip, Q_MAX)
+
+    def integers(self) -> object:
+        """What a packed layer multiplies, without rotation."""
+        from qvgen.packed.triton_linear import quantize_tokens
+
+        return quantize_tokens(self.x, self.clip, self.clip, Q_MAX, False)
+
+    def rotated(self, how: Launch) -> Tensor:
+        """Scale, rotation, range and rounding: one kernel, launched as ``how`` says."""
+        from qvgen.fused.rotate import launched
+
+        return launched(*self.operands, Q_MAX, False, how)
+
+    def rotated_integers(self, how: Launch) -> object:
+        """The same, as what a packed layer multiplies."""
+        from qvgen.packed.triton_rotation import launched_codes
+
+        return launched_codes(*self.operands, Q_MAX, False, how)
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input, factors of its channels, and both factors of the rotation."""
+        first, second = (self.rotation.get_buffer(f"factor_{axis}") for axis in range(2))
+        return self.x, self.balance, first, second
+
+    def usual(self, chained: bool) -> Launch:
+        """The shipped launch of either kernel."""
+        from qvgen.fused.rotate import table_of, usual_launch
+
+        return usual_launch(table_of(self.rotation.factors), chained)
 
     def rotate(self) -> Tensor:
         """The plain transform, a pass for each factor."""
@@ -125,64 +158,124 @@ def shares(given: argparse.Namespace, device: torch.device, deadline: Deadline) 
             break
         cases = [Case(given.tokens, width, device) for _ in range(1 if given.tiny else SETS)]
         weight = torch.randn(outputs, width, device=device).to(BF16)
-        variants: dict[str, Callable[[], object]] = {
-            "linear": recorded([partial(functional.linear, c.x, weight) for c in cases], device),
-            "quantize": recorded([c.quantize for c in cases], device),
-            "rotate and quantize": recorded([c.rotate_and_quantize for c in cases], device),
-            "rotate, plain": recorded([c.rotate for c in cases], device),
-        }
+        variants = {name: recorded(calls, device) for name, calls in _calls(cases, weight, given).items()}
         times: dict[str, Any] = compare(variants, device, given.repeats, deadline)
         _for_one(times, len(cases))
         median = {name: times[name]["median_ms"] for name in variants}
+        name, linear = f"{width} -> {outputs}", median["linear"]
+        for rotating in median:
+            if rotating.startswith("rotate and quantize"):
+                base = median["quantize to integers" if "integers" in rotating else "quantize"]
+                what = "rotation" if rotating == "rotate and quantize" else rotating
+                ratios[f"{name}: {what} adds, of the linear"] = ratio(median[rotating] - base, linear)
+        ratios[f"{name}: quantizer alone, of the linear"] = ratio(median["quantize"], linear)
+        ratios[f"{name}: plain rotation, of the linear"] = ratio(median["rotate, plain"], linear)
         added = median["rotate and quantize"] - median["quantize"]
-        name = f"{width} -> {outputs}"
-        ratios[f"{name}: rotation adds, of the linear"] = ratio(added, median["linear"])
-        ratios[f"{name}: quantizer alone, of the linear"] = ratio(median["quantize"], median["linear"])
-        ratios[f"{name}: plain rotation, of the linear"] = ratio(median["rotate, plain"], median["linear"])
         linears[name] = {"fused": cases[0].fused, "added_ms": added, "times": times}
         least = 4 * given.tokens * width / median["rotate and quantize"] / 1e6
         linears[name]["gb_per_s_of_rotate_and_quantize"] = least
+        _say(f"{name}: " + ", ".join(f"{one} {ms * 1e3:.1f}" for one, ms in median.items()) + " us")
+        given.save({"ratios": ratios, "linears": linears})
     return {"ratios": ratios, "tokens": given.tokens, "linears": linears}
 
 
+def _calls(
+    cases: list[Case], weight: Tensor, given: argparse.Namespace
+) -> dict[str, list[Callable[[], object]]]:
+    """What is timed at one width, on each of ``cases``."""
+    calls: dict[str, list[Callable[[], object]]] = {
+        "linear": [partial(functional.linear, c.x, weight) for c in cases],
+        "quantize": [c.quantize for c in cases],
+        "rotate and quantize": [c.rotate_and_quantize for c in cases],
+        "rotate, plain": [c.rotate for c in cases],
+    }
+    if not cases[0].fused:
+        return calls
+    calls["rotate and quantize, long kernel"] = [partial(c.rotated, c.usual(False)) for c in cases]
+    calls["quantize to integers"] = [c.integers for c in cases]
+    name = "rotate and quantize to integers"
+    calls[name] = [partial(c.rotated_integers, c.usual(True)) for c in cases]
+    how = given.fastest.get(weight.shape[1])
+    if how is not None:
+        calls["rotate and quantize, fastest launch"] = [partial(c.rotated, how) for c in cases]
+        if how.chained:
+            calls[f"{name}, fastest launch"] = [partial(c.rotated_integers, how) for c in cases]
+    return calls
+
+
 def launches(given: argparse.Namespace, device: torch.device, deadline: Deadline) -> dict[str, Any]:
-    """Milliseconds of the kernel for other rows of a program, warps and stages; fastest first."""
-    from benchmarks.measuring import compare, recorded
-    from qvgen.fused.rotate import Launch, launched
+    """Milliseconds of both kernels, launched in other ways; fastest first."""
+    from benchmarks.measuring import Deadline
+    from qvgen.fused.rotate import Launch
 
     ratios: dict[str, str] = {}
     results: dict[str, Any] = {}
-    for width in sorted({i for i, _ in _linears(given)}):
+    widths = sorted({i for i, _ in _linears(given)})
+    for place, width in enumerate(widths):
         cases = [Case(given.tokens, width, device) for _ in range(1 if given.tiny else SETS)]
         if not cases[0].fused:
             return {"ratios": {}, "skipped": "the kernel needs CUDA and Triton"}
+        own = Deadline(deadline.left / (len(widths) - place))
         found: list[dict[str, Any]] = []
-        warps = (8, 16) if width > 4096 else (2, 4, 8)
-        grid = itertools.product((1, 4, 8, 16, 32), warps, (1, 2, 3))
-        for how in [Launch(8, 4, 2)] if given.tiny else [Launch(*one) for one in grid]:
-            if found and deadline.passed:
+        for how in _tried(cases[0], given.tiny):
+            if found and own.passed:
                 break
-            calls = [partial(launched, *_operands(c), Q_MAX, False, how) for c in cases]
-            entry: dict[str, Any] = {"rows": how.rows, "warps": how.warps, "stages": how.stages}
-            try:
-                times: dict[str, Any] = compare({"": recorded(calls, device)}, device, 5, deadline)
-                _for_one(times, len(cases))
-                entry["median_ms"] = times[""]["median_ms"]
-            except Exception as error:  # a launch that needs more than the chip has
-                entry["error"] = f"{type(error).__name__}: {error}"[:200]
-            found.append(entry)
-        found.sort(key=lambda entry: entry.get("median_ms", float("inf")))
-        results[str(width)] = found
-        best = found[0]
-        ratios[f"{width}: fastest rows, warps, stages, ms"] = (
-            f"{best['rows']}, {best['warps']}, {best['stages']}, {best.get('median_ms', float('nan')):.4f}"
-        )
+            found.append(_timed(how, cases, device, own))
+            _say(f"{width}: {found[-1]}")
+            results[str(width)] = sorted(found, key=lambda entry: entry.get("median_ms", float("inf")))
+            given.save({"ratios": ratios, "launches": results})
+        best = dict(results[str(width)][0])
+        ratios[f"{width}: fastest, ms"] = str(best)
+        if best.pop("median_ms", None) is not None:
+            given.fastest[width] = Launch(**best)
     return {"ratios": ratios, "launches": results}
 
 
-def _operands(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    first, second = (case.rotation.get_buffer(f"factor_{axis}") for axis in range(2))
-    return case.x, case.balance, first, second
+def _timed(how: Launch, cases: list[Case], device: torch.device, deadline: Deadline) -> dict[str, Any]:
+    """The launch and its milliseconds, or why there are none."""
+    from benchmarks.measuring import compare, recorded
+
+    entry = dataclasses.asdict(how)
+    try:
+        run = recorded([partial(case.rotated, how) for case in cases], device)
+        times: dict[str, Any] = compare({"": run}, device, 5, deadline)
+    except Exception as error:  # a launch that needs more than the chip has
+        return {**entry, "error": f"{type(error).__name__}: {error}"[:200]}
+    _for_one(times, len(cases))
+    return {**entry, "median_ms": times[""]["median_ms"]}
+
+
+def _tried(case: Case, tiny: bool) -> list[Launch]:
+    """Launches to try: the shipped ones, then what the compiler's output promises most of."""
+    from qvgen.fused.rotate import Launch
+
+    def chained(warps: int, stages: int, resident: int, turned: bool, registers: int = 0) -> Launch:
+        return Launch(0, warps, stages, True, resident, turned, registers)
+
+    shipped = [case.usual(True), case.usual(False)]
+    if tiny:
+        return shipped
+    if case.x.shape[1] <= 2048:
+        others = [
+            chained(1, 3, 8, True), chained(1, 2, 11, True, 168), chained(1, 1, 8, True),
+            chained(1, 2, 16, True), chained(2, 2, 7, False), chained(2, 3, 7, False),
+            chained(4, 2, 6, False), chained(2, 2, 7, True), chained(4, 3, 5, False),
+            chained(1, 2, 8, False), chained(2, 2, 8, False, 120), chained(1, 2, 11, True, 128),
+            chained(4, 2, 8, False), chained(4, 1, 6, False), chained(8, 2, 3, False),
+            chained(1, 4, 8, True), chained(4, 2, 4, True), chained(2, 1, 7, False),
+        ]  # fmt: skip
+    else:
+        others = [
+            chained(4, 2, 2, True), chained(8, 1, 2, False, 128), chained(8, 1, 1, False),
+            chained(4, 1, 2, False), chained(8, 2, 2, False, 128), chained(4, 1, 3, True, 168),
+            chained(8, 1, 2, True, 128), chained(16, 1, 1, False), chained(8, 2, 1, False),
+            chained(4, 2, 3, True, 168), chained(4, 3, 2, True), chained(4, 1, 4, True),
+        ]  # fmt: skip
+    return [*shipped, *(one for one in others if one not in shipped)]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _linears(given: argparse.Namespace) -> tuple[tuple[int, int], ...]:

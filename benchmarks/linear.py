@@ -35,13 +35,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parsed(parser, argv, LIMITS_S)
 
 
-def measurements(uniform: bool) -> dict[str, Callable[[torch.device, bool, int, float], dict[str, Any]]]:
-    """What measures each part."""
+def measurements(
+    uniform: bool, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Callable[[torch.device, bool, int, float], dict[str, Any]]]:
+    """What measures each part; the longer ones give to ``save`` what they know so far."""
     from benchmarks.linear_parts import measure_block, measure_expand, measure_gemm, measure_prologue
 
+    how: dict[str, Any] = {"uniform": uniform, "save": save}
     return {
-        **{name: partial(measure_block, name, uniform=uniform) for name in ("cog_2b", "wan_1_3b", "wan_14b")},
-        "gemm": partial(measure_gemm, uniform=uniform),
+        **{name: partial(measure_block, name, **how) for name in ("cog_2b", "wan_1_3b", "wan_14b")},
+        "gemm": partial(measure_gemm, **how),
         "prologue": measure_prologue,
         "expand": measure_expand,
     }
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def measure(part: str) -> dict[str, Any]:
         if not runs_on(device):
             return {"ratios": {}, "skipped": "needs Triton, and CUDA or TRITON_INTERPRET=1"}
-        return measurements(given.codes == "uniform")[part](
+        return measurements(given.codes == "uniform", given.save)[part](
             device, given.tiny, given.repeats, limit_s(given, part)
         )
 

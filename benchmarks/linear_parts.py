@@ -39,6 +39,11 @@ from qvgen.packed.triton_table import Tiles
 BITS = (4, 3)
 SETS = 3
 Times = dict[str, Any]
+Save = Callable[[dict[str, Any]], None]
+
+
+def forget(found: dict[str, Any]) -> None:
+    """Keep nothing of a part before it ends."""
 
 
 def all_shapes(tiny: bool) -> list[tuple[int, int, int]]:
@@ -72,8 +77,9 @@ def equal_warps(m: int, n: int, k: int) -> Tiles | None:
 
 
 def measure_gemm(
-    device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False
-) -> dict[str, Any]:
+    device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False,
+    save: Save = forget,
+) -> dict[str, Any]:  # fmt: skip
     """The integer product with its full epilogue, beside one bfloat16 product, in PFLOP/s.
 
     ``int8_equal_warps`` is the best of the other kernel where one whose warps have jobs is taken;
@@ -119,6 +125,8 @@ def measure_gemm(
                 if name.startswith("int8_")
             },
         }
+        print(f"  {m}x{n}x{k}: {ratios[f'{m}x{n}x{k}']}", flush=True)
+        save({"ratios": ratios, "shapes_m_n_k": found})
         del tokens, inputs, expanded, plain, weight
     return {"ratios": ratios, "shapes_m_n_k": found}
 
@@ -181,9 +189,13 @@ def _all(actions: Sequence[Callable[[], object]]) -> None:
 
 
 def measure_block(
-    name: str, device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False
-) -> dict[str, Any]:
-    """Linears of one block: ours with quantizing and expanding, and ``F.linear`` in bfloat16."""
+    name: str, device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False,
+    save: Save = forget,
+) -> dict[str, Any]:  # fmt: skip
+    """Linears of one block: ours with quantizing and expanding, and ``F.linear`` in bfloat16.
+
+    ``save`` gets what is known as soon as the whole block is timed, and after each of its groups.
+    """
     deadline = Deadline(limit_s)
     groups = (TINY_BLOCKS if tiny else BLOCKS).get(name)
     if groups is None:
@@ -201,25 +213,36 @@ def measure_block(
     wholes: dict[str, Callable[[], object]] = {n: partial(_all, actions) for n, actions in variants.items()}
     errors = _errors(groups, inputs, layers)
     graphs = timed({n: [whole] for n, whole in wholes.items()}, device, repeats, deadline)
-    eager: Times = compare(wholes, device, repeats, deadline)
+    eager: Times = {}
     each: dict[str, Times] = {}
-    for i, group in enumerate(groups):
-        if deadline.passed:
-            break
-        each[group.name] = timed({n: [a[i]] * 2 for n, a in variants.items()}, device, repeats, deadline)
-    return {
-        "ratios": {
-            **{f"{n}_as_graph": _speed(graphs, n) for n in variants if n != "bf16"},
-            **{f"{n}_eager": _speed(eager, n) for n in variants if n != "bf16"},
-            "each_as_graph": {g: {n: _speed(t, n) for n in t if n != "bf16"} for g, t in each.items()},
-            "worst_error_in_roundings": max(errors.values(), default=None),
-        },
+    known = {
         "groups": {g.name: {"tokens": g.tokens, "in": g.columns, "out": g.rows} for g in groups},
         "as_graphs": graphs,
         "eager": eager,
         "each": each,
         "errors_in_roundings": errors,
     }
+    names = [n for n in variants if n != "bf16"]
+
+    def found() -> dict[str, Any]:
+        ratios = {
+            **{f"{n}_as_graph": _speed(graphs, n) for n in names},
+            **{f"{n}_eager": _speed(eager, n) for n in names if eager},
+            "each_as_graph": {g: {n: _speed(t, n) for n in t if n != "bf16"} for g, t in each.items()},
+            "worst_error_in_roundings": max(errors.values(), default=None),
+        }
+        return {"ratios": ratios, **known}
+
+    print(f"  {name}: " + ", ".join(f"{n} {_speed(graphs, n)}" for n in names), flush=True)
+    save(found())
+    eager |= compare(wholes, device, repeats, deadline)
+    save(found())
+    for i, group in enumerate(groups):
+        if deadline.passed:
+            break
+        each[group.name] = timed({n: [a[i]] * 2 for n, a in variants.items()}, device, repeats, deadline)
+        save(found())
+    return found()
 
 
 def _ours(inputs: Sequence[Tensor], layers: Sequence[list[Int8Weight]]) -> list[Callable[[], object]]:

@@ -61,6 +61,7 @@ def measure(what: str, given: argparse.Namespace, limit_s: float) -> dict[str, A
                 "codes_per_ns": ratio(rows * columns * 1e-6, times[what]["median_ms"]),
                 "share_of_copy_bandwidth": ratio(times["copy"]["median_ms"], times[what]["median_ms"]),
             }
+        given.save({"ratios": ratios, "matrices": found})
     return {"ratios": ratios, "matrices": found}
 
 

@@ -2,11 +2,14 @@
 
     python benchmarks/packed_runs.py runs/tinyworld runs/tinyworld-real --output packed_runs.json
 
-Scores come from the runs. For every video that is not the same in both, the fake-quantized model makes it
-once more with all latents multiplied by 1 + 2^-23, a single rounding: a packed video no more than twice as
-far from the fake-quantized one as that is explained (``benchmarks/packed_scores.py``). For the first
-``--look-into`` videos of a cell it is also said in which layer codes first fall to the other side of a
-border. Results are written after each video; run again, it goes on with the videos that are missing.
+Scores come from the runs, whose cells must be of the same weights. For every video that is not the same in
+both, the fake-quantized model makes it once more with all latents multiplied by 1 + 2^-23, a single
+rounding: a packed video no more than twice as far from the fake-quantized one as that is explained
+(``benchmarks/packed_scores.py``). It is made as the runs were: on their device, in batches of their size.
+For the first ``--look-into`` videos of a cell it is also said in which layer codes first fall to the other
+side of a border. Results are written after each batch; run again, it goes on with the videos that are
+missing. Exit code 0: all cells of the packed run, at least one, were compared in all videos that both runs
+have, and each video is explained.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import copy
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +46,7 @@ def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
     """The packed run's cells that the other has, too: of one method, width and seed.
 
     Raises:
-        ValueError: a cell that is not what its run is said to be.
+        ValueError: a cell that is not what its run is said to be, or of other weights in the two.
     """
     from evalharness.api import Bits
     from evalharness.cells import Cell
@@ -63,6 +65,12 @@ def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
             raise ValueError(
                 f"{places[0]} and {places[1]} say {prepared[0]['execution']} and "
                 f"{prepared[1]['execution']}; give the fake-quantized run first, then the packed one"
+            )
+        weights = [one.get("checkpoint_sha256") for one in prepared]
+        if weights[0] is None or weights[0] != weights[1]:
+            raise ValueError(
+                f"{places[0]} and {places[1]} ran other weights (checkpoint_sha256 {weights[0]} and "
+                f"{weights[1]}); load those of the fake-quantized run: --load FOLDER of LABEL-BITS folders"
             )
         own = places[0] / "checkpoint"
         yield Pair(*places, cell, own if own.is_dir() else CHECKPOINTS / f"{record['method']}-{bits.label}")
@@ -95,44 +103,62 @@ def score_differences(pair: Pair) -> dict[str, Any]:
     }
 
 
+def equal(pair: Pair, sample: Sample) -> bool:
+    """Whether the two videos are the same file."""
+    fake, packed = (place / "videos" / f"{sample.id}.mp4" for place in (pair.fake, pair.packed))
+    return fake.read_bytes() == packed.read_bytes()
+
+
+def make_moved(session: Session, model: nn.Module, samples: Sequence[Sample], size: int) -> list[Any]:
+    """Frames of ``samples`` by ``model``, one batch that is padded to ``size`` as the harness pads."""
+    from evalharness.video import decode_video, encode_video
+
+    session.loaded.transformer = model
+    padded = [*samples, *[samples[0]] * (size - len(samples))]
+    made = session.loaded.generate([one.prompt.text for one in padded], [one.seed for one in padded])
+    fps = session.model.settings.fps
+    return [decode_video(encode_video(frames, fps)).frames for frames in made[: len(samples)]]
+
+
 def explain(
-    session: Session, pair: Pair, sample: Sample, models: Mapping[str, nn.Module], folder: Path, look: bool
+    session: Session, pair: Pair, sample: Sample, models: Mapping[str, nn.Module], again: Any, look: bool
 ) -> dict[str, Any]:
-    """How far both videos are apart and how far one rounding moves the fake-quantized one."""
+    """How far both videos are apart and how far one rounding moves the fake-quantized one.
+
+    ``again`` is the moved video's frames.
+    """
     import numpy as np
 
-    from benchmarks.packed_scores import Codes, explained, first_codes, make, parted, psnr
+    from benchmarks.packed_scores import explained, parted, psnr
     from evalharness.video import read_video
 
     files = [place / "videos" / f"{sample.id}.mp4" for place in (pair.fake, pair.packed)]
-    if files[0].read_bytes() == files[1].read_bytes():
-        return {"explanation": "equal"}
     fake, packed = (np.asarray(read_video(file).frames) for file in files)
-    decibels = psnr(fake, packed)
-    moved = psnr(fake, make(session, models["moved"], sample, folder / "moved.mp4"))
-    where: dict[str, Any] = {"first_layer": None}
-    if look:
-        codes: dict[str, Codes] = {"fake": {}, "packed": {}}
-        for name, found in codes.items():
-            end = first_codes(models[name], models["packed"], found)
-            make(session, models[name], sample, folder / f"{name}.mp4")
-            end()
-        where = parted(codes["fake"], codes["packed"])
+    decibels, moved = psnr(fake, packed), psnr(fake, np.asarray(again))
+    where = parted(*codes_of(session, sample, models)) if look else {"first_layer": None}
     text = explained(decibels, moved, where)
     if not look:
-        text = text.replace("first in None", "not looked into").replace(
-            "in a later step than the first", "codes not looked into"
-        )
-    return {
-        "packed_db": decibels,
-        "moved_db": moved,
-        "explanation": text,
-        **({"codes": where} if look else {}),
-    }
+        text = text.replace("in a later step than the first", "codes not looked into")
+    found = {"packed_db": decibels, "moved_db": moved, "explanation": text}
+    return {**found, "codes": where} if look else found
+
+
+def codes_of(session: Session, sample: Sample, models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+    """Integers that the layers of the fake-quantized and of the packed model read first."""
+    from benchmarks.packed_scores import Codes, first_codes
+
+    found: list[Codes] = []
+    for name in ("fake", "packed"):
+        found.append({})
+        end = first_codes(models[name], models["packed"], found[-1])
+        session.loaded.transformer = models[name]
+        session.loaded.generate([sample.prompt.text], [sample.seed])
+        end()
+    return found
 
 
 def work(session: Session, pair: Pair, given: argparse.Namespace, known: dict[str, Any]) -> Iterator[None]:
-    """Fill in what is missing of one cell; yields after each video."""
+    """Fill in what is missing of one cell; yields after each batch."""
     from benchmarks.packed_scores import moved
     from evalharness.sampling import samples_of
     from qvgen.packed.convert import pack_
@@ -145,18 +171,23 @@ def work(session: Session, pair: Pair, given: argparse.Namespace, known: dict[st
         for sample in samples
         if all((place / "videos" / f"{sample.id}.mp4").exists() for place in (pair.fake, pair.packed))
     ]
-    left = [sample for sample in both if sample.id not in videos]
     known["videos_in_both"] = len(both)
+    left = [sample for sample in both if sample.id not in videos]
+    videos |= {sample.id: {"explanation": "equal"} for sample in left if equal(pair, sample)}
+    left = [sample for sample in left if sample.id not in videos]
     if not left:
         return
     fake = session.activate(pair.cell, pair.checkpoint, str(pair.checkpoint)).transformer
-    packed = pack_(copy.deepcopy(fake))
-    models = {"fake": fake, "packed": packed, "moved": moved(fake)}
-    with tempfile.TemporaryDirectory() as folder:
-        for sample in left:
-            look = len(videos) < given.look_into
-            videos[sample.id] = explain(session, pair, sample, models, Path(folder), look)
-            yield
+    models = {"fake": fake, "packed": pack_(copy.deepcopy(fake)), "moved": moved(fake)}
+    looked = sum("codes" in video for video in videos.values())
+    for first in range(0, len(left), given.batch_size):
+        batch = left[first : first + given.batch_size]
+        again = make_moved(session, models["moved"], batch, given.batch_size)
+        for sample, frames in zip(batch, again, strict=True):
+            look = looked < given.look_into
+            looked += look
+            videos[sample.id] = explain(session, pair, sample, models, frames, look)
+        yield
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +202,35 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def expected(config: Mapping[str, Any]) -> list[str]:
+    """Cells of a packed run, by the names they have where they are fake-quantized."""
+    from evalharness.cells import Cell
+
+    cells = [Cell.from_json({**record, "label": record["method"]}) for record in config["cells"]]
+    return [cell.id for cell in cells if not cell.is_reference]
+
+
+def unsettled(totals: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """What is in the way of saying that both runs give the same; nothing if they do.
+
+    Args:
+        totals: ``summary`` of each cell that was looked at.
+        names: of the cells that there should be.
+    """
+    if not any(int(total["videos"].split(" ")[0]) for total in totals.values()):
+        return ["nothing was compared: the runs have no video in common"]
+    found = [f"{name}: not compared" for name in names if name not in totals]
+    for name, total in totals.items():
+        done, wanted = total["videos"].split(" of ")
+        if done != wanted or wanted == "0":
+            found.append(f"{name}: {total['videos']} videos were compared")
+        if total["unexplained"]:
+            found.append(f"{name}: {total['unexplained']} videos differ by more than rounding explains")
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """All cells; 0 if every video that was looked at is explained."""
+    """All cells; 0 if there were videos to compare, all of them were, and each is explained."""
     from benchmarks.measuring import surroundings, write_json
     from evalharness.executor import WorkerSpec
     from evalharness.session import Session
@@ -183,18 +241,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write, and to go on from")
     parser.add_argument("--look-into", type=int, default=1, help="videos of a cell whose codes are compared")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="no further video after so long")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: that of the packed run")
+    parser.add_argument("--batch-size", type=int, help="videos made at once; default: as in the packed run")
     given = parser.parse_args(argv)
     import torch
 
     config = json.loads((given.packed / "manifest.json").read_text())["config"]
+    given.device = given.device or config["device"]
+    given.batch_size = given.batch_size or config["batch_size"]
     session = Session(
         WorkerSpec(
-            model=config["model"], protocol=config["protocol"], device="cpu",
+            model=config["model"], protocol=config["protocol"], device=given.device,
             skip_layers=config["skip_layers"],
         )
     )  # fmt: skip
     cells: dict[str, Any] = json.loads(given.output.read_text())["cells"] if given.output.exists() else {}
-    facts, end = surroundings(torch.device("cpu")), time.monotonic() + given.limit_s
+    facts, end = surroundings(torch.device(given.device)), time.monotonic() + given.limit_s
 
     def save() -> dict[str, Any]:
         totals = {name: summary(found) for name, found in cells.items()}
@@ -202,7 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return totals
 
     totals: dict[str, Any] = {}
-    for pair in pairs(given.fake, given.packed):
+    both = list(pairs(given.fake, given.packed))
+    for pair in both:
         known = cells.setdefault(pair.cell.id, {})
         for _ in work(session, pair, given, known):
             totals = save()
@@ -212,7 +275,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{pair.cell.id}: {totals[pair.cell.id]}", flush=True)
         if time.monotonic() > end:
             break
-    return 1 if any(total["unexplained"] for total in totals.values()) else 0
+    wrong = unsettled(totals, expected(config))
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

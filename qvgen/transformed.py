@@ -118,9 +118,17 @@ class TransformedQuantLinear(nn.Module):
             fused = self._fused_input(x)
             if fused is not None:
                 return functional.linear(fused, self.inner.weight, self.inner.bias)
-            inner, hidden = self.prepared(x)
+            read = self.fused_read(x)
+            inner, hidden = self.prepared(x) if read is None else (read, None)
         y: Tensor = self.inner(inner)
         return y if hidden is None or self.up is None else y + functional.linear(hidden, self.up)
+
+    def fused_read(self, x: Tensor) -> Any:
+        """What a packed ``inner`` is called with, integers of one kernel, or None if it takes more."""
+        if self.rotation is None or self.input_scale is None or not self._one_pass:
+            return None
+        packed = getattr(self.inner, "rotated_read", None)
+        return None if packed is None else packed(x, self.input_scale, self.rotation)
 
     def _fused_input(self, x: Tensor) -> Tensor | None:
         """The quantized input by one kernel, where there is nothing but scale, rotation and range."""

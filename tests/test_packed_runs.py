@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.packed_runs import Pair, pairs, score_differences, summary
+from benchmarks.packed_runs import Pair, expected, main, pairs, score_differences, summary, unsettled
+
+RUN = {"model": "tinyworld", "protocol": "tinyworld", "skip_layers": "std", "device": "cpu", "batch_size": 1}
 
 
-def write_run(folder: Path, label: str, execution: str, scores: dict[tuple[str, str], float | None]) -> Path:
+def write_run(
+    folder: Path, label: str, execution: str, scores: dict[tuple[str, str], float | None], weights: str = "w"
+) -> Path:
     """A run of one cell of lsq, W4A4, seed 0, with full precision beside it."""
     cells = [
         {"model": "tinyworld", "method": "bf16", "label": "bf16", "w_bits": 16, "a_bits": 16, "seed": 0,
@@ -21,8 +25,8 @@ def write_run(folder: Path, label: str, execution: str, scores: dict[tuple[str, 
     ]  # fmt: skip
     cell = folder / "cells" / f"{label}-w4a4-s0"
     cell.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"config": {"cells": cells}}))
-    (cell / "prepare.json").write_text(json.dumps({"execution": execution}))
+    (folder / "manifest.json").write_text(json.dumps({"config": {"cells": cells, **RUN}}))
+    (cell / "prepare.json").write_text(json.dumps({"execution": execution, "checkpoint_sha256": weights}))
     lines = [{"sample": s, "dimension": d, "value": value} for (s, d), value in scores.items()]
     (cell / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -73,3 +77,41 @@ def test_differences_of_scores(tmp_path: Path) -> None:
     line = summary({"videos": videos, "videos_in_both": 4, "scores": found})
     assert (line["videos"], line["equal"], line["unexplained"]) == ("3 of 4", 1, 1)
     assert isinstance(next(pairs(fake, packed)), Pair)
+
+
+def test_other_weights_are_no_pair(tmp_path: Path) -> None:
+    fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE, "one")
+    packed = write_run(tmp_path / "packed", "lsq-real", "real", PACKED, "other")
+    with pytest.raises(ValueError, match=r"ran other weights \(checkpoint_sha256 one and other\)"):
+        list(pairs(fake, packed))
+
+
+def test_what_leaves_a_comparison_open() -> None:
+    def total(videos: str, unexplained: int = 0) -> dict[str, Any]:
+        return {"videos": videos, "unexplained": unexplained}
+
+    assert unsettled({"a": total("2 of 2"), "b": total("1 of 1")}, ["a", "b"]) == []
+    assert unsettled({}, ["a"]) == unsettled({"a": total("0 of 0")}, ["a"]) != []
+    assert unsettled({"a": total("2 of 2")}, ["a", "b"]) == ["b: not compared"]
+    assert unsettled({"a": total("2 of 2"), "b": total("0 of 0")}, []) == ["b: 0 of 0 videos were compared"]
+    assert unsettled({"a": total("1 of 2")}, ["a"]) == ["a: 1 of 2 videos were compared"]
+    (line,) = unsettled({"a": total("2 of 2", 1)}, ["a"])
+    assert line == "a: 1 videos differ by more than rounding explains"
+
+
+def test_runs_without_a_video_in_common_are_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a cell whose videos are the same files needs no model."""
+    fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE)
+    packed = write_run(tmp_path / "packed", "lsq-real", "real", PACKED)
+    config = json.loads((packed / "manifest.json").read_text())["config"]
+    assert expected(config) == ["lsq-w4a4-s0"]
+    output = tmp_path / "found.json"
+    assert main([str(fake), str(packed), "--output", str(output)]) == 1
+    assert "nothing was compared" in capsys.readouterr().err
+    for cell in (fake / "cells" / "lsq-w4a4-s0", packed / "cells" / "lsq-real-w4a4-s0"):
+        (cell / "videos").mkdir()
+        (cell / "videos" / "0000-0.mp4").write_bytes(b"same")
+    assert main([str(fake), str(packed), "--output", str(output)]) == 0
+    assert json.loads(output.read_text())["summary"]["lsq-w4a4-s0"]["equal"] == 1

@@ -1,4 +1,4 @@
-"""Triton kernel of a balanced, rotated and quantized token: one pass over the activations.
+"""Triton kernels of a balanced, rotated and quantized token: one pass over the activations.
 
 A row of A * B numbers is held as a table [A, B]; the Hadamard matrix is the product of one of order A
 and one of order B, so the rotation is two small products on tensor cores. Tables are padded to powers
@@ -10,7 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qvgen.fused.token_kernels import bounded, round_half_even, row_scale
+from qvgen.fused.token_kernels import bounded, loop_bound, round_half_even, row_scale
+
+# Added to a float32 of magnitude under 2^22, it leaves the nearest whole number, of two equally near
+# ones the even one, in the low bits.
+_ROUNDER = tl.constexpr(12582912.0)
+_ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
@@ -59,3 +64,85 @@ def rotate_forward(
         whole = round_half_even(tl.div_rn(turned, scale), LIBDEVICE)
         out = bounded(whole, -zero, Q_MAX - zero) * scale
         tl.store(out_ptr + row * (FIRST * SECOND) + place, out.to(kind), mask=inside)
+
+
+@triton.jit(do_not_specialize=["share"])
+def rotate_chained(
+    x_ptr, balance_ptr, first_ptr, second_ptr, out_ptr, scale_ptr, zero_ptr, sum_ptr, rows, row_stride, share,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, FIRST_TILE: tl.constexpr, SECOND_TILE: tl.constexpr,
+    FIRST_UNIT: tl.constexpr, SECOND_UNIT: tl.constexpr, NORM: tl.constexpr,
+    Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
+    RECIPROCAL: tl.constexpr, LIBDEVICE: tl.constexpr, TURNED: tl.constexpr,
+    CODES: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """As ``rotate_forward``, ``share`` rows a program, with half the instructions; for 16-bit ``x``.
+
+    What a thread holds of the first product is what it needs of the second one's left operand, so
+    nothing goes through shared memory between them; with one warp no thread waits for another. Entries of
+    the matrices are the powers of two ``FIRST_UNIT`` and ``SECOND_UNIT``, and ``NORM`` (what they lack to
+    an orthogonal transform) goes into the row's scale. A row is divided by its scale by a product with the
+    reciprocal, so a code may be another one where the rotated number lies within one part in 2^22 of the
+    middle of two. The least number and zero are rounded alike, so no code is below 0.
+
+    With ``CODES`` the result is what ``packed.triton_linear.Tokens`` holds, else the quantized row.
+    ``TURNED`` says which of the products is taken first: the one with ``second``, on the transposed table.
+    """
+    kind: tl.constexpr = x_ptr.dtype.element_ty
+    # The interpreter's products know no bfloat16: the same rounding, held in float32.
+    factor: tl.constexpr = kind if LIBDEVICE else tl.float32
+    a = tl.arange(0, FIRST_TILE)
+    b = tl.arange(0, SECOND_TILE)
+    in_a = a < FIRST
+    in_b = b < SECOND
+    place = a[:, None] * SECOND + b[None, :]
+    valid = in_a[:, None] & in_b[None, :]
+    first = tl.load(
+        first_ptr + a[:, None] * FIRST + a[None, :], mask=in_a[:, None] & in_a[None, :], other=0.0
+    )
+    second = tl.load(
+        second_ptr + b[:, None] * SECOND + b[None, :], mask=in_b[:, None] & in_b[None, :], other=0.0
+    )
+    first = (first * FIRST_UNIT).to(factor)
+    second = (second * SECOND_UNIT).to(factor)
+    balance = tl.load(balance_ptr + place, mask=valid, other=0.0)
+    begin = tl.program_id(0).to(tl.int64) * share
+    for step in range(loop_bound(share, not LIBDEVICE)):
+        row = begin + step
+        inside = valid & (row < rows)
+        x = tl.load(x_ptr + row * row_stride + place, mask=inside, other=0.0)
+        table = (x.to(tl.float32) * balance).to(kind).to(factor)
+        if TURNED:
+            half = tl.dot(tl.trans(second), tl.trans(table), input_precision="tf32x3")
+            turned = tl.dot(half.to(kind).to(factor), first, input_precision="tf32x3")
+        else:
+            half = tl.dot(tl.trans(first), table, input_precision="tf32x3")
+            turned = tl.dot(half.to(kind).to(factor), second, input_precision="tf32x3")
+        low = tl.minimum(tl.min(tl.min(turned, 1), 0), 0.0)
+        high = tl.maximum(tl.max(tl.max(turned, 1), 0), 0.0)
+        scale, zero = row_scale(
+            low * NORM, high * NORM, Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, LIBDEVICE
+        )
+        inverse = tl.div_rn(NORM, scale)
+        if not SYMMETRIC:
+            zero = -round_half_even(low * inverse, LIBDEVICE)
+        if CODES:
+            # A row with NaN gets any codes and a scale of NaN, so that its outputs show it.
+            zero = tl.where(zero == zero, zero, 0.0)
+            top = tl.minimum(turned * inverse, Q_MAX - zero) + _ROUNDER
+            whole = top.to(tl.int32, bitcast=True) - _ROUNDER_BITS
+            if not LIBDEVICE:  # the interpreter's sums do not wrap around
+                whole = tl.where(top == top, whole, 0)
+            span = high - low
+            tl.store(scale_ptr + row, tl.where(span == span, scale, span), mask=row < rows)
+            tl.store(sum_ptr + row, tl.sum(tl.sum(whole, 1), 0), mask=row < rows)
+            if OFFSET:
+                offset = zero.to(tl.int32) - 128
+                whole += offset
+                tl.store(zero_ptr + row, offset, mask=row < rows)
+            out = whole.to(tl.int8)
+        else:
+            top = tl.minimum(turned * inverse, Q_MAX - zero, propagate_nan=tl.PropagateNan.ALL) + _ROUNDER
+            out = ((top - _ROUNDER) * scale).to(kind)
+        if TURNED:
+            out = tl.trans(out)
+        tl.store(out_ptr + row * (FIRST * SECOND) + place, out, mask=inside)

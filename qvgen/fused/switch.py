@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -83,3 +84,17 @@ def block_of(columns: int) -> tuple[int, int]:
     """Power of two that holds a row, and the warps that work on it (16 elements a thread)."""
     block = max(16, 1 << (columns - 1).bit_length())
     return block, min(32, max(1, block // 512))
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device."""
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a CUDA device has; one elsewhere."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

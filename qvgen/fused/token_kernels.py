@@ -32,6 +32,15 @@ def bounded(x, low, high):
 
 
 @triton.jit
+def loop_bound(number, INTERPRETED: tl.constexpr):
+    """A scalar as a bound of ``range``, for which the interpreter takes Python's integers alone."""
+    if INTERPRETED:
+        return number.handle.data.item()
+    else:
+        return number
+
+
+@triton.jit
 def row_scale(
     low, high, Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr,
     SYMMETRIC: tl.constexpr, RECIPROCAL: tl.constexpr, LIBDEVICE: tl.constexpr,

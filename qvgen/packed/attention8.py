@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from qvgen.fused.switch import AVAILABLE, INTERPRETED, traced
-from qvgen.packed.triton_operands import capability, copy_engine
+from qvgen.fused.switch import AVAILABLE, INTERPRETED, capability, traced
+from qvgen.packed.triton_operands import copy_engine
 
 WIDTHS = (64, 128)
 BLOCK = 128  # keys are padded to a multiple of it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qvgen.packed.triton_kernels import _bound
+from qvgen.fused.token_kernels import loop_bound
 
 FULL = tl.constexpr(256.0)  # what a probability of 1 is as float8: small ones keep three bits then
 
@@ -46,7 +46,7 @@ def attend(
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, WIDTH), tl.float32)
     key_rows = head * padded
-    for start in range(0, _bound(padded, INTERPRETED), BN):
+    for start in range(0, loop_bound(padded, INTERPRETED), BN):
         at_key = start + tl.arange(0, BN)
         right = _tile(k, key_rows + start, heads * padded, WIDTH, TMA, BN)
         right_scale = tl.load(k_scale_ptr + key_rows + at_key)

@@ -21,6 +21,7 @@ from qvgen.packed.bits import pack, unpack
 
 if TYPE_CHECKING:
     from qvgen.config import QuantConfig
+    from qvgen.hadamard import Hadamard
     from qvgen.packed.sources import Source
     from qvgen.packed.triton_linear import Tokens
 
@@ -176,6 +177,19 @@ class Int8Linear(Protocol):
         """``int8_linear`` of an input that is quantized already: [M, N] of ``dtype``."""
         ...
 
+    def rotate_tokens(
+        self, x: Tensor, input_scale: Tensor, rotation: Hadamard, spec: ActivationSpec
+    ) -> Tokens | None:
+        """Integers of ``rotation(x * input_scale)`` from one read of ``x``; None where no kernel does that.
+
+        Args:
+            x: [..., K].
+            input_scale: float32 [K].
+            rotation: of K.
+            spec: a dynamic range for each token, all of it.
+        """
+        ...
+
 
 class Kernels(NamedTuple):
     """The functions of an ``Int8Linear``; unlike the module, layers that hold them can be copied."""
@@ -183,11 +197,12 @@ class Kernels(NamedTuple):
     int8_linear: Callable[[Tensor, PackedWeight, ActivationSpec, Tensor | None], Tensor]
     read_tokens: Callable[[Source, Sequence[ActivationSpec], Sequence[bool]], list[Tokens]]
     multiply_tokens: Callable[[Tokens, PackedWeight, Tensor | None, torch.dtype], Tensor]
+    rotate_tokens: Callable[[Tensor, Tensor, Hadamard, ActivationSpec], Tokens | None]
 
     @classmethod
     def of(cls, module: Int8Linear) -> Kernels:
         """Those of ``module``."""
-        return cls(module.int8_linear, module.read_tokens, module.multiply_tokens)
+        return cls(module.int8_linear, module.read_tokens, module.multiply_tokens, module.rotate_tokens)
 
 
 def centre(codes: Tensor, bits: int) -> Tensor:

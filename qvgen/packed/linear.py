@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
+from qvgen.hadamard import Hadamard
 from qvgen.linear import FrozenQuantLinear
 from qvgen.packed.activations import Quantized, quantize_activations
 from qvgen.packed.backends import Backend, kernels, resolve
@@ -140,6 +141,16 @@ class PackedLinear(nn.Module):
             assert self.kernels is not None, "prepare_ was not called"
             return self.kernels.int8_linear(x, self.packed_weight(), spec, self.bias)
         return self._multiply(quantize_activations(x, spec), x.shape, x.dtype)
+
+    def rotated_read(self, x: Tensor, input_scale: Tensor, rotation: Hadamard) -> Read | None:
+        """What to call the layer with in place of ``rotation(x * input_scale)``, from one pass over ``x``.
+
+        None where that takes more than one kernel. Ranges of tokens must be dynamic and whole.
+        """
+        if self.executed is not Backend.TRITON_INT8 or self.kernels is None:
+            return None
+        tokens = self.kernels.rotate_tokens(x, input_scale, rotation, self.activation_spec(x))
+        return None if tokens is None else Read(tuple(x.shape), x.dtype, tokens)
 
     def _multiply_read(self, read: Read) -> Tensor:
         if isinstance(read.quantized, Tokens):

@@ -7,7 +7,7 @@ input, so a read cannot be stale. The attention processors and blocks of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -47,9 +47,13 @@ def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | P
     found |= zip(alone, _reads(source, [layers[i] for i in alone]), strict=True)
     x = plain(source) if joined else first_tensor(source)
     for members in joined:
-        inner, hidden = next(iter(members.values())).prepared(x)
+        first, shape = next(iter(members.values())), tuple(x.shape)
+        one = first.fused_read(x) if _quantize_alike(members.values()) else None
+        if one is not None:
+            found |= {i: Prepared(shape, one, None) for i in members}
+            continue
+        inner, hidden = first.prepared(x)
         shared = _reads(inner, [layer.inner for layer in members.values()])
-        shape = tuple(x.shape)
         found |= {i: Prepared(shape, read, hidden) for i, read in zip(members, shared, strict=True)}
     return [found[i] for i in range(len(layers))]
 
@@ -69,6 +73,12 @@ def _reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
         given = [x] * len(others) if alone else _plain_reads(x, [layers[i] for i in others])
         found |= dict(zip(others, given, strict=True))
     return [found[i] for i in range(len(layers))]
+
+
+def _quantize_alike(layers: Iterable[TransformedQuantLinear]) -> bool:
+    """Whether one set of integers serves all."""
+    kinds = {(one.inner.config.a_bits, one.inner.config.a_symmetric) for one in layers}
+    return len(kinds) == 1 and all(_has_kernels(one.inner) for one in layers)
 
 
 def _has_kernels(layer: nn.Module) -> bool:

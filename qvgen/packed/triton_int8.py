@@ -9,7 +9,8 @@ from torch import Tensor
 
 from qvgen.config import MAX_BITS, MIN_BITS
 from qvgen.fused.switch import DTYPES, MAX_COLUMNS
-from qvgen.packed import triton_linear, triton_reading
+from qvgen.hadamard import Hadamard
+from qvgen.packed import triton_linear, triton_reading, triton_rotation
 from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.sources import Source, first_tensor
 from qvgen.packed.triton_linear import Int8Weight, Tokens
@@ -86,6 +87,13 @@ def multiply_tokens(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, d
         weight.scale, weight.scale, 0, False,
     )  # fmt: skip
     return triton_reading.multiply_tokens(tokens, w, dtype)
+
+
+def rotate_tokens(x: Tensor, input_scale: Tensor, rotation: Hadamard, spec: ActivationSpec) -> Tokens | None:
+    """Integers of scaled and rotated tokens, or None; see ``layout.Int8Linear.rotate_tokens``."""
+    if not triton_rotation.rotates(x, input_scale, rotation):
+        return None
+    return triton_rotation.rotate_tokens(x, input_scale, rotation, spec)
 
 
 def _joined(

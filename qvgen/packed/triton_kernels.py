@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qvgen.fused.token_kernels import row_scale
+from qvgen.fused.token_kernels import loop_bound, row_scale
 
 # Added to a float32 of magnitude under 2^22, it leaves the nearest whole number, of two equally near
 # ones the even one, in the low bits.
@@ -239,15 +239,6 @@ def expand_codes(packed_ptr, out_ptr, words, BITS: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def _bound(number, INTERPRETED: tl.constexpr):
-    """A scalar as a bound of ``range``, for which the interpreter takes Python's integers alone."""
-    if INTERPRETED:
-        return number.handle.data.item()
-    else:
-        return number
-
-
-@triton.jit
 def _origin(tile, tiles_m, tiles_n, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr):
     """First row and column of a tile: ``GROUP_M`` tiles of rows share what they read of the weights."""
     group = tile // (GROUP_M * tiles_n)
@@ -349,11 +340,14 @@ def int8_gemm(
     # The epilogue counts its own tiles: what it needs is not carried through the pipelined loop.
     done = first - programs
     for tile in tl.range(
-        _bound(first, INTERPRETED), _bound(tiles, INTERPRETED), _bound(programs, INTERPRETED), flatten=FLATTEN
+        loop_bound(first, INTERPRETED),
+        loop_bound(tiles, INTERPRETED),
+        loop_bound(programs, INTERPRETED),
+        flatten=FLATTEN,
     ):
         row, column = _origin(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
         acc = tl.zeros((BM, BN), dtype=tl.int32)
-        for step in range(_bound(steps, INTERPRETED)):
+        for step in range(loop_bound(steps, INTERPRETED)):
             left = _load(a, row, step * BK, rows, k_stride, TMA, BM, BK)
             right = _load(b, column, step * BK, columns, k_stride, TMA, BN, BK)
             acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)

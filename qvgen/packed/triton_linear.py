@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from qvgen.config import MAX_BITS, MIN_BITS
-from qvgen.fused.switch import AVAILABLE, DTYPES, INTERPRETED, MAX_COLUMNS, traced
+from qvgen.fused.switch import AVAILABLE, DTYPES, INTERPRETED, MAX_COLUMNS, capability, traced
 from qvgen.fused.token import clip_fits
 from qvgen.levels import SCALE_FLOOR, positive_levels
 from qvgen.packed.layout import row_bytes
-from qvgen.packed.triton_operands import Int8Weight, Tokens, capability, copy_engine, padded_columns
+from qvgen.packed.triton_operands import Int8Weight, Tokens, copy_engine, padded_columns
 from qvgen.packed.triton_product import multiply, product_call
 from qvgen.packed.triton_table import row_parts, row_warps
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from qvgen.fused.switch import capability
 from qvgen.packed.layout import LANE
 
 
@@ -66,20 +66,6 @@ class Tokens:
 def padded_columns(columns: int) -> int:
     """Codes of a packed row."""
     return -(-columns // LANE) * LANE
-
-
-@cache
-def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device."""
-    return torch.cuda.get_device_capability(device)
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    """How many a CUDA device has; one elsewhere."""
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def copy_engine(device: torch.device) -> bool:

@@ -9,15 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qvgen.fused.switch import AVAILABLE, INTERPRETED
-from qvgen.packed.triton_operands import (
-    Int8Weight,
-    Tokens,
-    capability,
-    copy_engine,
-    multiprocessors,
-    padded_columns,
-)
+from qvgen.fused.switch import AVAILABLE, INTERPRETED, capability, multiprocessors
+from qvgen.packed.triton_operands import Int8Weight, Tokens, copy_engine, padded_columns
 from qvgen.packed.triton_table import STORED, Tiles, tiles_for
 
 

@@ -73,6 +73,36 @@ def test_codes_are_those_of_the_exact_rotation(
     assert not out[0, 0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "how",
+    [
+        rotate.Launch(4, 4, 1),
+        rotate.Launch(3, 1, 2, chained=True, turned=True),
+        rotate.Launch(3, 4, 1, chained=True),
+        rotate.Launch(0, 2, 1, chained=True, turned=True, resident=1, registers=168),
+    ],
+)
+def test_every_launch_makes_the_codes_of_the_exact_rotation(
+    how: rotate.Launch, dtype: torch.dtype, device: str
+) -> None:
+    rotation = Hadamard(960, torch.device(device), paired=True)
+    first, second = (rotation.get_buffer(f"factor_{axis}") for axis in range(2))
+    x = (draw(7, 960, seed=4) * torch.tensor([1.0, 1e-3, 30.0, 0, 1, 1, 1])[:, None]).to(dtype).to(device)
+    balance = draw(960, seed=1).exp().to(device)
+    for q_max, symmetric in ((15, False), (7, True), (255, False)):
+        out = rotate.launched(x, balance, first, second, q_max, symmetric, how)
+        check_codes(out, exact(x, balance, rotation), q_max, symmetric)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_rows_take_the_short_kernel(dtype: torch.dtype) -> None:
+    x = torch.zeros(1, 960, dtype=dtype)
+    assert rotate.chains(x, (60, 32)) and not rotate.chains(x.float(), (60, 32))
+    assert rotate.usual_launch(2048, chained=True).chained and not rotate.usual_launch(2048).chained
+    assert rotate.table_of((60, 24)) == 64 * 32
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("width", [1536, 5120, 7680, 8960, 13824])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

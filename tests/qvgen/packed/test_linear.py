@@ -290,7 +290,7 @@ class Kernels:
     def read_tokens(*given: Any) -> Any:
         raise AssertionError("one layer alone needs no shared read")
 
-    multiply_tokens = read_tokens
+    multiply_tokens = rotate_tokens = read_tokens
 
 
 def test_kernels_are_called_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

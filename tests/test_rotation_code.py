@@ -1,0 +1,58 @@
+"""``rotation_code.py``: what it counts, by hand; and that documents say what its record says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.rotation_code import compiled, loop_of
+from qvgen.fused import switch
+from qvgen.fused.rotate import table_of, usual_launch
+
+ROOT = Path(__file__).parents[1]
+CODE = """
+        /*0000*/                   S2R R0, SR_CTAID.X ;
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, [R2.64] ;
+        /*0020*/              @!P0 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0030*/                   MUFU.RCP R5, R4 ;
+        /*0040*/               @P1 BRA `(.L_x_3) ;
+.L_x_2:
+        /*0050*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0060*/              @UP2 BRA `(.L_x_1) ;
+        /*0070*/                   EXIT ;
+""".splitlines()
+
+
+def test_the_longest_loop_is_counted() -> None:
+    assert loop_of(CODE) == {"LDG": 1, "BRA": 3, "MUFU": 1, "HMMA": 1}
+
+
+def test_without_a_loop_over_rows_all_code_is() -> None:
+    straight = [f"        /*{16 * i:04x}*/                   FADD R0, R0, R1 ;" for i in range(20)]
+    assert loop_of([*straight, *CODE[4:7]])["FADD"] == 20
+
+
+@pytest.mark.parametrize("width", ["1920", "7680"])
+def test_documents_say_what_the_compiler_made(width: str) -> None:
+    kernels = json.loads((ROOT / "results/benchmarks/rotation_code.json").read_text())["kernels"]
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    found = {name: one["instructions_per_number"] for name, one in kernels[width].items()}
+    assert f"| {width} | {found['short']} | {found['integers']} | {found['long']} |" in text
+    assert all(one["stack_bytes"] == one["local_memory_instructions"] == 0 for one in kernels[width].values())
+
+
+@pytest.mark.skipif(switch.INTERPRETED, reason="Triton interprets")
+@pytest.mark.parametrize("codes", [False, True])
+def test_the_shipped_launch_is_bound_by_memory(codes: bool) -> None:
+    """Compiled for Hopper, which needs Triton and no GPU: nothing spills, arithmetic has time to spare."""
+    pytest.importorskip("triton")
+    found = compiled(1920, usual_launch(table_of((60, 32)), chained=True), codes)
+    assert found["stack_bytes"] == found["local_memory_instructions"] == 0
+    assert 5 < found["instructions_per_number"] < 25
+    assert found["slow_per_number"] < 0.2
+    # Eight programs of one warp share 65,536 registers and 227 KB of shared memory.
+    assert found["registers"] * 32 * 8 <= 65536 and found["shared_memory_bytes"] * 8 < 227 * 1024
