@@ -72,8 +72,8 @@ def chains(x: Tensor, factors: tuple[int, ...]) -> bool:
 
 
 def table_of(orders: tuple[int, ...]) -> int:
-    """Numbers of a row's table, padded."""
-    return math.prod(tile_width(order) for order in orders)
+    """Numbers of a row's table, padded; ``orders`` are two."""
+    return tile_width(orders[0]) * tile_width(orders[1])  # no math.prod: torch.compile sees this
 
 
 def rotation_fits(x: Tensor, input_scale: Tensor, rotation: Hadamard) -> bool:
