@@ -73,7 +73,7 @@ def first_codes(model: nn.Module, packed: nn.Module, store: Codes) -> Callable[[
         if name not in store:
             x = args[0]
             found = x.quantized if isinstance(x, Read) else quantize_activations(x, layer.activation_spec(x))
-            store[name] = found.codes
+            store[name] = found.codes[:, : layer.in_features]  # kernels pad rows
 
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(partial(look, name, layer))

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.packed_scores import by_dimension, explained, moved, parted, psnr, summary
+from benchmarks.packed_scores import Codes, by_dimension, explained, first_codes, moved, parted, psnr, summary
+from qvgen.config import QuantConfig
+from qvgen.fused import switch
+from qvgen.packed.backends import Backend
+from qvgen.packed.linear import PackedLinear
+from qvgen.packed.reading import linears
+from tests.qvgen.packed.test_linear import frozen
 
 
 def test_psnr_of_one_step_everywhere() -> None:
@@ -65,3 +71,30 @@ def test_the_moved_model_is_moved_by_one_rounding() -> None:
     out = moved(Echo())(hidden_states=x)
     change = (out.double() / x.double() - 1) * 2**23
     assert ((change > 0.49) & (change < 2.01)).all()
+
+
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [
+        pytest.param(Backend.REFERENCE, "cpu"),
+        pytest.param(
+            Backend.TRITON_INT8, "cpu",
+            marks=pytest.mark.skipif(
+                not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
+            ),
+        ),
+        pytest.param(Backend.TRITON_INT8, "cuda", marks=pytest.mark.cuda),
+    ],
+)  # fmt: skip
+def test_codes_of_both_executions_are_of_one_shape(backend: Backend, device: str) -> None:
+    """Kernels pad rows of 40 codes to 64; layers that share a read are given integers, not numbers."""
+    fake = torch.nn.ModuleList([frozen(QuantConfig(w_bits=4, a_bits=4), (8, 40), seed) for seed in (0, 1)])
+    packed = torch.nn.ModuleList([PackedLinear.from_frozen(layer.to(device), backend) for layer in fake])
+    x = torch.randn(1, 5, 40, generator=torch.Generator().manual_seed(0)).to(device)
+    codes: dict[str, Codes] = {"fake": {}, "packed": {}}
+    for name, model in (("fake", fake), ("packed", packed)):
+        end = first_codes(model, packed, codes[name])
+        linears(x, list(model))
+        end()
+    assert [found.shape for found in codes["packed"].values()] == [(5, 40)] * 2
+    assert parted(codes["fake"], codes["packed"])["layers"] == "0 of 2"

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.rotation_code import compiled, loop_of
 from qvgen.fused import switch
 from qvgen.fused.rotate import table_of, usual_launch
+from qvgen.hadamard import paired_factors
 
 ROOT = Path(__file__).parents[1]
 CODE = """
@@ -46,13 +47,19 @@ def test_documents_say_what_the_compiler_made(width: str) -> None:
 
 
 @pytest.mark.skipif(switch.INTERPRETED, reason="Triton interprets")
+@pytest.mark.parametrize("width", [960, 1920, 3072, 7680])
 @pytest.mark.parametrize("codes", [False, True])
-def test_the_shipped_launch_is_bound_by_memory(codes: bool) -> None:
+def test_the_shipped_launch_is_bound_by_memory(width: int, codes: bool) -> None:
     """Compiled for Hopper, which needs Triton and no GPU: nothing spills, arithmetic has time to spare."""
     pytest.importorskip("triton")
-    found = compiled(1920, usual_launch(table_of((60, 32)), chained=True), codes)
+    orders = paired_factors(width)
+    assert orders is not None
+    how = usual_launch(table_of(orders), chained=True)
+    found = compiled(width, how, codes)
     assert found["stack_bytes"] == found["local_memory_instructions"] == 0
     assert 5 < found["instructions_per_number"] < 25
     assert found["slow_per_number"] < 0.2
-    # Eight programs of one warp share 65,536 registers and 227 KB of shared memory.
-    assert found["registers"] * 32 * 8 <= 65536 and found["shared_memory_bytes"] * 8 < 227 * 1024
+    # All programs are to run at once: they share 65,536 registers and 227 KB of shared memory.
+    registers = -(-found["registers"] // 8) * 8 * 32 * how.warps
+    assert registers * how.resident <= 65536
+    assert (found["shared_memory_bytes"] + 1024) * how.resident <= 227 * 1024

@@ -57,9 +57,10 @@ def usual_launch(table: int, chained: bool = False) -> Launch:
             Launch(rows=4, warps=4, stages=3) if table <= _SMALL_TABLE else Launch(rows=1, warps=8, stages=1)
         )
     if table <= _SMALL_TABLE // 2:
-        return Launch(0, warps=1, stages=2, chained=True, resident=8, turned=True)
+        resident = 8 if table > _SMALL_TABLE // 4 else 14
+        return Launch(0, warps=1, stages=2, chained=True, resident=resident, turned=True)
     if table <= _SMALL_TABLE:
-        return Launch(0, warps=4, stages=2, chained=True, resident=4)
+        return Launch(0, warps=4, stages=2, chained=True, resident=3)
     if table <= _LARGE_TABLE:
         return Launch(0, warps=4, stages=1, chained=True, resident=2, turned=True)
     return Launch(0, warps=8, stages=1, chained=True, resident=1)
@@ -72,8 +73,8 @@ def chains(x: Tensor, factors: tuple[int, ...]) -> bool:
 
 
 def table_of(orders: tuple[int, ...]) -> int:
-    """Numbers of a row's table, padded."""
-    return math.prod(tile_width(order) for order in orders)
+    """Numbers of a row's table, padded; ``orders`` are two."""
+    return tile_width(orders[0]) * tile_width(orders[1])  # no math.prod: torch.compile sees this
 
 
 def rotation_fits(x: Tensor, input_scale: Tensor, rotation: Hadamard) -> bool:

@@ -119,6 +119,13 @@ def test_a_packed_layer_reads_them(device: str, monkeypatch: pytest.MonkeyPatch)
     assert seen[1:] == ["plain"], "an empty input"
 
 
+def test_a_compiled_layer_reads_them(device: str) -> None:
+    real, x = packed(nn.Sequential(layer_of(0)), device), draw(2, 9, 960).half().to(device)
+    compiled = torch.compile(real, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), real(x))
+
+
 def test_twins_share_one_read_and_others_do_not(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.ModuleList([layer_of(0), layer_of(1), layer_of(2, a_bits=8)])
     mark_twins_(list(model))
