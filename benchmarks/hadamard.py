@@ -97,11 +97,11 @@ class Case:
         first, second = (self.rotation.get_buffer(f"factor_{axis}") for axis in range(2))
         return self.x, self.balance, first, second
 
-    def usual(self, chained: bool) -> Launch:
-        """The shipped launch of either kernel."""
+    def usual(self, chained: bool, codes: bool = False) -> Launch:
+        """The shipped launch of either kernel; ``codes``: to integers."""
         from qvgen.fused.rotate import table_of, usual_launch
 
-        return usual_launch(table_of(self.rotation.factors), chained)
+        return usual_launch(table_of(self.rotation.factors), chained, codes)
 
     def rotate(self) -> Tensor:
         """The plain transform, a pass for each factor."""
@@ -194,7 +194,7 @@ def _calls(
     calls["rotate and quantize, long kernel"] = [partial(c.rotated, c.usual(False)) for c in cases]
     calls["quantize to integers"] = [c.integers for c in cases]
     name = "rotate and quantize to integers"
-    calls[name] = [partial(c.rotated_integers, c.usual(True)) for c in cases]
+    calls[name] = [partial(c.rotated_integers, c.usual(True, codes=True)) for c in cases]
     how = given.fastest.get(weight.shape[1])
     if how is not None:
         calls["rotate and quantize, fastest launch"] = [partial(c.rotated, how) for c in cases]

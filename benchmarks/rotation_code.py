@@ -145,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         orders = paired_factors(width)
         if orders is None:
             parser.error(f"--widths: {width} has no pair of Hadamard matrices")
-        short, long = (usual_launch(table_of(orders), chained) for chained in (True, False))
-        for name, how, codes in (("short", short, False), ("integers", short, True), ("long", long, False)):
-            found = compiled(width, how, codes)
+        kinds = {"short": (True, False), "integers": (True, True), "long": (False, False)}
+        for name, (chained, codes) in kinds.items():
+            found = compiled(width, usual_launch(table_of(orders), chained, codes), codes)
             kernels.setdefault(str(width), {})[name] = found
             print(f"{width} {name}: {found}", flush=True)
         write_json(given.output, {**facts, "kernels": kernels})

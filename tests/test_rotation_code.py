@@ -54,7 +54,7 @@ def test_the_shipped_launch_is_bound_by_memory(width: int, codes: bool) -> None:
     pytest.importorskip("triton")
     orders = paired_factors(width)
     assert orders is not None
-    how = usual_launch(table_of(orders), chained=True)
+    how = usual_launch(table_of(orders), chained=True, codes=codes)
     found = compiled(width, how, codes)
     assert found["stack_bytes"] == found["local_memory_instructions"] == 0
     assert 5 < found["instructions_per_number"] < 25

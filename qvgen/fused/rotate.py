@@ -46,11 +46,11 @@ class Launch:
     registers: int = 0
 
 
-def usual_launch(table: int, chained: bool = False) -> Launch:
-    """For a padded table of so many numbers.
+def usual_launch(table: int, chained: bool = False, codes: bool = False) -> Launch:
+    """For a padded table of so many numbers; ``codes``: to integers, as packed layers read them.
 
-    Those that are not ``chained`` are the fastest on an H100, see ``docs/benchmarks.md``; the others are
-    chosen by what the compiler makes of them for it: instructions, registers and shared memory.
+    The fastest on an H100 (``docs/benchmarks.md``) for tables of 2048 and 8192 and where not ``chained``;
+    the others are chosen by what the compiler makes of them: instructions, registers and shared memory.
     """
     if not chained:
         return (
@@ -62,7 +62,7 @@ def usual_launch(table: int, chained: bool = False) -> Launch:
     if table <= _SMALL_TABLE:
         return Launch(0, warps=4, stages=2, chained=True, resident=3)
     if table <= _LARGE_TABLE:
-        return Launch(0, warps=4, stages=1, chained=True, resident=2, turned=True)
+        return Launch(0, warps=4, stages=3, chained=True, resident=2, turned=True)
     return Launch(0, warps=8, stages=1, chained=True, resident=1)
 
 

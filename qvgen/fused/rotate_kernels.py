@@ -117,8 +117,9 @@ def rotate_chained(
         else:
             half = tl.dot(tl.trans(first), table, input_precision="tf32x3")
             turned = tl.dot(half.to(kind).to(factor), second, input_precision="tf32x3")
-        low = tl.minimum(tl.min(tl.min(turned, 1), 0), 0.0)
-        high = tl.maximum(tl.max(tl.max(turned, 1), 0), 0.0)
+        # A NaN of the input is in all that it is rotated to, so that the ends of such a row are NaN, too.
+        low = tl.minimum(tl.min(tl.min(turned, 1), 0), 0.0, propagate_nan=tl.PropagateNan.ALL)
+        high = tl.maximum(tl.max(tl.max(turned, 1), 0), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scale, zero = row_scale(
             low * NORM, high * NORM, Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, LIBDEVICE
         )

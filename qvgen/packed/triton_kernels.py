@@ -83,7 +83,7 @@ def _store_codes(
     low = tl.where(span == span, tl.minimum(low, 0.0), 0.0)
     high = tl.where(span == span, tl.maximum(high, 0.0), 0.0)
     for group in tl.static_range(GROUPS):
-        out = group * rows.to(tl.int64) + row
+        out = group * rows + row.to(tl.int64)  # of one row, `rows` is no tensor but the number 1
         clip = (group * units + unit) // units_per_clip  # 32 bits: a 64-bit division is long
         clipped_low = low * tl.load(lower_ptr + clip)
         clipped_high = high * tl.load(upper_ptr + clip)

@@ -43,7 +43,7 @@ def rotate_tokens(x: Tensor, input_scale: Tensor, rotation: Hadamard, spec: Acti
 def _launch(
     x: Tensor, input_scale: Tensor, first: Tensor, second: Tensor, q_max: int, symmetric: bool
 ) -> Codes:
-    how = rotate.usual_launch(rotate.table_of((len(first), len(second))), chained=True)
+    how = rotate.usual_launch(rotate.table_of((len(first), len(second))), chained=True, codes=True)
     return launched_codes(x, input_scale, first, second, q_max, symmetric, how)
 
 
