@@ -178,7 +178,7 @@ def read_results(path: Path) -> Results:
     if version not in READABLE_VERSIONS or isinstance(version, bool):
         readable = ", ".join(str(each) for each in READABLE_VERSIONS)
         raise UserError(
-            f"{path}: schema version {version!r}, this evalharness reads {readable}; "
+            f"{path}: schema version {repr(version)[:80]}, this evalharness reads {readable}; "
             "use the version of evalharness that wrote it, or run `evalharness run` again"
         )
     try:

@@ -1,7 +1,7 @@
 """``manifest.json`` of a folder of encoded clips. No torch.
 
-Its ``sha256`` is the training data's: of the model's weights, how clips were encoded, every shard and the empty
-caption (which folders from before it was counted in still have apart).
+Its ``sha256`` is the training data's: of the model's weights, how clips were encoded, every shard and the
+empty caption (which folders from before it was counted in still have apart).
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     kinds = [_SHARD] * len(record["shards"]) + [_EMPTY]
     for entry, kind in zip(files, kinds, strict=False):
         if not _fits(entry, kind) or not _is_inside(entry["file"]):
-            raise UserError(f"--data {folder}: {MANIFEST} names {str(entry)[:200]}, no file here; encode again")
+            raise UserError(
+                f"--data {folder}: {MANIFEST} names {str(entry)[:200]}, no file here; encode again"
+            )
     return record
 
 
@@ -57,4 +59,9 @@ def _fits(entry: object, kinds: Mapping[str, type]) -> bool:
 def _is_inside(name: str) -> bool:
     """Whether it is a path below the folder, for every system."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not set(name) & set("\\:\0")
+    )

@@ -119,7 +119,8 @@ def _judges(state: RunState, protocol: EvalProtocol) -> dict[str, str]:
 def _ranges(state: RunState, protocol: EvalProtocol) -> dict[str, tuple[float, float]]:
     """Of the scores of each dimension, as its metric declares it."""
     infos = {
-        name: state.registry.get("metrics", metric)().info for name, metric in _judges(state, protocol).items()
+        name: state.registry.get("metrics", metric)().info
+        for name, metric in _judges(state, protocol).items()
     }
     return {name: (float(info.low), float(info.high)) for name, info in infos.items()}
 

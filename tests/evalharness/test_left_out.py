@@ -48,9 +48,7 @@ def test_a_protocol_that_insists_on_its_metrics_still_does(
     assert "vbench.rare" in finished.err
 
 
-def test_intervals_are_cut_where_the_metric_declares_it(
-    toy_run: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_intervals_are_cut_where_the_metric_declares_it(toy_run: Callable[..., Any], tmp_path: Path) -> None:
     """A metric of -1..1 whose scores lie around zero: the interval's lower end is below zero."""
     text = Path(PLUGIN).read_text()
     brightness, flicker = text.split("class Flicker")

@@ -223,7 +223,7 @@ def test_encoded_clips_are_a_direct_encode(
     assert empty is not None and torch.equal(empty, words.load("cpu").embed([""])[0].half())
     wrong = out / "empty.safetensors"
     wrong.write_bytes(save({"text": torch.ones_like(empty)}))
-    with pytest.raises(UserError, match=r"empty\.safetensors is damaged \(ValueError: altered since it was written\)"):
+    with pytest.raises(UserError, match=r"empty\.safetensors is damaged .*altered since it was written"):
         EncodedClips(out).empty_caption()
     wrong.unlink()
     with pytest.raises(UserError, match=r"empty\.safetensors is damaged .*encode again"):
