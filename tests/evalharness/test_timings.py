@@ -106,6 +106,17 @@ def test_each_look_has_its_share_of_the_error() -> None:
     assert verdict(pairs._replace(looks=3), level=0.004) is not Status.REGRESSION
 
 
+def test_a_look_that_would_pass_alone_does_not_pass_as_one_of_three() -> None:
+    """Ruling out twice the bound has its share too: SciPy's p-value of a rise of 5 % is 0.039."""
+    ratios = (0.93, 1.06, 0.97, 1.08, 0.98, 1.055, 0.95, 1.075, 1.0, 1.02, 0.99, 1.09)
+    pairs = Timing((1.0,) * 12, ratios)
+    left = [math.log(ratio / 1.05) for ratio in ratios]
+    p = stats.wilcoxon(left, alternative="less", method="exact").pvalue
+    assert 0.05 / 3 < p < 0.05
+    assert verdict(pairs) is Status.PASS
+    assert verdict(pairs._replace(looks=3)) is Status.INCOMPLETE
+
+
 def test_many_entries_share_the_error() -> None:
     timings = {str(i): Timing((1.0,) * 12, (1.05,) * 10 + (0.97, 0.98)) for i in range(10)}
     one, ten = judge_timings(GATE, {"0": timings["0"]}, 0.01), judge_timings(GATE, timings, 0.01)
