@@ -70,7 +70,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def _safetensors(header: dict[str, object], size: int) -> bytes:
+def _safetensors(header: Mapping[str, object], size: int) -> bytes:
     text = _json(header)
     return struct.pack("<Q", len(text)) + text + b"\0" * size
 
@@ -359,19 +359,26 @@ def restructure(data: bytes, rng: random.Random) -> bytes | None:
         size = struct.unpack("<Q", data[:8])[0]
         head = restructure(data[8 : 8 + size], rng)
         return None if head is None else struct.pack("<Q", len(head)) + head + data[8 + size :]
-    try:
-        value = json.loads(data)
-    except ValueError:
+    value = _parsed(data)
+    if value is None:
         return None
     for _ in range(rng.randint(1, 3)):
         value = _changed(value, rng)
     return _json(value) + b"\n" * data.endswith(b"\n")
 
 
+def _parsed(text: bytes | str) -> Any:
+    """Its value; None of what is no JSON, or nested too deep."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _changed(value: Any, rng: random.Random) -> Any:
     """One change, at a random place."""
     if isinstance(value, str) and value.startswith("{") and rng.random() < 0.8:
-        return json.dumps(_changed(json.loads(value), rng))  # JSON within JSON
+        return json.dumps(_changed(_parsed(value), rng))  # JSON within JSON
     if not value or not isinstance(value, dict | list) or rng.random() < 0.1:
         return rng.choice(_LEAVES)
     if isinstance(value, dict):
@@ -407,12 +414,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         corpus = folder / "corpus"
         corpus.mkdir()
-        (corpus / "good").write_bytes(reader.good)
         with atheris.instrument_imports(include=["evalharness", "qvgen"]):
-            feed(reader, reader.good, folder)  # imports what it needs, to be watched
+            (corpus / "good").write_bytes(reader.good)  # imports what it needs, to be watched
+            feed(reader, reader.good, folder)
+
+        def change(data: bytes, most: int, seed: int) -> bytes:
+            """Half of the time within the document, else as libFuzzer changes bytes."""
+            inside = restructure(data, random.Random(seed)) if seed % 2 else None  # noqa: S311 - repeatable
+            return atheris.Mutate(data, most) if inside is None or len(inside) > most else inside
+
         limits = [f"-max_total_time={options.seconds}", "-timeout=20", "-rss_limit_mb=4096", "-verbosity=1"]
-        artifacts = f"-artifact_prefix={tempfile.gettempdir()}/"
-        atheris.Setup([sys.argv[0], *limits, artifacts, str(corpus)], lambda data: feed(reader, data, folder))
+        limits += ["-len_control=0", "-max_len=20000", f"-artifact_prefix={tempfile.gettempdir()}/"]
+        atheris.Setup(
+            [sys.argv[0], *limits, str(corpus)],
+            lambda data: feed(reader, data, folder),
+            custom_mutator=change,
+        )
         atheris.Fuzz()
     return 0
 

@@ -139,7 +139,7 @@ def document(rows: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--draws", type=int, default=4000, help="simulated runs of each case")
+    parser.add_argument("--draws", type=int, default=10000, help="simulated runs of each case")
     parser.add_argument("--looks", type=int, nargs="+", default=list(LOOKS))
     parser.add_argument("--output", type=Path, default=Path("results/statistics"))
     options = parser.parse_args(argv)

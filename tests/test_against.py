@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_a_slowed_side_is_slower_and_a_broken_path_is_told() -> None:
+def test_a_slowed_side_is_slower_and_a_broken_path_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against, "BLOCK_SECONDS", 0.5)
     sides = {"reference": (ROOT, 0.0), "run": (ROOT, 1.0)}
     found = collect(sides, ["tables", "no such path"], 2)
     assert found["no such path"].startswith("KeyError")
