@@ -270,7 +270,10 @@ def planted(draws: int, names: Sequence[str], blocks: int, looks: int, bound: fl
     """How often the judge sees 5 % more, and how often it sees something where nothing is.
 
     A third more blocks are measured than one verdict may take, and each draw takes them in another order: the
-    draws share their blocks, and show that the verdict does not hang on which. Ctrl-C ends the measuring early.
+    draws share their blocks, and show that the verdict does not hang on which. Ctrl-C ends the measuring.
+
+    Raises:
+        SystemExit: it was ended before one verdict's worth of blocks.
     """
     sides = {"reference": (ROOT, 0.0), "no-op": (ROOT, 0.0), "5 % slower": (ROOT, 0.05)}
     times: dict[str, Any] = {name: {side: [] for side in sides} for name in names}
@@ -283,6 +286,8 @@ def planted(draws: int, names: Sequence[str], blocks: int, looks: int, bound: fl
             for side, seconds in found.items():
                 times[name][side].append(seconds)
         print(f"block {number + 1} of {blocks * (looks + 1)}", file=sys.stderr, flush=True)
+    if min(len(found["no-op"]) for found in times.values()) < blocks * looks:
+        raise SystemExit(f"too early: a verdict may take {blocks * looks} blocks")
     record: dict[str, Any] = {"draws": draws, "blocks": blocks, "looks": looks, "bound": bound}
     record |= {"turns": list(TURNS), "block_seconds": BLOCK_SECONDS}
     record["milliseconds"] = {

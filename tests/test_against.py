@@ -59,6 +59,34 @@ def test_a_coin_says_who_begins_so_that_a_place_is_no_regression(monkeypatch: py
     assert all(pair == other[::-1] for pair, other in itertools.pairwise(pairs)), "they take turns"
 
 
+class Steady(Machine):
+    """Exact times, until someone presses Ctrl-C."""
+
+    blocks = 0
+
+    def __init__(self, root: Path, slower: float) -> None:
+        type(self).blocks += 1
+        if self.blocks > 3 * 13:
+            raise KeyboardInterrupt
+        self.seconds = 0.03 * (1 + slower)
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+
+def test_the_judge_is_tried_on_the_blocks_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ended in the fourteenth block: each draw takes twelve of thirteen."""
+    monkeypatch.setattr(against, "Side", Steady)
+    found = against.planted(20, ["tables"], 12, 1, 0.025)
+    assert len(found["milliseconds"]["tables"]["no-op"]) == 13
+    assert (found["tables"]["5 % slower"]["regressions"], found["tables"]["no-op"]["passes"]) == (20, 20)
+    assert "block 13 of 24" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="too early: a verdict may take 12 blocks"):
+        against.planted(20, ["tables"], 12, 1, 0.025)
+
+
 def test_fewer_paths_have_more_turns_and_long_ones_fewer() -> None:
     least, most = against.TURNS
     assert [against.turns_of(0.02, paths) for paths in (1, 4, 11, 100)] == [most, 75, 27, least]
