@@ -113,3 +113,27 @@ def test_the_simulated_looks_are_those_of_the_gate() -> None:
             share = was[key] / 100
             allowed = 450 * math.sqrt((share * (1 - share) + 0.002) / 150)
             assert abs(found[key] - was[key]) <= allowed, (found, was)
+
+
+def test_the_documents_have_the_figures_of_the_time_gate() -> None:
+    text = Path("docs/ci.md").read_text()
+    record = json.loads((STATISTICS / "timings.json").read_text())
+    for name, label in (("aggregation", "aggregation ("), ("weight_quantizer", "weight quantizer (")):
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {label}")]
+        cells = [cell.strip() for cell in line.split("|")[2:5]]
+        times = record["milliseconds"][name]
+        ratios = np.log(np.array(times["no-op"]) / np.array(times["reference"]))
+        said = []
+        for arm in ("5 % slower", "no-op"):
+            found = record[name][arm]
+            counts = f"{found['regressions']}, {found['not_told']}, {found['passes']}"
+            said.append(f"{counts} ({found['rises_pct'][0]:+.1f} to {found['rises_pct'][-1]:+.1f} %)")
+        assert cells == [*said, f"{100 * ratios.std(ddof=1):.1f} %"]
+        assert f"({np.median(times['reference']):.2g} ms" in line
+        assert f"from {len(ratios)} blocks" in text
+    rows = json.loads((STATISTICS / "looks.json").read_text())
+    for looks in (1, 3, 6):
+        mine = [row for row in rows if row["looks"] == looks]
+        alarm = max(errors(mine, "nothing changed", "REGRESSION"))[0]
+        passed = max(errors(mine, "twice the bound slower", "PASS"))[0]
+        assert f"| {looks} | {alarm:.1f} % | {passed:.1f} % |" in text
