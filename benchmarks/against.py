@@ -3,10 +3,11 @@
     python -m benchmarks.against ../base --markdown benchmarks.md
     python -m benchmarks.against --planted 20 --paths scoring --output results/statistics/timings.json
 
-Each checkout has a process of its own; they take turns, first one, then the other ahead, and what counts is
-processor time. After 12 blocks the paths that cannot be judged yet, for noise, are measured on, up to three
-times 12; each look has a third of the error. The second form measures the judge itself: this checkout
-against itself, and against itself slowed by 5 %.
+Each checkout has a process of its own; they take turns, first one, then the other ahead, a coin says who
+begins, and what counts is processor time. After 12 blocks the paths that cannot be judged yet, for noise, are
+measured on, each with more turns as fewer paths are left, up to three times 12; each look has a third of both
+errors. The second form measures the judge itself: this checkout against itself, and against itself slowed by
+5 %.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,17 +31,21 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 12
 LOOKS = 3
 """So many blocks at most are measured so many times; what is told earlier is not measured on."""
-TURNS = 15
-"""Of each block; see ``of_turns``."""
+BLOCK_SECONDS = 12.0
+"""Of measuring two sides in one block, shared by its paths: to start the processes costs as much."""
+TURNS = (15, 150)
+"""Of a path in a block, at least and at most; see ``of_turns``."""
 BOUND = 0.025
 SIGNIFICANCE = 0.01
 STEADY_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
     "PYTHONHASHSEED": "0",
 }
-"""Freed memory is kept: else pages that the system hands out anew are timed, by luck of the process."""
+"""Freed memory is kept, in large pages: else pages that the system hands out anew, and where they lie, are
+timed, by luck of the process."""
 LEAST_SECONDS = 0.02
 """One measurement repeats a call for at least so long."""
 
@@ -103,14 +109,19 @@ def serve(slower: float) -> None:
 
 
 def _timed(action: Callable[[], object], loops: int, slower: float) -> float:
-    """Processor seconds of a call."""
-    start = time.process_time()
+    """Processor seconds of a call: the median of so many but the first, which finds the caches cold.
+
+    Not their mean: each time that another process got the core in between, a call finds them cold too.
+    """
+    times = []
     for _ in range(loops):
+        start = time.process_time()
         action()
-    end = start + (time.process_time() - start) * (1 + slower)
-    while time.process_time() < end:
-        pass
-    return (time.process_time() - start) / loops
+        end = start + (time.process_time() - start) * (1 + slower)
+        while time.process_time() < end:
+            pass
+        times.append(time.process_time() - start)
+    return statistics.median(times[1:] if len(times) > 2 else times)
 
 
 def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: int) -> dict[str, Any]:
@@ -118,9 +129,11 @@ def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: in
 
     Two processes of the same code differ by some per cent for as long as they live, by where their
     memory lies.
-    So processes are drawn anew for each block, and a block counts as one pair.
+    So processes are drawn anew for each block, and a block counts as one pair. Who is started first, and goes
+    first in the first turn, is drawn too: this is what makes the judge's test exact.
     """
-    order = list(sides) if number % 2 else list(sides)[::-1]
+    order = list(sides)
+    random.SystemRandom().shuffle(order)
     started = {key: Side(*sides[key]) for key in order}
     cpus = sorted(os.sched_getaffinity(0))
     cpu = cpus[number // 2 % len(cpus)]  # one core for all: another may have a busy neighbour
@@ -131,9 +144,10 @@ def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: in
             if errors := [answer["error"] for answer in first.values() if "error" in answer]:
                 found[name] = str(errors[0])
                 continue
-            loops = max(1, round(LEAST_SECONDS / max(answer["seconds"] for answer in first.values())))
+            longest = max(answer["seconds"] for answer in first.values())
+            loops = max(1, round(LEAST_SECONDS / longest))
             times: dict[str, list[float]] = {key: [] for key in sides}
-            for turn in range(TURNS):
+            for turn in range(turns_of(loops * longest, len(names))):
                 ahead = turn % len(order)  # nobody is always ahead, nor always behind the same one
                 for key in order[ahead:] + order[:ahead]:
                     times[key].append(started[key].ask(loops=loops, cpu=cpu)["seconds"])
@@ -142,6 +156,15 @@ def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: in
         for side in started.values():
             side.close()
     return found
+
+
+def turns_of(seconds: float, paths: int) -> int:
+    """How many turns a path has in a block of so many paths, by what one side's turn takes.
+
+    Short turns scatter by ten per cent and more on a busy machine, processes by one or two.
+    """
+    least, most = TURNS
+    return min(most, max(least, int(BLOCK_SECONDS / paths / (2 * seconds))))
 
 
 def of_turns(times: dict[str, list[float]], reference: str) -> dict[str, float]:
@@ -247,17 +270,31 @@ def planted(draws: int, names: Sequence[str], blocks: int, looks: int, bound: fl
     """How often the judge sees 5 % more, and how often it sees something where nothing is.
 
     A third more blocks are measured than one verdict may take, and each draw takes them in another order: the
-    draws share their blocks, and show that the verdict does not hang on which.
+    draws share their blocks, and show that the verdict does not hang on which. Ctrl-C ends the measuring.
+
+    Raises:
+        SystemExit: it was ended before one verdict's worth of blocks.
     """
-    pool = blocks * (looks + 1)
     sides = {"reference": (ROOT, 0.0), "no-op": (ROOT, 0.0), "5 % slower": (ROOT, 0.05)}
-    times = collect(sides, names, pool)
-    found: dict[str, Any] = {"draws": draws, "blocks": blocks, "looks": looks, "turns": TURNS, "bound": bound}
-    found["milliseconds"] = {
+    times: dict[str, Any] = {name: {side: [] for side in sides} for name in names}
+    for number in range(blocks * (looks + 1)):
+        try:
+            new = block(sides, names, number)
+        except KeyboardInterrupt:
+            break
+        for name, found in new.items():
+            for side, seconds in found.items():
+                times[name][side].append(seconds)
+        print(f"block {number + 1} of {blocks * (looks + 1)}", file=sys.stderr, flush=True)
+    if min(len(found["no-op"]) for found in times.values()) < blocks * looks:
+        raise SystemExit(f"too early: a verdict may take {blocks * looks} blocks")
+    record: dict[str, Any] = {"draws": draws, "blocks": blocks, "looks": looks, "bound": bound}
+    record |= {"turns": list(TURNS), "block_seconds": BLOCK_SECONDS}
+    record["milliseconds"] = {
         name: {side: [round(1000 * value, 4) for value in values] for side, values in times[name].items()}
         for name in names
     }
-    return found | verdicts_of_draws(found)
+    return record | verdicts_of_draws(record)
 
 
 def verdicts_of_draws(record: dict[str, Any]) -> dict[str, Any]:
@@ -317,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     names = options.paths or list(HOT_PATHS)
     if options.planted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it runs in the background
         found = planted(options.planted, names, options.blocks, options.looks, options.bound)
         text, is_slower = json.dumps({k: v for k, v in found.items() if k != "milliseconds"}, indent=1), False
     elif options.base is None:

@@ -50,7 +50,12 @@ def resampler_of(results: Results) -> Resampler:
     info = results.bootstrap
     bounds = (0.0, 1.0) if results.percent and info.kind == "skew-t" else None
     return Resampler(
-        resamples=info.resamples, confidence=info.confidence, seed=info.seed, kind=info.kind, bounds=bounds
+        resamples=info.resamples,
+        confidence=info.confidence,
+        seed=info.seed,
+        kind=info.kind,
+        bounds=bounds,
+        ranges=results.ranges,
     )
 
 
@@ -81,7 +86,7 @@ def dimension_estimate(scores: Scores, expected: int, resampler: Resampler) -> D
 
 def joint_estimate(scores: CellScores, resampler: Resampler) -> Estimate:
     """Mean over all dimensions with its interval."""
-    return Estimate(**joint_mean(list(scores.values()), resampler)._asdict())
+    return Estimate(**joint_mean(list(scores.values()), resampler.over(scores))._asdict())
 
 
 def joint_difference(ours: CellScores, theirs: CellScores, resampler: Resampler) -> Estimate:
@@ -136,7 +141,7 @@ def _pool_one(
     first = group[0]
     scores = columns_of(group)
     expected = {d: sum(cell.dimensions[d].expected for cell in group) for d in scores}
-    estimates = {d: dimension_estimate(s, expected[d], resampler) for d, s in scores.items()}
+    estimates = {d: dimension_estimate(s, expected[d], resampler.of(d)) for d, s in scores.items()}
     complete = all(cell.is_complete for cell in group)
     partners = [references[cell.model, cell.seed] for cell in group if (cell.model, cell.seed) in references]
     comparable = len(partners) == len(group) and all(partner.is_complete for partner in partners)

@@ -82,9 +82,11 @@ def merge(parts: Sequence[Part], totals: Sequence[Total] = ()) -> Results:
             cells[cell.id], origin[cell.id] = cell, part
     _refuse_mixed_methods(cells, origin)
     ordered = sorted(cells.values(), key=_order)
-    resampler = resampler_of(first)
+    ranges = {name: ends for part in reversed(parts) for name, ends in part.results.ranges.items()}
+    resampler = resampler_of(first.model_copy(update={"ranges": ranges}))
     return first.model_copy(
         update={
+            "ranges": ranges,
             "prompts": {key: text for part in parts for key, text in part.results.prompts.items()},
             "manifest": _manifest(parts, origin),
             "cells": ordered,

@@ -59,8 +59,8 @@ def read_plan_file(folder: RunFolder) -> PlanFile:
         )
     if record.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{folder.plan}: schema version {record.get('schema_version')!r}, this evalharness writes "
-            f"{SCHEMA_VERSION}; use another --output"
+            f"{folder.plan}: schema version {repr(record.get('schema_version'))[:80]}, this evalharness "
+            f"writes {SCHEMA_VERSION}; use another --output"
         )
     problem = misfit(record, _FILE) or misfit(record["identity"], _IDENTITY)
     if problem:

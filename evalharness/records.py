@@ -96,7 +96,7 @@ def misfit(record: Mapping[str, Any], shape: Shape) -> str | None:
             return f"{key!r} is missing"
         value = record[key]
         if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
-            return f"{key!r} is {value!r}"
+            return f"{key!r} is {repr(value)[:200]}"
     return None
 
 

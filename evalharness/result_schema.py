@@ -182,6 +182,8 @@ class Results(_Frozen):
         dimensions: names in the order of the table.
         percent: whether tables show scores times 100.
         label: what these scores are, in words; printed above every table.
+        ranges: dimension -> least and largest score, of those whose metric declares another range than
+            0..1, as a cosine's; intervals are cut there.
         prompts: prompt id -> text.
         manifest: what was run, by what, on what (copied from ``manifest.json``).
     """
@@ -192,6 +194,7 @@ class Results(_Frozen):
     dimensions: list[str]
     percent: bool
     totals: list[str] = Field(default_factory=list)
+    ranges: Mapping[str, tuple[float, float]] = Field(default_factory=dict)
     bootstrap: BootstrapInfo
     prompts: Mapping[str, str]
     manifest: Mapping[str, Any]

@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 MAX_LOG_RECORDS = 400
+_SCALE = (0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ def build_results(
     prompts: Mapping[str, str] | None = None,
     resampler: Resampler | None = None,
     totals: Sequence[Total] = (),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Results:
     """Estimates, intervals, differences from the reference and pooled rows of all cells.
 
@@ -120,14 +122,16 @@ def build_results(
             scores``.
         manifest: JSON values, stored as they are.
         prompts: prompt id -> text, for the report.
-        resampler: how to make intervals; ``skew-t`` at 95 % by default, within 0..1 with ``percent``.
+        resampler: how to make intervals; ``skew-t`` at 95 % by default, with ``percent`` within ``ranges``.
         totals: the protocol's own, over these dimensions.
+        ranges: dimension -> least and largest score that its metric declares, where that is not 0..1.
 
     Raises:
         ValueError: a total over a dimension that is not there, a cell of another protocol, two cells of
             one id, unknown dimensions, a repeated or non-finite score, or more scores than videos.
     """
-    resampler = resampler or Resampler(kind="skew-t", bounds=(0.0, 1.0) if percent else None)
+    own = {name: ends for name, ends in (ranges or {}).items() if ends != _SCALE}
+    resampler = resampler or Resampler(kind="skew-t", bounds=_SCALE if percent else None, ranges=own)
     records = sorted(cells, key=_order)
     _check(records, protocol, dimensions)
     _check_totals(totals, dimensions)
@@ -138,6 +142,7 @@ def build_results(
         dimensions=list(dimensions),
         percent=percent,
         totals=[total.name for total in totals],
+        ranges=own,
         bootstrap=BootstrapInfo(
             kind=resampler.kind,
             resamples=resampler.resamples,
@@ -173,7 +178,7 @@ def read_results(path: Path) -> Results:
     if version not in READABLE_VERSIONS or isinstance(version, bool):
         readable = ", ".join(str(each) for each in READABLE_VERSIONS)
         raise UserError(
-            f"{path}: schema version {version!r}, this evalharness reads {readable}; "
+            f"{path}: schema version {repr(version)[:80]}, this evalharness reads {readable}; "
             "use the version of evalharness that wrote it, or run `evalharness run` again"
         )
     try:
@@ -197,6 +202,8 @@ def _dump(results: Results) -> Iterator[str]:
     """JSON that a person can page through: a line for each key, and for each item of a list."""
     start = "{\n"
     for key, value in results:
+        if key == "ranges" and not value:
+            continue  # as before there were any
         yield f"{start} {json.dumps(key)}: "
         start = ",\n"
         if key == "cells" and value:
@@ -283,7 +290,7 @@ def _cell(
     scores = {d: ScoreTable.of(record.scores.get(d, ())).ordered() for d in dimensions}
     keyed = {d: Columns.of([(record.seed, scores[d])]) for d in dimensions}
     coverage = _coverage(record, dimensions)
-    estimates = {d: dimension_estimate(keyed[d], record.n_expected[d], resampler) for d in dimensions}
+    estimates = {d: dimension_estimate(keyed[d], record.n_expected[d], resampler.of(d)) for d in dimensions}
     return CellResult(
         id=record.cell_id,
         model=record.model,

@@ -18,7 +18,7 @@ Shape legend: R resamples, P prompts, D dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -76,6 +76,7 @@ class Resampler:
         resamples: of the bootstrap; the other kind draws nothing.
         bounds: smallest and largest value that a mean of scores can have; ends beyond them are cut.
             Differences have none.
+        ranges: the bounds of those dimensions that have others, by name; see ``of`` and ``over``.
     """
 
     resamples: int = 2000
@@ -83,6 +84,7 @@ class Resampler:
     seed: int = 0
     kind: Kind = "percentile"
     bounds: tuple[float, float] | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     _drawn: dict[int, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,18 @@ class Resampler:
     def unbounded(self) -> Resampler:
         """The same for differences and stretched totals, which may leave the bounds of a score."""
         return self if self.bounds is None else replace(self, bounds=None)
+
+    def of(self, dimension: str) -> Resampler:
+        """The same for the mean of that dimension's scores."""
+        return self.over([dimension])
+
+    def over(self, dimensions: Collection[str]) -> Resampler:
+        """The same for the mean of these dimensions' means, whose bounds are the mean of theirs."""
+        if self.bounds is None or not any(name in self.ranges for name in dimensions):
+            return self
+        ends = [self.ranges.get(name, self.bounds) for name in dimensions]
+        low, high = (math.fsum(each) / len(ends) for each in zip(*ends, strict=True))
+        return replace(self, bounds=(low, high))
 
     def ends(self, replicates: Floats) -> tuple[float, float] | tuple[None, None]:
         """Percentile interval of [R] replicates; undefined (nan) ones are left out."""

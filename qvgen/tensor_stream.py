@@ -35,7 +35,9 @@ def stream_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
             first, last = entry["data_offsets"]
             if dtype is None:
-                raise ValueError(f"{path}: {name} is of the dtype {entry['dtype']}, which is not known here")
+                raise ValueError(
+                    f"{path}: {name} is of the dtype {str(entry['dtype'])[:80]}, which is unknown"
+                )
             if not 0 <= first <= last <= size - start or last - first != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{path}: {name} does not lie within the file; was it cut off?")
             raw = torch.empty(last - first, dtype=torch.uint8)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from benchmarks import against
 from benchmarks.against import collect, document, of_turns, until_told
 from benchmarks.hot_paths import HOT_PATHS
 from evalharness.gates.status import Status, Verdict
@@ -17,12 +19,88 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_a_slowed_side_is_slower_and_a_broken_path_is_told() -> None:
+def test_a_slowed_side_is_slower_and_a_broken_path_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against, "BLOCK_SECONDS", 0.5)
     sides = {"reference": (ROOT, 0.0), "run": (ROOT, 1.0)}
     found = collect(sides, ["tables", "no such path"], 2)
     assert found["no such path"].startswith("KeyError")
     pairs = zip(found["tables"]["reference"], found["tables"]["run"], strict=True)
     assert all(1.5 < run / reference < 3.0 for reference, run in pairs)
+
+
+class Machine:
+    """Stands for the measuring processes: the one that was started first is a tenth faster."""
+
+    started: ClassVar[list[str]] = []
+    turns: ClassVar[list[str]] = []
+
+    def __init__(self, root: Path, slower: float) -> None:
+        self.name = root.name
+        self.is_first = len(self.started) % 2 == 0
+        self.started.append(self.name)
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        if "loops" in question:
+            self.turns.append(self.name)
+        return {"seconds": 0.9 if self.is_first else 1.0}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_coin_says_who_begins_so_that_a_place_is_no_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against, "Side", Machine)
+    sides = {"reference": (Path("old"), 0.0), "run": (Path("new"), 0.0)}
+    found = collect(sides, ["a"], 200)["a"]
+    ratios = [run / old for run, old in zip(found["run"], found["reference"], strict=True)]
+    assert 60 < sum(ratio < 1 for ratio in ratios) < 140, "a fair coin leaves this once in 10^8"
+    assert sorted(set(Machine.started[:80])) == ["new", "old"]
+    pairs = [Machine.turns[place : place + 2] for place in range(0, 30, 2)]
+    assert all(pair == other[::-1] for pair, other in itertools.pairwise(pairs)), "they take turns"
+
+
+class Steady(Machine):
+    """Exact times, until someone presses Ctrl-C."""
+
+    blocks = 0
+
+    def __init__(self, root: Path, slower: float) -> None:
+        type(self).blocks += 1
+        if self.blocks > 3 * 13:
+            raise KeyboardInterrupt
+        self.seconds = 0.03 * (1 + slower)
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+
+def test_the_judge_is_tried_on_the_blocks_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ended in the fourteenth block: each draw takes twelve of thirteen."""
+    monkeypatch.setattr(against, "Side", Steady)
+    found = against.planted(20, ["tables"], 12, 1, 0.025)
+    assert len(found["milliseconds"]["tables"]["no-op"]) == 13
+    assert (found["tables"]["5 % slower"]["regressions"], found["tables"]["no-op"]["passes"]) == (20, 20)
+    assert "block 13 of 24" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="too early: a verdict may take 12 blocks"):
+        against.planted(20, ["tables"], 12, 1, 0.025)
+
+
+def test_fewer_paths_have_more_turns_and_long_ones_fewer() -> None:
+    least, most = against.TURNS
+    assert [against.turns_of(0.02, paths) for paths in (1, 4, 11, 100)] == [most, 75, 27, least]
+    assert against.turns_of(0.2, 1) == 30 and against.turns_of(5.0, 1) == least
+
+
+def test_a_cold_call_and_an_interrupted_one_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, costs = [0.0], iter([9.0, 1.0, 1.1, 50.0, 1.2, 1.0])
+    monkeypatch.setattr(against.time, "process_time", lambda: clock[0])
+
+    def action() -> None:
+        clock[0] += next(costs)
+
+    assert against._timed(action, 6, 0.0) == pytest.approx(1.1)
 
 
 def test_a_block_is_told_by_its_neighbouring_turns() -> None:

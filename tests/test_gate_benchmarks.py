@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from benchmarks.coverage import document, row
 from benchmarks.false_alarms import alarms, resampled
+from benchmarks.looks import cases, errors
+from benchmarks.looks import document as looks_document
 from benchmarks.planted import ARMS, DRAWS, HARMLESS, judge_scores, subset
 from evalharness.compare.selection import Side, rows_of
 from evalharness.gates.spec import Gates, read_gates
@@ -86,3 +89,51 @@ def test_a_subset_keeps_the_named_prompts_only() -> None:
     one = min(there)
     [chosen] = [row for row in rows_of(Side("", subset(results, {one}))) if row.name == "rtn-w4a4"]
     assert {r.prompt_id for rows in chosen.cells[0].scores.values() for r in rows} == {one}
+
+
+def test_looking_several_times_errs_no_more_often_than_promised() -> None:
+    """Of normal, heavy-tailed, drifting and one-sided noise; within three of the simulation's own errors."""
+    rows = json.loads((STATISTICS / "looks.json").read_text())
+    assert (STATISTICS / "looks.md").read_text() == looks_document(rows)
+    assert {row["looks"] for row in rows} == {1, 3, 6} and len(rows) == 72
+    for truth, status, promised in (
+        ("nothing changed", "REGRESSION", 1.0),
+        ("twice the bound slower", "PASS", 5.0),
+    ):
+        assert all(share <= promised + 3 * error for share, error in errors(rows, truth, status))
+
+
+def test_the_simulated_looks_are_those_of_the_gate() -> None:
+    """Some cases again, with fewer draws: the same shares, as far as chance goes."""
+    rows = json.loads((STATISTICS / "looks.json").read_text())
+    known = {(row["noise"], row["spread_pct"], row["truth"]): row for row in rows if row["looks"] == 3}
+    for found in cases(150, [3]):
+        was = known[found["noise"], found["spread_pct"], found["truth"]]
+        for key in ("regression_pct", "pass_pct", "incomplete_pct"):
+            share = was[key] / 100
+            allowed = 450 * math.sqrt((share * (1 - share) + 0.002) / 150)
+            assert abs(found[key] - was[key]) <= allowed, (found, was)
+
+
+def test_the_documents_have_the_figures_of_the_time_gate() -> None:
+    text = Path("docs/ci.md").read_text()
+    record = json.loads((STATISTICS / "timings.json").read_text())
+    for name, label in (("aggregation", "aggregation ("), ("weight_quantizer", "weight quantizer (")):
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {label}")]
+        cells = [cell.strip() for cell in line.split("|")[2:5]]
+        times = record["milliseconds"][name]
+        ratios = np.log(np.array(times["no-op"]) / np.array(times["reference"]))
+        said = []
+        for arm in ("5 % slower", "no-op"):
+            found = record[name][arm]
+            counts = f"{found['regressions']}, {found['not_told']}, {found['passes']}"
+            said.append(f"{counts} ({found['rises_pct'][0]:+.1f} to {found['rises_pct'][-1]:+.1f} %)")
+        assert cells == [*said, f"{100 * ratios.std(ddof=1):.1f} %"]
+        assert f"({np.median(times['reference']):.2g} ms" in line
+        assert f"from {len(ratios)} blocks" in text
+    rows = json.loads((STATISTICS / "looks.json").read_text())
+    for looks in (1, 3, 6):
+        mine = [row for row in rows if row["looks"] == looks]
+        alarm = max(errors(mine, "nothing changed", "REGRESSION"))[0]
+        passed = max(errors(mine, "twice the bound slower", "PASS"))[0]
+        assert f"| {looks} | {alarm:.1f} % | {passed:.1f} % |" in text

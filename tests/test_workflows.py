@@ -55,6 +55,8 @@ def test_the_form(path: Path) -> None:
         for step in job["steps"]:
             assert ("run" in step) != ("uses" in step)
             assert "uses" not in step or re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
+            is_checkout = step.get("uses", "").startswith("actions/checkout@")
+            assert not is_checkout or step["with"]["persist-credentials"] is False, "no token is left in .git"
             for expression in EXPRESSION.findall(step.get("run", "")):
                 assert not NO_PLACE_FOR_STRANGERS.search(expression), expression
     assert "secrets." not in path.read_text()

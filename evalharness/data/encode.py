@@ -224,7 +224,9 @@ def _finish(
         raise UserError(f"{out}: every clip was dropped ({kinds}); see {out / 'report.json'}")
     manifest = {
         "schema_version": 1,
-        "sha256": digest([fingerprint, encoding.identity(), [shard["sha256"] for shard in shards]]),
+        "sha256": digest(
+            [fingerprint, encoding.identity(), [shard["sha256"] for shard in shards], empty["sha256"]]
+        ),
         "model_fingerprint": fingerprint,
         "fps": encoding.fps,
         "clips": report["encoded"],

@@ -6,6 +6,7 @@ the model's decoder undoes it; the distribution's mean, no sample of it.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evalharness.data.manifest import read_manifest
-from evalharness.errors import UserError
+from evalharness.errors import UserError, one_line
 
 __all__ = ["EncodedClips"]
 
@@ -69,23 +70,39 @@ class EncodedClips:
         return torch.stack([latents for latents, _ in drawn]), torch.stack([text for _, text in drawn])
 
     def empty_caption(self) -> Tensor | None:
-        """Embedding [L, D] of no words; None in a folder from before it was stored."""
-        from safetensors import safe_open
+        """Embedding [L, D] of no words; None in a folder from before it was stored.
+
+        Raises:
+            UserError: its file is missing, or is not the one that was encoded.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         stored = self.manifest.get("empty_caption")
         if stored is None:
             return None
-        with safe_open(self.folder / stored["file"], framework="pt") as file:
-            text: Tensor = file.get_tensor("text")
+        try:
+            data = (self.folder / stored["file"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != stored["sha256"]:
+                raise ValueError("altered since it was written")
+            text = load(data)["text"]
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise self._damaged(stored["file"], error) from error
         return text
+
+    def _damaged(self, file: str, error: Exception) -> UserError:
+        return UserError(f"--data {self.folder}: {file} is damaged ({one_line(error)}); encode again")
 
     def row(self, file: str, number: int) -> tuple[Tensor, Tensor]:
         """Latents [C, F, h, w] and embedding [L, D] of one clip."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        if file not in self._open:
-            self._open[file] = safe_open(self.folder / file, framework="pt")
-        shard = self._open[file]
-        latents: Tensor = shard.get_slice("latents")[number : number + 1][0]
-        text: Tensor = shard.get_slice("text")[number : number + 1][0]
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(self.folder / file, framework="pt")
+            shard = self._open[file]
+            latents: Tensor = shard.get_slice("latents")[number : number + 1][0]
+            text: Tensor = shard.get_slice("text")[number : number + 1][0]
+        except (OSError, ValueError, IndexError, SafetensorError) as error:
+            raise self._damaged(file, error) from error
         return latents, text

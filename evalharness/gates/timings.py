@@ -2,17 +2,23 @@
 
 Two runs at different times on a shared machine differ by ten per cent and more, so a stored time is no
 reference for a bound of five. Turns are: each pair sees the same machine, and what is judged is the ratio of
-each pair. Were both sides the same code, a ratio and its inverse would be equally likely, whatever the noise
-looks like; so Wilcoxon's signed-rank test of the logarithms is exact, and its interval and the estimate
-between (Hodges and Lehmann 1963: the median of all pairs' averages) need no other assumption.
+each pair. Where a coin decides which side goes first in a pair, a ratio and its inverse are equally likely
+for the same code, whatever the noise looks like and however one pair's is like the next one's; so Wilcoxon's
+signed-rank test of the logarithms is exact, and its interval and the estimate between (Hodges and Lehmann
+1963: the median of all pairs' averages) need no other assumption.
 
 A bound asks for a resolution: where the pairs scatter so much that twice the bound cannot be ruled out,
 nothing passes, and the verdict says what could be told. ``python -m benchmarks.against BASE`` measures, and
 measures on where that is so.
+
+Who looks several times has several chances to err, both ways: to see a rise where there is none, and to pass
+one. Each look has an equal share of both errors (Bonferroni), which holds whatever the looks have in common,
+and needs no record of which of them was the last; ``benchmarks/looks.py`` tries it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -31,14 +37,14 @@ __all__ = ["LEAST_TURNS", "Rise", "Timing", "judge_timings", "read_timings", "ri
 LEAST_TURNS = 10
 _DEFAULT_SIGNIFICANCE = 0.01
 _MISSED = 0.05
-"""How often a slow-down of twice the bound may pass."""
+"""How often a slow-down of twice the bound may pass, at any of the looks."""
 _MOST_LOOKS = 20
 
 
 class Timing(NamedTuple):
     """Times of one thing, pair by pair, in any one unit.
 
-    ``looks``: how often the measurer may have looked whether to go on; each look has its share of the error.
+    ``looks``: how often the measurer may have looked whether to go on; each has its share of both errors.
     """
 
     reference: tuple[float, ...]
@@ -76,7 +82,7 @@ def judge_timings(
     """One each.
 
     REGRESSION where the ratio is beyond the bound and significantly above 1; PASS where it is within the
-    bound and twice the bound can be ruled out (5 % error); else INCOMPLETE.
+    bound and twice the bound can be ruled out (5 % error, of all looks together); else INCOMPLETE.
     """
     assert gate.max_rise_relative is not None
     if timings is None:
@@ -108,6 +114,7 @@ def rise_of(ratios: Sequence[float], significance: float, missed: float = _MISSE
     )
 
 
+@functools.lru_cache(maxsize=256)
 def _rank(pairs: int, error: float) -> int:
     """The largest r that the signed-rank sum of so many pairs does not pass with that chance at most."""
     ways = np.ones(1)
@@ -117,7 +124,7 @@ def _rank(pairs: int, error: float) -> int:
 
 
 def _verdict(name: str, timing: Timing, bound: float, significance: float) -> Verdict:
-    rise = rise_of(timing.ratios, significance / timing.looks)
+    rise = rise_of(timing.ratios, significance / timing.looks, _MISSED / timing.looks)
     status, reason = Status.PASS, f"{100 * (rise.middle - 1):+.1f} % over {len(timing.run)} turns"
     if rise.middle > 1 + bound and rise.least > 1.0:
         status, reason = Status.REGRESSION, f"{reason}, beyond {100 * bound:g} %"

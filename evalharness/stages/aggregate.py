@@ -68,6 +68,7 @@ def run(state: RunState) -> StageCount:
             dimensions=list(protocol.metrics),
             percent=protocol.percent,
             totals=totals_of(protocol),
+            ranges=_ranges(state, protocol),
             label=_label(state, protocol),
             manifest=state.finish_work(),
             prompts={prompt.id: prompt.text for prompt in state.plan.protocol_prompts},
@@ -113,6 +114,15 @@ def write_reports(
 def _judges(state: RunState, protocol: EvalProtocol) -> dict[str, str]:
     """The metric of each dimension, as this command has it."""
     return installed_metrics(protocol, protocol.metrics, state.registry, state.plan.chosen_metrics)
+
+
+def _ranges(state: RunState, protocol: EvalProtocol) -> dict[str, tuple[float, float]]:
+    """Of the scores of each dimension, as its metric declares it."""
+    infos = {
+        name: state.registry.get("metrics", metric)().info
+        for name, metric in _judges(state, protocol).items()
+    }
+    return {name: (float(info.low), float(info.high)) for name, info in infos.items()}
 
 
 class _Judged(NamedTuple):

@@ -175,4 +175,4 @@ def hash_tensor(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
 
 def unreadable(path: Path | None, reason: str) -> ValueError:
     """The error for a damaged file."""
-    return ValueError(f"{path} is no readable training state ({reason}); delete it to start anew")
+    return ValueError(f"{path} is no readable training state ({reason[:500]}); delete it to start anew")

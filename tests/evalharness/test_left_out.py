@@ -46,3 +46,18 @@ def test_a_protocol_that_insists_on_its_metrics_still_does(
     finished = toy_run("--protocol", "vbench-like", "--plugin", str(strict))
     assert finished.code == 2
     assert "vbench.rare" in finished.err
+
+
+def test_intervals_are_cut_where_the_metric_declares_it(toy_run: Callable[..., Any], tmp_path: Path) -> None:
+    """A metric of -1..1 whose scores lie around zero: the interval's lower end is below zero."""
+    text = Path(PLUGIN).read_text()
+    brightness, flicker = text.split("class Flicker")
+    brightness = brightness.replace("MetricInfo()", "MetricInfo(low=-1.0)")
+    brightness = brightness.replace("video.frames.mean() / 255", "(-0.03, 0.05)[int(sample.prompt.id) % 2]")
+    plugin = tmp_path / "cosine.py"
+    plugin.write_text(f"{brightness}class Flicker{flicker}")
+    assert toy_run("--protocol", "vbench-like", "--plugin", str(plugin), "--no-profile").code == 0
+    results = read_results(tmp_path / "out" / "results.json")
+    assert results.ranges == {"brightness": (-1.0, 1.0)}
+    lo = results.cells[0].dimensions["brightness"].lo
+    assert lo is not None and lo < -0.03

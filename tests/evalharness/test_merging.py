@@ -42,6 +42,13 @@ def test_joined_runs_equal_one_run_of_all_cells() -> None:
     assert sorted(joined.differences, key=str) == sorted(alone.differences, key=str)
 
 
+def test_a_range_that_one_run_knows_holds_for_all() -> None:
+    """Ben's run is from before ranges were stored."""
+    known = {"color": (-1.0, 1.0)}
+    for parts in ([anna(ranges=known), ben()], [anna(), ben(ranges=known)]):
+        assert merge(parts).ranges == known
+
+
 def test_every_row_says_which_run_it_is_from() -> None:
     first, second = merge([anna(), ben()]).manifest["merged"]
     assert first["cells"] == ["bf16-s0", "lsq-w3a3-s0", "rtn-w4a4-s0"] and first["also_has"] == []

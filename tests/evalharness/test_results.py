@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from evalharness.comparison import resampler_of
 from evalharness.ranking import ranking
 from evalharness.report.wording import ranking_sentences
 from evalharness.results import (
@@ -80,6 +81,25 @@ def build(*cells: CellRecord, **changes: Any) -> Results:
 BF16 = cell("bf16", 16, {"color": [0.9, 0.7], "scene": [1.0, 0.8]})
 LSQ = cell("lsq", 3, {"color": [0.5, 0.5], "scene": [0.6, 0.2]})
 RTN = cell("rtn", 3, {"color": [0.1, 0.3], "scene": [0.4, 0.0]})
+
+
+def test_intervals_end_where_the_metric_says_that_scores_end(tmp_path: Path) -> None:
+    """A cosine of about zero has an interval on both sides of it; a share has not. SciPy's t as the judge."""
+    near = [0.03, -0.02, 0.04, -0.03, 0.005]
+    made = cell("bf16", 16, {"color": near, "scene": [0.0, 0.0, 0.0, 0.0, 0.4]})
+    bound = build(made, resampler=None)
+    results = build(made, resampler=None, ranges={"color": (-1.0, 1.0), "scene": (0.0, 1.0)})
+    assert bound.cells[0].dimensions["color"].lo == 0.0 == results.cells[0].dimensions["scene"].lo
+    least, _ = scipy_stats.t.interval(0.95, 4, np.mean(near), scipy_stats.sem(near))
+    for row in (results.cells[0], results.pooled[0]):
+        assert row.dimensions["color"].lo == pytest.approx(least, rel=1e-6) and least < -0.02
+        assert row.mean is not None and row.mean.lo is not None and row.mean.lo < 0
+    write_results(results, tmp_path / "r.json")
+    write_results(bound, tmp_path / "bound.json")
+    again = read_results(tmp_path / "r.json")
+    assert again.ranges == {"color": (-1.0, 1.0)}, "what is 0..1 is not repeated"
+    assert resampler_of(again).of("color").bounds == (-1.0, 1.0)
+    assert '"ranges"' not in (tmp_path / "bound.json").read_text(), "older results read the same"
 
 
 def test_values_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -268,6 +269,18 @@ def test_ends_stay_within_the_bounds_of_a_score_and_hold_the_mean() -> None:
     zeros = {key: 0.0 for key in scores}
     difference = paired_difference(zeros, scores, skew(bounds=(0.0, 1.0)))
     assert difference.lo is not None and difference.lo < -0.9, "a difference has no bounds"
+
+
+def test_a_cosine_keeps_its_negative_end_and_a_mean_has_the_mean_of_the_bounds() -> None:
+    resampler = replace(skew(bounds=(0.0, 1.0)), ranges={"cosine": (-1.0, 1.0)})
+    scores = {Key(str(i), 0): v for i, v in enumerate([0.02, -0.03, 0.05, 0.01])}
+    free = bootstrap_ci(scores, skew())
+    assert free.lo is not None and free.lo < 0
+    assert bootstrap_ci(scores, resampler.of("cosine")) == free
+    assert bootstrap_ci(scores, resampler.of("color")).lo == 0.0
+    assert resampler.of("color") is resampler
+    assert resampler.over(["cosine", "color", "scene", "cosine "]).bounds == (-0.25, 1.0)
+    assert resampler.unbounded().over(["cosine"]).bounds is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.integers(1, 3))

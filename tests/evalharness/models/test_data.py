@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from evalharness.cli.main import main
 from evalharness.data import encode as encode_module
@@ -221,6 +221,13 @@ def test_encoded_clips_are_a_direct_encode(
     words = build_model(Registry(), "wan", ModelOptions(weights=str(folders("wan2.1")), generation=SIZE))
     empty = EncodedClips(out).empty_caption()
     assert empty is not None and torch.equal(empty, words.load("cpu").embed([""])[0].half())
+    wrong = out / "empty.safetensors"
+    wrong.write_bytes(save({"text": torch.ones_like(empty)}))
+    with pytest.raises(UserError, match=r"empty\.safetensors is damaged .*altered since it was written"):
+        EncodedClips(out).empty_caption()
+    wrong.unlink()
+    with pytest.raises(UserError, match=r"empty\.safetensors is damaged .*encode again"):
+        EncodedClips(out).empty_caption()
     for shard in read_manifest(out)["shards"]:
         stored = load_file(out / shard["file"])
         bucket = Bucket.parse(shard["bucket"])
@@ -341,3 +348,45 @@ def test_one_clip_in_fifty_is_held_out(tmp_path: Path) -> None:
     assert held == {0, 50, 100}
     assert trained == set(range(120)) - held
     assert len(clips) == 117
+
+
+def test_the_empty_caption_counts_as_training_data(tmp_path: Path) -> None:
+    """Other words in place of none are other data, though every clip is the same."""
+    shard = {"file": "shards/a.safetensors", "bucket": "5x32x32", "sha256": "1", "clips": ["x"]}
+    found = []
+    for name in ("2", "2", "3"):
+        encoding = encode_module.Encoding(fps=8, buckets=(Bucket(5, 32, 32),))
+        record = {"shards": [shard], "dropped": []}
+        empty = {"file": "empty.safetensors", "sha256": name}
+        encode_module._finish([record], 1, "model", encoding, tmp_path, empty)
+        found.append(read_manifest(tmp_path)["sha256"])
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shards": [{"file": "../a.safetensors", "bucket": "5x32x32", "sha256": "1", "clips": []}]},
+        {"shards": [{"file": "/a.safetensors", "bucket": "5x32x32", "sha256": "1", "clips": []}]},
+        {"shards": [{"file": "a\\..\\b", "bucket": "5x32x32", "sha256": "1", "clips": []}]},
+        {"shards": [{"bucket": "5x32x32", "sha256": "1", "clips": []}]},
+        {"shards": ["a"]},
+        {"empty_caption": {"file": "a"}},
+        {"empty_caption": []},
+    ],
+)
+def test_a_manifest_names_files_of_its_folder(changes: dict[str, Any], tmp_path: Path) -> None:
+    manifest = {"schema_version": 1, "sha256": "", "model_fingerprint": "", "clips": 1, "shards": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | changes))
+    with pytest.raises(UserError, match="no file here; encode again"):
+        read_manifest(tmp_path)
+
+
+def test_a_damaged_shard_is_one_line(tmp_path: Path) -> None:
+    shard = {"file": "a.safetensors", "bucket": "5x32x32", "sha256": "1", "clips": ["x"]}
+    manifest = {"schema_version": 1, "sha256": "", "model_fingerprint": "", "clips": 1, "shards": [shard]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for data in (b"", b"x" * 40, save({"latents": torch.zeros(1)}), save({"text": torch.zeros(1)})):
+        (tmp_path / "a.safetensors").write_bytes(data)
+        with pytest.raises(UserError, match=r"a\.safetensors is damaged .*encode again"):
+            EncodedClips(tmp_path).row("a.safetensors", 0)
