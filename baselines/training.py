@@ -11,6 +11,7 @@ from baselines.inputs import InputStats, observe_inputs
 from baselines.layerwise import check_weights
 from qvgen.api import quantizable_names
 from qvgen.config import QuantConfig
+from qvgen.training.agreement import all_or_none
 from qvgen.training.run import quantize_and_train_
 
 if TYPE_CHECKING:
@@ -41,16 +42,17 @@ def observe_and_train_(
         ValueError: as ``quantize_and_train_`` and ``observe_inputs``.
     """
     dtype = next(model.parameters()).dtype
-    names = quantizable_names(model, ctx.skip_layers)
-    check_weights(model, names)  # before NaN in one shows as the next layer's input
-    nn.Module.float(model)
-    stats = observe_inputs(
-        model,
-        names,
-        ctx,
-        batches=observed[0],
-        batch_size=observed[1],
-        buckets=config.buckets,
-    )
+    with all_or_none():
+        names = quantizable_names(model, ctx.skip_layers)
+        check_weights(model, names)  # before NaN in one shows as the next layer's input
+        nn.Module.float(model)
+        stats = observe_inputs(
+            model,
+            names,
+            ctx,
+            batches=observed[0],
+            batch_size=observed[1],
+            buckets=config.buckets,
+        )
     trained = quantize_and_train_(model, config, recipe, ctx, prepare=lambda student: start(student, stats))
     return nn.Module.to(trained, dtype)

@@ -9,6 +9,7 @@ from torch import nn
 from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.schedule import RankSchedule
+from qvgen.training.agreement import all_or_none
 from qvgen.training.context import TrainContext
 from qvgen.training.dtypes import dtypes_of, restore_dtypes_
 from qvgen.training.loop import train_, train_and_end_
@@ -41,7 +42,7 @@ def quantize_and_train_(
         prepare: called with the quantized model before it trains, to set what data must tell.
 
     Raises:
-        ValueError: as ``quantize_`` and ``train_``.
+        ValueError: as ``quantize_`` and ``train_``; of several processes, in all if in one.
     """
     check_shared(recipe)
     dtypes = dtypes_of(model)
@@ -52,8 +53,9 @@ def quantize_and_train_(
             model, recipe, ctx, schedule, lambda trained: convert_sharded_(trained, model, ctx.device, dtypes)
         )
         return model
-    quantize_(nn.Module.float(model), config, ctx.skip_layers)
-    if prepare is not None:
-        prepare(model)
+    with all_or_none():
+        quantize_(nn.Module.float(model), config, ctx.skip_layers)
+        if prepare is not None:
+            prepare(model)
     train_(model, recipe, ctx, schedule=schedule)
     return restore_dtypes_(convert_(model), dtypes)
