@@ -206,8 +206,9 @@ class TrainState:
         """
         if self.path is None or step == self._recipe.steps:
             return
-        if world_size() == 1:
-            self._background.raise_error()
+        if world_size() == 1 or self._log.is_due(step - 1):  # where all meet anyway
+            with all_or_none():
+                self._background.raise_error()
         every, seconds = self._recipe.save_every, self._recipe.save_every_s
         due = bool(every) and step % every == 0
         if not due and seconds and (world_size() == 1 or self._log.is_due(step - 1)):

@@ -183,6 +183,7 @@ def cases(root: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "save", saving("save", FULL)
     yield "save, no disk's error", saving("save2", RuntimeError("bad tensor"))
     yield "save in the background", saving("save3", FULL, save_async=True)
+    yield "saved long ago", saving("save4", FULL, save_async=True, save_every=20, steps=30)
     yield "no thread", no_thread
     yield "log", lambda: train(Failing(root / "none"), save_every=0)  # there is no such folder
     (root / "well").mkdir(exist_ok=True)

@@ -31,6 +31,7 @@ EXPECTED = {
     "save": FULL,
     "save, no disk's error": ("other", "bad tensor"),
     "save in the background": FULL,
+    "saved long ago": FULL,
     "no thread": ("other", "can't start new thread"),
     "nothing": (None, None),
 }
@@ -38,7 +39,7 @@ EXPECTED = {
 
 @pytest.mark.slow
 def test_one_process_fails_and_both_say_so(tmp_path: Path) -> None:
-    """Sixteen times in one process group: a process left behind would spoil the next training."""
+    """Seventeen times in one process group: a process left behind would spoil the next training."""
     done = torchrun(tmp_path, script=failing_training.__file__)
     told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)]
     assert done.returncode == 0, done.stderr
@@ -49,6 +50,8 @@ def test_one_process_fails_and_both_say_so(tmp_path: Path) -> None:
         if name in EXPECTED:
             assert (kind, text) == EXPECTED[name]
     assert told[0]["damaged"][0] == "value" and "no readable training state" in told[0]["damaged"][1]
+    lines = (tmp_path / "save4" / "log.jsonl").read_text().splitlines()
+    assert 20 <= len(lines) < 30, "at a line, not at the end"
     assert "No such file or directory" in told[0]["log"][1]
 
 
