@@ -65,7 +65,7 @@ class QuantLinear(nn.Module):
         """All that must be positive: the weight's scales and, where they are static, the activations'."""
         yield self.wquantizer.scale()
         if isinstance(self.aquantizer, StaticActivationQuantizer):
-            yield self.aquantizer.scale()
+            yield from self.aquantizer.factors()
 
     def forward(self, x: Tensor) -> Tensor:
         # Under autocast the product runs in its dtype: rounded to it at once, both sides save a pass.
