@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 from torch import distributed
@@ -18,11 +17,8 @@ from torch import distributed
 from qvgen.diverged import DivergedError
 from qvgen.training.parallel import rank, world_size
 
-_PATIENCE = timedelta(
-    days=7
-)  # for slow work of others; who started the processes ends those left by a dead one
 _GRACE_S = 60.0  # what a process that failed waits for others, which may be beyond reach
-_POLL_S = 0.01
+_POLL_S = (0.001, 0.2)
 # The first that an error is one of names its kind to the others.
 _KINDS: dict[str, type[Exception]] = {
     "diverged": DivergedError, "value": ValueError, "memory": MemoryError, "system": OSError,
@@ -71,14 +67,13 @@ def _exchanged(text: str, problem: Exception | None) -> list[str]:
     meeting = f"qvgen/agreed/{store.add(f'qvgen/agreed/{rank()}', 1)}"
     store.set(f"{meeting}/{rank()}", text)
     keys = [f"{meeting}/{number}" for number in range(world_size())]
-    if problem is None:
-        store.wait(keys, _PATIENCE)
-    else:
-        end = time.monotonic() + _GRACE_S
-        while not store.check(keys):
-            if time.monotonic() > end:
-                raise problem
-            time.sleep(_POLL_S)
+    begun = time.monotonic()
+    # Asked again and again: a wait would hold the store's one connection, which NCCL's watchdog needs too.
+    while not store.check(keys):
+        waited = time.monotonic() - begun
+        if problem is not None and waited > _GRACE_S:
+            raise problem
+        time.sleep(min(max(waited / 20, _POLL_S[0]), _POLL_S[1]))
     return [store.get(key).decode() for key in keys]
 
 
