@@ -75,7 +75,9 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
         "steps": given.steps,
         "opened_s": round(time.perf_counter() - start, 1),
         "conditions": conditions(device.type, "default", given.steps),
+        "settings": str(opened.settings),
     }
+    print(f"  {name} opened in {found['opened_s']} s", flush=True)
     executions: dict[str, nn.Module] = {}
     is_tile_known = name in DENOISE_ONLY  # a tiled decoder is alone on the device, whatever ran before
     for run in sorted(given.runs, key=lambda run: EXECUTIONS.index(run.partition(":")[0])):
@@ -110,7 +112,7 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
             if key in measured
         }
         print(f"  {name}, {run}: {measured} GB, predicted {entry['predicted_gb']}", flush=True)
-    found["settings"] = str(opened.settings)
+        given.save(found)
     return found
 
 

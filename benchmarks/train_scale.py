@@ -5,7 +5,8 @@
 
 The whole way is run and measured: quantizing block by block, sharding, steps, a saved state if asked
 for, and the finished model; seconds and peak memory of each, beside what the preflight predicts. Every
-process makes the same random bfloat16 weights on its GPU, from where the training takes them.
+process makes the same random bfloat16 weights on its GPU, from where the training takes them. After each
+phase ``train_scale.json`` is written with what there is.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Measured:
         self.state_folder = options.state
         self.phases: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
+        self.facts: Mapping[str, Any] = {}
         self._begun = time.perf_counter()
 
     def phase(self, name: str) -> None:
@@ -66,6 +68,14 @@ class Measured:
         self._begun = time.perf_counter()
         if rank() == 0:
             print(found, flush=True)
+            self.save({**self.facts, "phases": self.phases, "losses": [r["loss"] for r in self.records]})
+
+    def save(self, found: Mapping[str, Any]) -> None:
+        """Write what there is."""
+        if self.options.output is not None:
+            self.options.output.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(found, indent=1) + "\n"
+            atomic_write_text(self.options.output / "train_scale.json", text)
 
     def teacher(self) -> nn.Module:
         self.phase("student quantized and sharded")
@@ -129,18 +139,15 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     if options.rank:
         qat = QVGenConfig(quant=quant, rank=options.rank, phi_init="random" if quick else "error")
     context = Measured(options, device, config)
-    model = transformer(config, device, seed=0)
-    context.phase("weights made")
-    quantize_and_train_(model, qat, recipe, context)
-    context.phase("converted")
     settings = dataclasses.replace(
         Registry().get("models", options.model)(ModelOptions()).settings,
         frames=options.frames, height=options.height, width=options.width,
     )  # fmt: skip
     asked = Training.of(dataclasses.asdict(recipe), options.rank, world_size())
     predicted = training_memory(spec, settings, **dataclasses.asdict(asked))
-    return {
+    context.facts = {
         "model": options.model,
+        "tiny": options.tiny,
         "gpus": world_size(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -148,19 +155,26 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
         "start": options.start,
         "rank": options.rank,
         "recipe": dataclasses.asdict(recipe),
-        "phases": context.phases,
         "predicted_gb": {name: round(size / 1e9, 2) for name, size in predicted.items()},
         "predicted_step_peak_gb": round(sum(predicted.values()) / 1e9, 2),
         "preflight_gb": round(need_of(spec, settings, asked)[0] / 1e9, 2),
-        "losses": [record["loss"] for record in context.records],
     }
+    model = transformer(config, device, seed=0)
+    context.phase("weights made")
+    quantize_and_train_(model, qat, recipe, context)
+    context.phase("converted")
+    return {
+        **context.facts, "phases": context.phases, "losses": [record["loss"] for record in context.records]
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="wan2.1-14b", help="a Wan of known size")
-    parser.add_argument("--tiny", action="store_true", help="two small blocks instead, to try the script")
+    parser.add_argument(
+        "--tiny", action="store_true", help="two small blocks and a small clip instead, to try the script"
+    )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--passes", type=int, default=1, help="of each process in a step")
@@ -169,9 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--text", type=int, default=512, help="tokens of a caption")
     parser.add_argument("--rank", type=int, default=32, help="of Phi; 0: kd-qat")
-    parser.add_argument(
-        "--start", choices=("quick", "full"), default="full", help="quick: no search, and a random Phi"
-    )
+    parser.add_argument(  # torchrun would take --start for an option of its own
+        "--begin", dest="start", choices=("quick", "full"), default="full",
+        help="quick: no search, and a random Phi",
+    )  # fmt: skip
     parser.add_argument("--keeps", choices=("nothing", "attention"), default="nothing")
     parser.add_argument("--teacher", choices=("whole", "sharded", "host"), default="sharded")
     parser.add_argument("--offload", choices=("off", "moments"), default="off")
@@ -180,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-async", action="store_true")
     parser.add_argument("--output", type=Path, default=None, help="folder for train_scale.json")
     options = parser.parse_args(argv)
+    if options.tiny:
+        options.frames, options.height, options.width, options.text = 5, 32, 32, 4
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
@@ -191,9 +208,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure(options, device)
         if rank() == 0:
             print(json.dumps(found, indent=1))
-            if options.output is not None:
-                options.output.mkdir(parents=True, exist_ok=True)
-                atomic_write_text(options.output / "train_scale.json", json.dumps(found, indent=1) + "\n")
     finally:
         if joint:
             distributed.destroy_process_group()

@@ -3,7 +3,8 @@
 A method declares what it needs (``api.CalibrationNeeds``); the service watches the listed linears
 with hooks while the model's own full-precision sampler runs over calibration prompts. Everything is
 reduced on the fly, so memory depends on the number of layers and their width, not on the number of
-tokens. torch is imported by the functions, as everywhere in the harness.
+tokens; what is too much of it for the device rests on the host. torch is imported by the functions, as
+everywhere in the harness.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evalharness.api import CalibrationNeeds, LayerStatistics
+from evalharness.api import CalibrationNeeds
+from evalharness.hessians import Grams
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,6 @@ __all__ = ["VERSION", "Collector", "Statistics", "calibrate", "needs_key"]
 VERSION = 1
 
 TIMESTEPS = 1000
-_ROWS_AT_ONCE = 4096
 
 
 def calibrate(
@@ -35,7 +36,8 @@ def calibrate(
     needs: CalibrationNeeds,
     seed: int,
     track: Callable[[range, str], Iterator[int]],
-) -> Mapping[str, LayerStatistics]:
+    hessian_bytes: int | None = None,
+) -> dict[str, Statistics]:
     """Run the sampler ``needs.prompts`` times and return the statistics of each layer.
 
     Args:
@@ -44,6 +46,7 @@ def calibrate(
         needs: what to collect, and of which layers.
         seed: decides which rows are kept.
         track: progress bar.
+        hessian_bytes: of the device that sums of x x^T may take, see ``evalharness.hessians``.
 
     Raises:
         ValueError: a name that is no linear, a layer that was never called, NaN or infinity in a
@@ -51,7 +54,7 @@ def calibrate(
     """
     import torch
 
-    collector = Collector(transformer, needs, seed)
+    collector = Collector(transformer, needs, seed, hessian_bytes)
     with torch.no_grad(), collector.watching():
         for run in track(range(needs.prompts), "calibration"):
             try:
@@ -66,10 +69,9 @@ def calibrate(
 
 @dataclass(slots=True)
 class _Layer:
-    """Running sums of one linear. ``gram`` and ``total``: sums of x x^T and x over ``gram_rows`` rows."""
+    """Running sums of one linear. ``total``: sum of x over ``gram_rows`` rows."""
 
     absmax: Tensor
-    gram: Tensor | None
     total: Tensor
     gram_rows: int
     rows: Tensor
@@ -82,21 +84,28 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Satisfies ``api.LayerStatistics``."""
+    """Satisfies ``api.LayerStatistics``; ``stored_hessian`` may rest on the host."""
 
     absmax: Tensor
     low: float
     high: float
     rows: Tensor
-    hessian: Tensor | None
+    stored_hessian: Tensor | None
     mean: Tensor | None
     shares_input_with: str
+
+    @property
+    def hessian(self) -> Tensor | None:
+        """On the device; of one that rests on the host a copy, for as long as the caller keeps it."""
+        return None if self.stored_hessian is None else self.stored_hessian.to(self.absmax.device)
 
 
 class Collector:
     """Hooks on the linears of a transformer and what they have seen so far."""
 
-    def __init__(self, transformer: nn.Module, needs: CalibrationNeeds, seed: int) -> None:
+    def __init__(
+        self, transformer: nn.Module, needs: CalibrationNeeds, seed: int, hessian_bytes: int | None = None
+    ) -> None:
         from torch import nn
 
         self.needs = needs
@@ -105,11 +114,14 @@ class Collector:
         self._bucket = 0
         self._layers: dict[str, _Layer] = {}
         # The last input and its products: q, k and v read the same tensor, which is reduced once.
-        self._last: tuple[Tensor, str, Tensor, Tensor, tuple[Tensor, Tensor, int] | None] | None = None
-        linears = {name for name, part in transformer.named_modules() if isinstance(part, nn.Linear)}
+        self._last: tuple[Tensor, str, Tensor, Tensor, tuple[Tensor, Tensor] | None] | None = None
+        linears = {
+            n: part.in_features for n, part in transformer.named_modules() if isinstance(part, nn.Linear)
+        }
         for name in needs.layers:
             if name not in linears:
                 raise ValueError(f"calibration: {name!r} is no linear of the model")
+        self._grams = Grams({name: linears[name] for name in needs.layers}, hessian_bytes)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -139,22 +151,23 @@ class Collector:
                 "full-precision model itself fails there, so nothing can be calibrated"
             )
 
-    def result(self) -> dict[str, LayerStatistics]:
+    def result(self) -> dict[str, Statistics]:
         """Statistics by layer, in the order of ``needs.layers``."""
         missing = next((name for name in self.needs.layers if name not in self._layers), None)
         if missing is not None:
             raise ValueError(f"calibration: layer {missing} was never called; leave it out (skip layers)")
-        return {name: self._finished(self._layers[name]) for name in self.needs.layers}
+        return {name: self._finished(name, self._layers[name]) for name in self.needs.layers}
 
-    def _finished(self, layer: _Layer) -> LayerStatistics:
+    def _finished(self, name: str, layer: _Layer) -> Statistics:
         count = max(layer.gram_rows, 1)
+        hessian = self._grams.mean(name, count, layer.absmax.device) if self.needs.hessian else None
         return Statistics(
             absmax=layer.absmax,
             low=float(layer.low.min()),
             high=float(layer.high.max()),
             rows=layer.rows,
-            hessian=None if layer.gram is None else layer.gram / count,
-            mean=None if layer.gram is None else layer.total / count,
+            stored_hessian=hessian,
+            mean=layer.total / count if self.needs.hessian else None,
             shares_input_with=layer.leader,
         )
 
@@ -179,11 +192,12 @@ class Collector:
         rows = x.detach().reshape(-1, x.shape[-1])
         shared = self._last is not None and self._last[0] is x
         if not shared:
+            self._grams.make_room()
             low, high = rows.amin(0).float(), rows.amax(0).float()
-            sums = self._sums(rows) if self.needs.hessian else None
-            self._last = (x, name, low, high, sums)
+            taken = self._taken(rows) if self.needs.hessian else None
+            self._last = (x, name, low, high, taken)
         assert self._last is not None
-        _, leader, low, high, sums = self._last
+        _, leader, low, high, taken = self._last
         layer = self._layers.get(name)
         if layer is None:
             layer = self._layers[name] = self._new(rows, leader)
@@ -193,10 +207,10 @@ class Collector:
         torch.maximum(layer.high, high, out=layer.high)
         absmax = layer.absmax[self._bucket]
         torch.maximum(absmax, torch.maximum(high, -low), out=absmax)
-        if sums is not None and layer.gram is not None:
-            layer.gram += sums[0]
-            layer.total += sums[1]
-            layer.gram_rows += sums[2]
+        if taken is not None:
+            self._grams.add(name, taken[0])
+            layer.total += taken[1]
+            layer.gram_rows += len(taken[0])
         if self.needs.rows:
             self._keep_rows(layer, rows)
 
@@ -206,7 +220,6 @@ class Collector:
         width, device = rows.shape[1], rows.device
         return _Layer(
             absmax=torch.zeros(self.needs.buckets, width, device=device),
-            gram=torch.zeros(width, width, device=device) if self.needs.hessian else None,
             total=torch.zeros(width, device=device),
             gram_rows=0,
             rows=rows.new_empty(0, width),  # not rows[:0], which would keep the whole input alive
@@ -218,19 +231,17 @@ class Collector:
             generator=torch.Generator().manual_seed(self._seed),
         )
 
-    def _sums(self, rows: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Sums of x x^T and of x over evenly spaced rows of the call, in float32, and their number."""
+    def _taken(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Evenly spaced rows of the call, and their sum in float32."""
         import torch
 
         limit = self.needs.hessian_rows_per_call
         if len(rows) > limit:
             steps = torch.linspace(0, len(rows) - 1, limit, device=rows.device)
             rows = rows[steps.round().long()]
-        gram = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-        for part in rows.split(_ROWS_AT_ONCE):
-            exact = part.float()
-            gram.addmm_(exact.T, exact)
-        return gram, rows.float().sum(0), len(rows)
+        elif self._grams.at_rest:  # they wait; the input may be changed meanwhile
+            rows = rows.clone()
+        return rows, rows.float().sum(0)
 
     def _keep_rows(self, layer: _Layer, rows: Tensor) -> None:
         """Each row draws a random priority; the highest of all calls stay: a uniform sample."""

@@ -28,14 +28,20 @@ STAGES: Mapping[str, Callable[[RunState], StageCount]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What each stage did, and how long all took."""
+    """What each stage did, how long all took, and how many of the failures were mistakes of the user."""
 
     counts: Mapping[str, StageCount]
     seconds: float
+    mistakes: int = 0
 
     @property
     def failed(self) -> int:
         return sum(count.failed for count in self.counts.values())
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same command would end the same way: nothing failed but by the user's mistakes."""
+        return self.failed == self.mistakes
 
     @property
     def nothing_done(self) -> bool:
@@ -90,7 +96,7 @@ def run_stages(state: RunState, names: tuple[str, ...]) -> Summary:
         counts = {name: STAGES[name](state) for name in names}
     finally:
         state.executor.close()
-    summary = Summary(counts=counts, seconds=time.monotonic() - start)
+    summary = Summary(counts=counts, seconds=time.monotonic() - start, mistakes=state.mistakes)
     if state.started:
         state.event("end", summary=summary.line())
     return summary

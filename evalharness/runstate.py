@@ -44,6 +44,7 @@ class RunState:
     Attributes:
         identity: of the run folder, as ``plan.json`` records it.
         prepared: filled by the prepare stage; a cell that is missing there failed.
+        mistakes: tasks that failed by something that the user can mend.
     """
 
     plan: RunPlan
@@ -55,6 +56,7 @@ class RunState:
     config: Mapping[str, Any]
     prepared: dict[str, Prepared] = field(default_factory=dict)
     started: bool = False
+    mistakes: int = 0
 
     @property
     def cells(self) -> Sequence[Cell]:
@@ -87,6 +89,7 @@ class RunState:
                 f"{outcome.task.key}: {outcome.error}; free space or permissions, then run the same "
                 "command again: finished work is kept"
             )
+        self.mistakes += outcome.failure is Failure.USER
         self.event(
             "failure",
             stage=outcome.task.kind,

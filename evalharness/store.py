@@ -20,6 +20,7 @@ from evalharness.errors import StorageError, UserError
 __all__ = [
     "TEMP_PREFIX",
     "JsonLines",
+    "atomic_write_blocks",
     "atomic_write_bytes",
     "atomic_write_json",
     "atomic_write_pieces",
@@ -43,6 +44,15 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         OSError: disk full, no permission; the old file is then untouched.
     """
     _write(path, [data])
+
+
+def atomic_write_blocks(path: Path, blocks: Iterable[bytes]) -> None:
+    """``atomic_write_bytes`` of data that comes in blocks and is never whole in memory.
+
+    Raises:
+        OSError: as ``atomic_write_bytes``; whatever the iterator raises. The old file is then untouched.
+    """
+    _write(path, blocks)
 
 
 def atomic_write_pieces(path: Path, pieces: Iterable[str]) -> None:

@@ -54,22 +54,26 @@ class QuantLinear(nn.Module):
 
     def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Q(W) + Phi, [out, in], computed in float32 and rounded to ``dtype`` if given."""
+        return self._effective(self.weight, dtype)
+
+    def _effective(self, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
         phi = None if self.phi is None else (self.phi.L, self.phi.gamma, self.phi.R)
-        weight: Tensor = self.wquantizer(self.weight, phi, dtype)
-        return weight
+        effective: Tensor = self.wquantizer(weight, phi, dtype)
+        return effective
 
     def scales(self) -> Iterator[Tensor]:
         """All that must be positive: the weight's scales and, where they are static, the activations'."""
         yield self.wquantizer.scale()
         if isinstance(self.aquantizer, StaticActivationQuantizer):
-            yield self.aquantizer.scale()
+            yield from self.aquantizer.factors()
 
     def forward(self, x: Tensor) -> Tensor:
         # Under autocast the product runs in its dtype: rounded to it at once, both sides save a pass.
         kind = x.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        weight = self.effective_weight(autocast or self.weight.dtype)
-        return functional.linear(self.aquantizer(x, autocast), weight, self.bias)
+        weight = self.weight  # once: an adapter computes it each time it is asked for
+        effective = self._effective(weight, autocast or weight.dtype)
+        return functional.linear(self.aquantizer(x, autocast), effective, self.bias)
 
 
 class FrozenQuantLinear(nn.Module):

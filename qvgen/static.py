@@ -100,6 +100,10 @@ class StaticActivationQuantizer(nn.Module):
         """Steps [G], float32."""
         return self.log_scale.exp() * self.norm_scale
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """What ``scale`` multiplies. One may be spread over processes while the other is not."""
+        return self.log_scale.exp(), self.norm_scale
+
     def zero_point(self) -> Tensor:
         """Zero points [G], float32, not necessarily whole."""
         return self.offset - self.norm_shift / self.scale()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import throughput
 from benchmarks.generate import main
 from benchmarks.generate_parts import made, one_video
 from benchmarks.random_pipelines import MODELS, RandomSource, open_model
@@ -96,3 +101,36 @@ def test_the_rate_leaves_out_loading_and_the_end() -> None:
     late = sorted([10.0 + 4 * n for n in range(20)] + [40.0 + 4 * n for n in range(12)])
     assert rate(late, 2) == pytest.approx(30, rel=0.05)
     assert rate([10.0 + 4 * n for n in range(12)], 1) == pytest.approx(15)
+    assert rate([10.0, 14.0], 2) is None
+
+
+def test_a_run_that_takes_too_long_leaves_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight videos within moments, then nothing: ended from outside, its rate is of those eight."""
+    cell = tmp_path / "cell"
+    maker = f"""
+import json, pathlib, sys, time
+cell = pathlib.Path({str(cell)!r})
+cell.mkdir()
+pathlib.Path(sys.argv[1], "cells").mkdir(parents=True)
+pathlib.Path(sys.argv[1], "cells/bf16-s0").symlink_to(cell)
+(cell / "videos").mkdir()
+for n in range(8):
+    (cell / "videos" / f"{{n}}.mp4").touch()
+    with (cell / "samples.jsonl").open("a") as file:
+        file.write(json.dumps({{"status": "ok", "ms": 50.0}}) + chr(10))
+    time.sleep(0.05)
+time.sleep(60)
+"""
+    monkeypatch.setattr(
+        throughput, "command", lambda given, folder, gpus, output: [sys.executable, "-c", maker, str(output)]
+    )
+    saved: list[dict[str, Any]] = []
+    given = argparse.Namespace(videos=12, save=saved.append)
+    begun = time.monotonic()
+    found = throughput.measured(given, tmp_path, 1, 4.0)
+    assert time.monotonic() - begun < 30
+    assert (found["ended"], found["videos"]) == (False, 8)
+    assert 60 < found["videos_a_minute"] < 60 * 20 and found["videos_a_minute_by_workers_clocks"] == 1200
+    assert saved and len(saved[-1]["made_at"]) == 8

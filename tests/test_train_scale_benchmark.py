@@ -21,7 +21,7 @@ def test_a_small_training_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
         "2",
         "--save-async",
     ]
-    assert main(["--tiny", *sizes, *options, "--start", "quick", "--output", str(tmp_path)]) == 0
+    assert main(["--tiny", *sizes, *options, "--begin", "quick", "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "train_scale.json").read_text())
     assert [phase["name"] for phase in found["phases"]] == [
         "weights made", "student quantized and sharded", "teacher in place", "step 0", "step 1", "step 2",

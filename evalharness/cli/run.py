@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -38,8 +39,12 @@ def execute(arguments: list[str]) -> int:
     if config.executor == "torchrun" and not dry_run:
         from evalharness.executors import torchrun
 
-        if torchrun.rank() > 0:
-            return torchrun.serve()
+        return torchrun.once(partial(_execute, config, dry_run=False))
+    return _execute(config, dry_run=dry_run)[0]
+
+
+def _execute(config: RunConfig, *, dry_run: bool) -> tuple[int, bool]:
+    """The exit code, and whether the same command would end the same way."""
     registry = Registry(config.plugin)
     plan = build_plan(config, registry)
     console = Console()
@@ -58,7 +63,7 @@ def execute(arguments: list[str]) -> int:
         from evalharness.dryrun import describe
 
         print(describe(plan, registry))
-        return 0
+        return 0, True
     from evalharness.runner import run_plan
 
     summary = run_plan(plan, registry, console)
@@ -70,7 +75,7 @@ def execute(arguments: list[str]) -> int:
     if summary.failed:
         log = plan.output / "events.jsonl"
         console.say(f"{summary.failed} failed (details in {log}); the same command tries them again")
-    return 1 if summary.failed else 0
+    return (1 if summary.failed else 0), summary.is_final
 
 
 def parse_config(arguments: list[str]) -> tuple[RunConfig, bool]:

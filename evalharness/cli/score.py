@@ -67,16 +67,19 @@ def execute(arguments: list[str]) -> int:
         if is_run
         else options.output or f"runs/{folder.resolve().name}-{options.protocol}",
     )
+
+    def score() -> tuple[int, bool]:
+        console = Console()
+        summary = _rescore(config, console) if is_run else _given(folder, options, config, console)
+        console.say(summary.line())
+        print(f"results: {config.output}")
+        return (1 if summary.failed else 0), summary.is_final
+
     if config.executor == "torchrun":
         from evalharness.executors import torchrun
 
-        if torchrun.rank() > 0:
-            return torchrun.serve()
-    console = Console()
-    summary = _rescore(config, console) if is_run else _given(folder, options, config, console)
-    console.say(summary.line())
-    print(f"results: {config.output}")
-    return 1 if summary.failed else 0
+        return torchrun.once(score)
+    return score()[0]
 
 
 def _check(options: argparse.Namespace, folder: Path, is_run: bool) -> None:

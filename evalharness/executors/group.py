@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["is_first", "together"]
+from evalharness.errors import StorageError, UserError, is_storage_error, one_line
+
+if TYPE_CHECKING:
+    from evalharness.executors.torchrun import Store
+
+__all__ = ["PeerError", "Readiness", "is_first", "ready", "together"]
+
+
+class PeerError(RuntimeError):
+    """Another rank of the group failed before the work of all could begin."""
 
 
 def is_first(payload: Mapping[str, Any]) -> bool:
     """Whether this process writes what the task makes: always, but for the others of a group."""
     group = payload.get("group")
     return group is None or group["rank"] == 0
+
+
+class Readiness:
+    """Ranks tell each other through ``store`` whether they have all that they need."""
+
+    def __init__(self, store: Store, rank: int, world: int) -> None:
+        self._store, self._rank, self._world = store, rank, world
+
+    def tell(self, problem: Exception | None) -> None:
+        """Once for each rank."""
+        said = None
+        if problem is not None:
+            kind = "user" if isinstance(problem, ValueError) else "other"
+            kind = "storage" if is_storage_error(problem) else kind
+            said = [kind, str(problem) if kind == "user" else one_line(problem)]
+        self._store.set(f"ready/{self._rank}", json.dumps(said))
+
+    def wait(self) -> None:
+        """Until all have told; raises what the first of the others said that failed.
+
+        Raises:
+            UserError: a user's mistake.
+            StorageError: of its disk.
+            PeerError: anything else.
+        """
+        for number in range(self._world):
+            said = json.loads(self._store.get(f"ready/{number}"))
+            if said is not None:
+                kinds: dict[str, type[Exception]] = {"user": UserError, "storage": StorageError}
+                raise kinds.get(said[0], PeerError)(said[1])
+
+
+@contextmanager
+def ready(payload: Mapping[str, Any]) -> Iterator[None]:
+    """What each rank of a group does alone before all work together: it fails in all if it fails in one.
+
+    Raises:
+        Exception: what went wrong here, else as ``Readiness.wait``.
+    """
+    group = payload.get("group")
+    if group is None:
+        yield
+        return
+    readiness = Readiness(_store_of(group), group["rank"], group["world"])
+    try:
+        yield
+    except Exception as error:
+        readiness.tell(error)
+        raise
+    readiness.tell(None)
+    readiness.wait()
 
 
 @contextmanager
@@ -24,14 +85,22 @@ def together(payload: Mapping[str, Any], device: str) -> Iterator[None]:
         return
     from torch import distributed
 
-    from evalharness.executors.torchrun import connect
-
-    whole: Any = connect(master=False)
-    store = distributed.PrefixStore(f"group/{group['name']}", whole)  # type: ignore[attr-defined]
     distributed.init_process_group(
-        "nccl" if device == "cuda" else "gloo", store=store, rank=group["rank"], world_size=group["world"]
+        "nccl" if device == "cuda" else "gloo",
+        store=_store_of(group),
+        rank=group["rank"],
+        world_size=group["world"],
     )
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _store_of(group: Mapping[str, Any]) -> Any:
+    from torch import distributed
+
+    from evalharness.executors.torchrun import connect
+
+    whole: Any = connect(master=False)
+    return distributed.PrefixStore(f"group/{group['name']}", whole)  # type: ignore[attr-defined]

@@ -6,7 +6,8 @@ Rank 0 holds the run folder and writes its records; its own share runs in a proc
 it is always free to write down what others finished. Tasks and answers are JSON in the key-value store
 that torchrun keeps anyway. Nothing is scheduled here: a rank that is free takes the next task that is
 missing. Only a training is done by all ranks together, as one process group. A rank that dies ends the
-job; torchrun starts all anew (``--max-restarts``), and the same command goes on with what is missing.
+job; torchrun starts all anew (``--max-restarts``), and the same command goes on with what is missing. After
+a user's mistake each of those attempts ends at once.
 """
 
 from __future__ import annotations
@@ -17,19 +18,31 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
 from evalharness.errors import UserError
-from evalharness.executor import EventHandler, Outcome, SubprocessExecutor, Task, WorkerSpec, as_outcome
+from evalharness.executor import (
+    EventHandler,
+    Failure,
+    Outcome,
+    SubprocessExecutor,
+    Task,
+    WorkerSpec,
+    as_outcome,
+)
 
-__all__ = ["Store", "TorchrunExecutor", "rank", "serve", "world_size"]
+__all__ = ["LostRankError", "Store", "TorchrunExecutor", "once", "rank", "serve", "world_size"]
 
 _PATIENCE = timedelta(days=7)
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 60.0
 _STOP = "stop"
+
+
+class LostRankError(UserError):
+    """A rank was lost in what all do together: the same command may well succeed."""
 
 
 class Store(Protocol):
@@ -77,9 +90,19 @@ def connect(*, master: bool = True) -> Store:
     """
     from torch import distributed
 
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    made: Store = distributed.PrefixStore(  # type: ignore[attr-defined]
+        f"evalharness/{attempt}", _tcp_store(master=master)
+    )
+    return made
+
+
+def _tcp_store(*, master: bool) -> Any:
+    from torch import distributed
+
     host, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT")
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = distributed.TCPStore(  # type: ignore[attr-defined]
+    return distributed.TCPStore(  # type: ignore[attr-defined]
         host,
         port,
         world_size(),
@@ -87,11 +110,62 @@ def connect(*, master: bool = True) -> Store:
         timeout=_PATIENCE,
         wait_for_workers=False,
     )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    made: Store = distributed.PrefixStore(  # type: ignore[attr-defined]
-        f"evalharness/{attempt}", store
-    )
-    return made
+
+
+def once(command: Callable[[], tuple[int, bool]]) -> int:
+    """Run ``command`` in rank 0, and in the others what it hands out; returns the exit code.
+
+    torchrun cannot be told that trying again is of no use. So a mistake of the user is kept in the store,
+    which lives as long as torchrun; the attempts that follow end at once with the same line.
+
+    Args:
+        command: returns an exit code, and whether the same command would end the same way.
+
+    Raises:
+        UserError: as ``command``, now or in an attempt before this one.
+    """
+    job = _Job()
+    verdict = job.verdict()
+    if verdict is not None:
+        code, line = verdict
+        if line and rank() == 0:
+            raise UserError(line)
+        return code
+    if rank() > 0:
+        return serve()
+    try:
+        code, is_final = command()
+    except UserError as error:
+        if not isinstance(error, LostRankError):
+            job.end(2, str(error))
+        raise
+    if code and is_final:
+        job.end(code)
+    return code
+
+
+class _Job:
+    """What is known of a torchrun's job in all of its attempts; nothing where there is but one."""
+
+    _KEY = "evalharness/verdict"
+
+    def __init__(self) -> None:
+        self._attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        limit = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+        lasts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._store = _tcp_store(master=False) if limit and lasts else None
+
+    def verdict(self) -> tuple[int, str] | None:
+        """Exit code and line of an attempt before this one that was final."""
+        if self._store is None or not self._attempt or not self._store.check([self._KEY]):
+            return None
+        code, line = json.loads(self._store.get(self._KEY))
+        return code, line
+
+    def end(self, code: int, line: str = "") -> None:
+        """Those that follow need not try."""
+        if self._store is not None:
+            self._store.set(self._KEY, json.dumps([code, line]))
 
 
 def own_device() -> None:
@@ -172,20 +246,22 @@ class TorchrunExecutor:
             self._send(lane, {"kind": task.kind, "payload": parts[lane].payload})
         threading.Thread(target=self._run_here, args=(parts[0], quiet, done)).start()
         answers: dict[int, Outcome] = {}
+        failed: list[Outcome] = []  # the first one is the cause of the others
         failed_at = None
         while len(answers) < world:
             self._collect(parts, quiet, done)
             while done:
                 lane, outcome = done.popleft()
                 answers[lane] = outcome
-                if outcome.failure is not None and failed_at is None:
-                    failed_at = time.monotonic()
+                if outcome.failure is not None:
+                    failed.append(outcome)
+                    failed_at = failed_at or time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > _GRACE_SECONDS:
                 break  # the others wait for one that will not come
             time.sleep(_POLL_SECONDS)
-        failed = [outcome for _, outcome in sorted(answers.items()) if outcome.failure is not None]
         if len(answers) < world:
-            raise UserError(f"{task.key}: one rank failed, the others were left waiting: {failed[0].error}")
+            text = f"{task.key}: one rank failed, the others were left waiting: {failed[0].error}"
+            raise UserError(text) if failed[0].failure is Failure.USER else LostRankError(text)
         return dataclasses.replace(failed[0] if failed else answers[0], task=task)
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalharness.api import CalibrationNeeds, LayerStatistics, TrainBatch
-from evalharness.calibration import calibrate, needs_key
+from evalharness.calibration import Statistics, calibrate, needs_key
 from evalharness.calibration_files import held, read_statistics, write_statistics
+from evalharness.hessians import budget_of
 from evalharness.seeds import video_seed
 from evalharness.session import Session
 from evalharness.store import atomic_write_bytes, atomic_write_text
@@ -104,23 +105,23 @@ class StageContext:
         if known != key or (needs.hessian and not with_hessian):
             self._session.calibration = ("", False, {})
             found = self._stored_calibration(needs, key)
-            self._session.calibration = (key, all(x.hessian is not None for x in found.values()), found)
+            self._session.calibration = (key, _with_hessians(found), found)
         return found
 
-    def _stored_calibration(self, needs: CalibrationNeeds, key: str) -> Mapping[str, LayerStatistics]:
+    def _stored_calibration(self, needs: CalibrationNeeds, key: str) -> Mapping[str, Statistics]:
         """From the run folder; what is not there is made and left there, by one worker at a time."""
         if self._calibration_folder is None:
             return self._calibrate(needs)
         path = self._calibration_folder / f"{key[:32]}.safetensors"
         with held(path):
-            stored = read_statistics(path, self.device)
-            if stored is not None and not (needs.hessian and any(x.hessian is None for x in stored.values())):
+            stored = read_statistics(path, self.device, budget_of(self.device))
+            if stored is not None and (_with_hessians(stored) or not needs.hessian):
                 return stored
             found = self._calibrate(needs)
             write_statistics(path, found)
         return found
 
-    def _calibrate(self, needs: CalibrationNeeds) -> Mapping[str, LayerStatistics]:
+    def _calibrate(self, needs: CalibrationNeeds) -> Mapping[str, Statistics]:
         loaded = self._session.full_precision()
         runs = getattr(loaded, "calibration_runs", None)
         if runs is None:
@@ -128,7 +129,8 @@ class StageContext:
                 f"model {self._session.spec.model} cannot calibrate: its plugin lacks "
                 "calibration_runs(seed=...); choose methods that need none or training"
             )
-        return calibrate(loaded.transformer, runs(seed=self.seed), needs, self.seed, self.track)
+        room = budget_of(self.device) if needs.hessian else None
+        return calibrate(loaded.transformer, runs(seed=self.seed), needs, self.seed, self.track, room)
 
     def predict(self, transformer: nn.Module, batch: TrainBatch) -> torch.Tensor:
         return self._session.loaded.predict(transformer, batch)
@@ -175,3 +177,7 @@ class StageContext:
             if now - last > _SECONDS_BETWEEN_EVENTS or done == len(steps):
                 last = now
                 self._session.emit({"what": what, "done": done, "total": len(steps)})
+
+
+def _with_hessians(found: Mapping[str, Statistics]) -> bool:
+    return all(layer.stored_hessian is not None for layer in found.values())

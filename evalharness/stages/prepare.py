@@ -29,7 +29,7 @@ from evalharness.cost import executed_as
 from evalharness.device import synchronize
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
-from evalharness.executors.group import is_first, together
+from evalharness.executors.group import is_first, ready, together
 from evalharness.hashing import digest, jsonable, tree_sha256
 from evalharness.modeloptions import build_model
 from evalharness.records import read_prepare
@@ -80,13 +80,15 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     first = is_first(payload)
     if first and (state_folder is None or not state_folder.is_dir()):
         train_log.unlink(missing_ok=True)
-    method = build_method(session.registry, cell)
-    calibration = Path(payload["calibration_folder"]) if payload.get("calibration_folder") else None
-    context = StageContext(session, cell.seed, train_log, state_folder, calibration)
-    _seed_libraries(cell.seed)
-    start = time.monotonic()
+    with ready(payload):
+        method = build_method(session.registry, cell)
+        calibration = Path(payload["calibration_folder"]) if payload.get("calibration_folder") else None
+        context = StageContext(session, cell.seed, train_log, state_folder, calibration)
+        _seed_libraries(cell.seed)
+        start = time.monotonic()
+        fresh = [session.fresh_transformer()]
     with contextlib.closing(context), together(payload, session.spec.device):
-        module = method.apply(session.fresh_transformer(), context)
+        module = method.apply(fresh.pop(), context)  # nobody else holds it: it may be let go of on the way
         synchronize(session.spec.device)
     seconds = time.monotonic() - start
     if first:

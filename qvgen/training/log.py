@@ -13,6 +13,7 @@ from torch import nn
 from qvgen.api import phis, quant_layers, refuse_bad_scales
 from qvgen.diverged import DivergedError
 from qvgen.schedule import StageState
+from qvgen.training.agreement import all_or_none
 from qvgen.training.context import TrainContext
 from qvgen.training.measures import clip_ratios, layer_gradient_norms, layer_spectra, spectrum
 from qvgen.training.parallel import rank, whole
@@ -102,8 +103,9 @@ class TrainLog:
             norms = layer_gradient_norms(self._student)
             record |= {name: norm * clipped_by for name, norm in norms.items()}
             record |= layer_spectra(self._student)
-        if rank() == 0:
-            self._ctx.log({**record, "seconds": round(time.perf_counter() - self._start, 3)})
+        with all_or_none():
+            if rank() == 0:
+                self._ctx.log({**record, "seconds": round(time.perf_counter() - self._start, 3)})
         self._lines += 1
         self._losses.append(mean_loss)
         self._pending.clear()

@@ -9,6 +9,7 @@ from torch import nn
 
 from qvgen.api import quant_layers
 from qvgen.schedule import RankSchedule
+from qvgen.training.agreement import all_or_none
 from qvgen.training.checkpointing import set_gradient_checkpointing
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.decay import RankDecay
@@ -46,9 +47,13 @@ def train_(
             student's Phi or the recipe's steps, a saved state that is damaged or foreign, or a ``ctx``
             or model that lacks what the recipe asks for.
         DivergedError: later: the loss became NaN or infinite; the message says what to change.
+
+    Of several processes all raise at once what one of them raises before the first step, or while a line
+    or a state is written: see ``qvgen.training.agreement``.
     """
     check_shared(recipe)
-    check_student(student, recipe, schedule)
+    with all_or_none():
+        check_student(student, recipe, schedule)
     return train_and_end_(
         student, recipe, ctx, schedule, lambda trained: unshard_(trained, student, ctx.device)
     )
@@ -63,17 +68,21 @@ def train_and_end_(
 ) -> TrainResult:
     """``train_``, but ``end`` takes what was trained back from where it was sharded to."""
     student.train()
-    if recipe.gradient_checkpointing:
-        set_gradient_checkpointing(student, True, keep=recipe.checkpointing_keeps)
-    trained = shard(student, ctx.device)
+    with all_or_none():
+        if recipe.gradient_checkpointing:
+            set_gradient_checkpointing(student, True, keep=recipe.checkpointing_keeps)
+    with all_or_none():
+        trained = shard(student, ctx.device)
     resumable = extras(ctx).state_folder is not None  # else nobody asks, and hashing a large model takes time
     identity = training_identity(trained, recipe, schedule, ctx.seed) if resumable else {}
-    optimizer = build_optimizer(trained, recipe)
-    decay = RankDecay(trained, schedule, ctx.seed) if schedule is not None else None
-    teacher = place_teacher_(ctx.teacher(), recipe, ctx.device) if recipe.loss != "task" else None
-    take_step = build_step(trained, teacher, optimizer, recipe, ctx)
-    validation = Validation(trained, teacher, recipe, ctx)
-    log = TrainLog(ctx, recipe, trained)
+    with all_or_none():
+        optimizer = build_optimizer(trained, recipe)
+        decay = RankDecay(trained, schedule, ctx.seed) if schedule is not None else None
+    teacher = _placed_teacher(recipe, ctx)
+    with all_or_none():
+        take_step = build_step(trained, teacher, optimizer, recipe, ctx)
+        validation = Validation(trained, teacher, recipe, ctx)
+        log = TrainLog(ctx, recipe, trained)
     with TrainState(trained, optimizer, log, recipe, identity, ctx) as state:
         first = state.restore()
         batches = state.batches(first)
@@ -103,6 +112,15 @@ def train_and_end_(
         set_gradient_checkpointing(student, False)
     student.eval()
     return log.result()
+
+
+def _placed_teacher(recipe: TrainRecipe, ctx: TrainContext) -> nn.Module | None:
+    if recipe.loss == "task":
+        return None
+    with all_or_none():  # it may have to be read
+        teacher = ctx.teacher()
+    with all_or_none():
+        return place_teacher_(teacher, recipe, ctx.device)
 
 
 def check_student(student: nn.Module, recipe: TrainRecipe, schedule: RankSchedule | None) -> None:

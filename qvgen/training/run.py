@@ -9,6 +9,7 @@ from torch import nn
 from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.schedule import RankSchedule
+from qvgen.training.agreement import all_or_none
 from qvgen.training.context import TrainContext
 from qvgen.training.dtypes import dtypes_of, restore_dtypes_
 from qvgen.training.loop import train_, train_and_end_
@@ -31,29 +32,34 @@ def quantize_and_train_(
     the rest is in.
 
     Several processes take ``model`` from where it is, on the device or the host, block by block: no device
-    ever holds all of it in float32 unless ``prepare`` asks for it.
+    ever holds all of it in float32.
 
     Args:
         model: full precision.
         config: the quantizers.
         recipe: the training.
         ctx: its surroundings.
-        prepare: called with the quantized model before it trains, to set what data must tell.
+        prepare: called with the quantized model before it trains, to set what data must tell; of several
+            processes, in each, and weights are then in the dtype and place that they had.
 
     Raises:
-        ValueError: as ``quantize_`` and ``train_``.
+        ValueError: as ``quantize_`` and ``train_``; of several processes, in all if in one.
     """
     check_shared(recipe)
     dtypes = dtypes_of(model)
     schedule = RankSchedule.of(config, recipe.steps) if isinstance(config, QVGenConfig) else None
-    if prepare is None and world_size() > 1:
+    if world_size() > 1:
         quantize_by_layers_(model, config, ctx.skip_layers, ctx.device)
+        with all_or_none():
+            if prepare is not None:
+                prepare(model)
         train_and_end_(
             model, recipe, ctx, schedule, lambda trained: convert_sharded_(trained, model, ctx.device, dtypes)
         )
         return model
-    quantize_(nn.Module.float(model), config, ctx.skip_layers)
-    if prepare is not None:
-        prepare(model)
+    with all_or_none():
+        quantize_(nn.Module.float(model), config, ctx.skip_layers)
+        if prepare is not None:
+            prepare(model)
     train_(model, recipe, ctx, schedule=schedule)
     return restore_dtypes_(convert_(model), dtypes)

@@ -15,6 +15,7 @@ from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.linear import QuantLinear
 from qvgen.phi_init import attach_phis_
 from qvgen.quantizers import ClipContext
+from qvgen.training.agreement import all_or_none
 from qvgen.training.parallel import rank, world_size
 
 
@@ -32,24 +33,25 @@ def quantize_by_layers_(
         ValueError: as ``quantize_``.
     """
     quant, phi = (config.quant, config) if isinstance(config, QVGenConfig) else (config, None)
-    names = quantizable_names(model, skip)
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.data = buffer.data.float()
-    context, places = make_clip_context(model, quant), module_names(model)
     divided = phi is None or phi.phi_init == "error"
-    layers = []
-    for number, name in enumerate(names):
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        try:
-            with _float32_on(device, linear):
-                mine = not divided or number % world_size() == rank()
-                layer = (_found if mine else _empty)(linear, quant, phi, context)
-        except ValueError as error:
-            raise ValueError(f"layer {name}: {error}") from None
-        put_(model, places.pop(linear), layer)
-        layers.append(layer)
+    layers: list[QuantLinear] = []
+    with all_or_none():  # a layer may be bad for the one process that looks at it
+        names = quantizable_names(model, skip)
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.float()
+        context, places = make_clip_context(model, quant), module_names(model)
+        for number, name in enumerate(names):
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            mine = not divided or number % world_size() == rank()
+            try:
+                with _float32_on(device, linear):
+                    layer = (_found if mine else _empty)(linear, quant, phi, context)
+            except ValueError as error:
+                raise ValueError(f"layer {name}: {error}") from None
+            put_(model, places.pop(linear), layer)
+            layers.append(layer)
     if world_size() > 1:  # also of what all have found: each will keep but a shard of it
         for number, layer in enumerate(layers):
             for tensor in _start_of(layer):

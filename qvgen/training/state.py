@@ -14,6 +14,9 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from qvgen.contents import check_contents
 from qvgen.diverged import DivergedError
 from qvgen.files import remove_leftovers
+from qvgen.training.agreement import all_or_none, raise_first
 from qvgen.training.background import Background
 from qvgen.training.context import TrainContext, extras
 from qvgen.training.host_moments import MOMENTS, HostMomentsAdamW, on_device
@@ -30,7 +34,7 @@ from qvgen.training.log import TrainLog
 from qvgen.training.optim import resting_moments
 from qvgen.training.parallel import agreed, assign_, rank, text_from_first, whole, world_size
 from qvgen.training.recipe import TrainRecipe
-from qvgen.training.state_file import Layout, StateFile, StateWriter, new_state, unreadable
+from qvgen.training.state_file import Layout, StateFile, new_state, unreadable
 
 STATE_NAME = "train_state.safetensors"
 _Named = Iterator[tuple[str, Tensor]]
@@ -70,7 +74,8 @@ class TrainState:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Wait for a state that is being written; its error is raised unless there is another one."""
         if kind is None:
-            self._by_first(self._background.wait)
+            with all_or_none():
+                self._background.wait()
         else:
             with contextlib.suppress(BaseException):
                 self._background.wait()
@@ -82,25 +87,19 @@ class TrainState:
 
         Raises:
             ValueError: the file is damaged, or of another model, recipe, schedule or seed.
+            OSError: the system's.
         """
         if self.path is None:
             return 0
-        file, problem = None, ""
-        if rank() == 0:
-            remove_leftovers(self.path)
-            try:
+        file = None
+        with all_or_none():
+            if rank() == 0:
+                remove_leftovers(self.path)
                 file = self._examined()
-            except ValueError as error:
-                if world_size() == 1:
-                    raise
-                problem = str(error)
-        header = {} if file is None else {**file.header, "names": sorted(file.names)}
-        said = json.loads(text_from_first(json.dumps([problem, header]), self._ctx.device))
-        if said[0]:
-            raise ValueError(said[0])
-        header = said[1]
-        if self._rewind is not None and rank() == 0:
-            self._rewind(header["log"]["lines"] if header else 0)
+                if self._rewind is not None:
+                    self._rewind(file.header["log"]["lines"] if file else 0)
+        mine = {} if file is None else {**file.header, "names": sorted(file.names)}
+        header = json.loads(text_from_first(json.dumps(mine), self._ctx.device))
         if not header:
             return 0
         self._take(header, None if file is None else file.tensor)
@@ -120,9 +119,19 @@ class TrainState:
     @torch.no_grad()
     def _take(self, header: Mapping[str, Any], read: Callable[[str], Tensor] | None) -> None:
         """``read`` is None in processes that the first one sends all tensors to."""
+        problems: list[Exception] = []  # until the end all go on: the others take what they expect
+
+        def attempt(work: Callable[[], Tensor]) -> Tensor | None:
+            try:
+                return work()
+            except Exception as error:
+                if world_size() == 1:
+                    raise
+                problems.append(error)
+                return None
 
         def fill(tensor: Tensor, name: str) -> Tensor:
-            assign_(tensor, None if read is None else read(name))
+            assign_(tensor, None if read is None else attempt(partial(read, name)))
             return tensor
 
         for name, tensor in _model_tensors(self._student).items():
@@ -136,7 +145,9 @@ class TrainState:
             state = {key: fill(torch.zeros_like(parameter), f"{key}/{name}") for key in MOMENTS}
             if id(parameter) in resting:
                 assert isinstance(optimizer, HostMomentsAdamW)
-                state = {key: optimizer.at_rest(value) for key, value in state.items()}
+                for key, value in state.items():
+                    rest = attempt(partial(optimizer.at_rest, value))
+                    state[key] = value if rest is None else rest
             step = torch.zeros((), device=parameter.device)
             optimizer.state[parameter] = {"step": fill(step, f"step/{name}"), **state}
         fill(self._log.sums, "log/sums")
@@ -145,6 +156,7 @@ class TrainState:
         for kind in sorted(set(header["random"]) & set(now)):  # in one order on all ranks
             sent = fill(now[kind].to(self._ctx.device), f"random/{kind}")
             self._random[kind] = sent.cpu()
+        raise_first(problems[0] if problems else None)
 
     def _check_tensors(self, file: StateFile) -> None:
         """Exactly the tensors that this training has, as they were written, and a step within it."""
@@ -176,9 +188,10 @@ class TrainState:
 
     def batches(self, step: int) -> Iterator[Any]:
         """The context's batches from the optimiser step ``step`` on; then sets torch's random state."""
-        batches = self._ctx.batches(self._recipe.batch_size)
-        for _ in itertools.islice(batches, step * self._recipe.accumulate):
-            pass
+        with all_or_none():
+            batches = self._ctx.batches(self._recipe.batch_size)
+            for _ in itertools.islice(batches, step * self._recipe.accumulate):
+                pass
         if "cpu" in self._random:
             torch.set_rng_state(self._random["cpu"])
         if "cuda" in self._random and self._ctx.device.type == "cuda":
@@ -193,8 +206,9 @@ class TrainState:
         """
         if self.path is None or step == self._recipe.steps:
             return
-        if world_size() == 1:
-            self._background.raise_error()
+        if world_size() == 1 or self._log.is_due(step - 1):  # where all meet anyway
+            with all_or_none():
+                self._background.raise_error()
         every, seconds = self._recipe.save_every, self._recipe.save_every_s
         due = bool(every) and step % every == 0
         if not due and seconds and (world_size() == 1 or self._log.is_due(step - 1)):
@@ -219,7 +233,8 @@ class TrainState:
         assert self.path is not None
         path = self.path
         if self._recipe.save_async:  # before there are two copies of a state
-            self._by_first(self._background.wait)
+            with all_or_none():
+                self._background.wait()
         random = _random_state(self._ctx.device)
         header = {
             "identity": self._identity,
@@ -231,58 +246,36 @@ class TrainState:
         parts = self._parts(random)
         layout = {name: (value.dtype, tuple(like.shape)) for name, (like, value) in parts.items()}
         if not self._recipe.save_async:
-            self._write_through(header, layout, self._gathered(parts, step))
+            self._taken_by_first(self._gathered(parts, step), partial(_putting, path, header, layout))
             return
-        copies = {}
-        for name, value in self._gathered(parts, step):
-            if rank() == 0:
-                copies[name] = value.cpu() if value.device.type != "cpu" else value.clone()
+        copies: dict[str, Tensor] = {}
+
+        def keep(name: str, value: Tensor) -> None:
+            copies[name] = value.cpu() if value.device.type != "cpu" else value.clone()
+
+        self._taken_by_first(self._gathered(parts, step), lambda: nullcontext(keep))
 
         def write() -> None:
             with new_state(path, header, layout) as writer:
                 for name in sorted(copies):
                     writer.put(name, copies.pop(name))
 
-        self._by_first(lambda: self._background.start(write))
+        with all_or_none():
+            if rank() == 0:
+                self._background.start(write)
 
-    def _write_through(self, header: Mapping[str, Any], layout: Layout, tensors: _Named) -> None:
-        """Without a copy: the first process writes each tensor as it comes."""
-        assert self.path is not None
-        problem: OSError | None = None
-        try:
-            with contextlib.ExitStack() as stack:
-                writer: StateWriter | None = None
-                try:
-                    if rank() == 0:
-                        writer = stack.enter_context(new_state(self.path, header, layout))
-                    for name, value in tensors:
-                        if writer is not None:
-                            writer.put(name, value)
-                finally:  # also after an error: the others are still sending
-                    deque(tensors, maxlen=0)
-        except OSError as error:
-            problem = error
-        self._tell(problem)
-
-    def _by_first(self, work: Callable[[], None]) -> None:
-        """The first process does it."""
-        problem: OSError | None = None
-        if rank() == 0:
+    def _taken_by_first(
+        self, tensors: _Named, open_: Callable[[], AbstractContextManager[Callable[[str, Tensor], None]]]
+    ) -> None:
+        """The first process puts each tensor where ``open_`` leads as it comes."""
+        with all_or_none(), contextlib.ExitStack() as stack:
             try:
-                work()
-            except OSError as error:
-                problem = error
-        self._tell(problem)
-
-    def _tell(self, problem: OSError | None) -> None:
-        """An error of the first process is raised by all, so that none waits for it."""
-        if world_size() > 1:
-            found = None if problem is None else [problem.errno, problem.strerror, str(problem.filename)]
-            said = json.loads(text_from_first(json.dumps(found), self._ctx.device))
-            if problem is None and said is not None:
-                problem = OSError(*said)
-        if problem is not None:
-            raise problem
+                put = stack.enter_context(open_()) if rank() == 0 else None
+                for name, value in tensors:
+                    if put is not None:
+                        put(name, value)
+            finally:  # also after an error: the others are still sending
+                deque(tensors, maxlen=0)
 
     @torch.no_grad()
     def _gathered(self, parts: Mapping[str, tuple[Tensor, Tensor]], step: int) -> _Named:
@@ -327,6 +320,14 @@ class TrainState:
                 f"{self.path} is the state of another training: {key} was {found.get(key)!r}, is "
                 f"{self._identity.get(key)!r}; delete the file to start anew"
             )
+
+
+@contextmanager
+def _putting(
+    path: Path, header: Mapping[str, Any], layout: Layout
+) -> Iterator[Callable[[str, Tensor], None]]:
+    with new_state(path, header, layout) as writer:
+        yield writer.put
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qvgen.training.parallel import world_size
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.sharding import blocks, device_mesh
+from qvgen.training.visiting import VisitingBlock
 
 
 def place_teacher_(teacher: nn.Module, recipe: TrainRecipe, device: torch.device) -> nn.Module:
@@ -29,7 +30,7 @@ def place_teacher_(teacher: nn.Module, recipe: TrainRecipe, device: torch.device
         _shard(teacher, device, rests)
     elif rests:
         for block in blocks(teacher):
-            _HostBlock(block, device)
+            HostBlock(block, device)
     return teacher
 
 
@@ -44,23 +45,11 @@ def _shard(teacher: nn.Module, device: torch.device, rests: bool) -> None:
         fully_shard(unit, **options)
 
 
-class _HostBlock:
-    """Brings a block's parameters to the device before its forward pass and drops that copy after it."""
+class HostBlock(VisitingBlock):
+    """Its parameters rest on the host, pinned for CUDA, and come to the device while it works."""
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
-        self._device = device
-        self._resting: list[tuple[nn.Parameter, Tensor]] = []
         for parameter in block.parameters():
             host = parameter.data.cpu()
             parameter.data = host.pin_memory() if device.type == "cuda" else host
-            self._resting.append((parameter, parameter.data))
-        block.register_forward_pre_hook(self._bring)
-        block.register_forward_hook(self._drop, always_call=True)
-
-    def _bring(self, *_: Any) -> None:
-        for parameter, host in self._resting:
-            parameter.data = host.to(self._device, non_blocking=True)
-
-    def _drop(self, *_: Any) -> None:
-        for parameter, host in self._resting:
-            parameter.data = host
+        super().__init__(block, lambda value: value.to(device, non_blocking=True))

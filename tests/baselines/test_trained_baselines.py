@@ -243,6 +243,29 @@ def test_the_adapter_is_multiplied_out_in_float32_under_autocast() -> None:
     torch.testing.assert_close(inside.double(), by_hand, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_adapter_is_multiplied_out_once_a_pass(precision: str) -> None:
+    """A look at the weight's dtype would compute it as well."""
+    model = quantize_(
+        nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)), QuantConfig(w_bits=4, a_bits=4)
+    )
+    attach_adapters_(model, 2, 0, scale_aware=True)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            module.register_forward_hook(count)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        out = model(torch.randn(3, 6))
+    assert calls == 2
+    out.float().sum().backward()
+    assert calls == 2
+
+
 def test_weights_norms_and_biases_stay_frozen(make_block: Make, make_context: Any) -> None:
     method = EfficientDM(w_bits=4, a_bits=4, buckets=5, recipe={"steps": 6})
     result, plain = method.apply(make_block(), make_context(make_block())), make_block()

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from evalharness.calibration import calibrate, needs_key
-from evalharness.calibration_files import read_statistics
+from evalharness import hessians
+from evalharness.calibration import Collector, Statistics, calibrate, needs_key
+from evalharness.calibration_files import read_statistics, write_statistics
 from evalharness.executor import WorkerSpec
 from evalharness.session import Session
 from evalharness.stages.context import StageContext
@@ -280,3 +284,131 @@ def test_calibration_captions_are_of_the_training_split() -> None:
     rng = random.Random(0)
     drawn = [spec.random_clip(rng, held_out=False, pair=index % 2 == 1) for index in range(200)]
     assert not any(spec.is_held_out(clip) for clip in drawn)
+
+
+class Alive(TorchDispatchMode):
+    """Most bytes of tensors that were made within and lived at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Tensor]] = []
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.made += [
+            weakref.ref(t) for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor)
+        ]
+        living = [tensor for made in self.made if (tensor := made()) is not None]
+        self.made = [weakref.ref(tensor) for tensor in living]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in living}
+        self.most = max(self.most, sum(storages.values()))
+        return out
+
+
+WIDTH, COUNT = 64, 12
+SQUARE = 4 * WIDTH * WIDTH
+
+
+def collected(budget: int | None) -> tuple[dict[str, Statistics], int]:
+    """Statistics of twelve layers of equal width after some calls, and the most bytes on the device."""
+    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(COUNT))).requires_grad_(False)
+    with torch.no_grad():
+        for number, layer in enumerate(model):
+            layer.weight.copy_(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(number)) / 8)
+    needs = Needs(layers=tuple(map(str, range(COUNT))), rows=0, hessian_rows_per_call=4)
+    collector = Collector(model, needs, 0, budget)
+    inputs = [torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(n)) for n in range(11)]
+    with torch.no_grad(), collector.watching(), Alive() as alive:
+        for x in inputs:
+            model(x)
+        found = collector.result()
+    return found, alive.most
+
+
+def test_hessians_rest_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits under any budget; what is on the device stays within it."""
+    free, most_free = collected(None)
+    assert most_free >= COUNT * SQUARE
+    enough, _ = collected(COUNT * SQUARE)
+    hosted: list[np.ndarray] = []
+
+    def rest(total: Tensor) -> Any:
+        hosted.append(total.numpy().copy())  # no tensor of torch's: it is not counted
+        return hosted[-1]
+
+    real = hessians._rested, hessians._brought
+    for budget in (2 * SQUARE, 3 * SQUARE, 6 * SQUARE):
+        with monkeypatch.context() as patch:
+            patch.setattr(hessians, "_rested", rest)
+            patch.setattr(hessians, "_brought", lambda total, device: torch.from_numpy(total.copy()))
+            found, most = collected(budget)
+        others = 9 * 4 * WIDTH * 4 + COUNT * 6 * 4 * WIDTH  # inputs, outputs, minima, sums of x
+        assert most <= budget + 4 * 4 * WIDTH + others
+        for name, layer in found.items():
+            assert np.array_equal(layer.stored_hessian, free[name].stored_hessian.numpy())  # type: ignore[arg-type, union-attr]
+            assert torch.equal(layer.mean, free[name].mean)  # type: ignore[arg-type]
+    assert (hessians._rested, hessians._brought) == real
+    for name, layer in enough.items():
+        assert torch.equal(layer.hessian, free[name].hessian)  # type: ignore[arg-type]
+
+
+def test_shared_inputs_and_several_calls_at_rest() -> None:
+    """Of the model above, whose q and k read one tensor, with and without a budget."""
+    torch.manual_seed(0)
+    model = Attention().requires_grad_(False)
+    plain = calibrate(model, runs(model), Needs(), 0, track)
+    tight = calibrate(model, runs(model), Needs(), 0, track, 1)
+    for name in LAYERS:
+        assert torch.equal(plain[name].hessian, tight[name].hessian)  # type: ignore[arg-type]
+        assert torch.equal(plain[name].rows, tight[name].rows)
+        assert plain[name].shares_input_with == tight[name].shares_input_with
+
+
+def test_inputs_that_change_afterwards_are_kept_as_they_were() -> None:
+    """Rows wait for their turn; a model may write over them."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 6)).requires_grad_(False)
+    needs = Needs(layers=("0", "2"), rows=0)
+    found = []
+    for budget in (None, 1, 2 * 4 * 36 + 50):
+        collector = Collector(model, needs, 0, budget)
+        x = torch.ones(3, 6)
+        with collector.watching():
+            for _ in range(3):
+                model(x)
+                x.mul_(-2)
+        found.append(collector.result())
+    for other in found[1:]:
+        assert all(torch.equal(other[n].hessian, found[0][n].hessian) for n in ("0", "2"))  # type: ignore[arg-type]
+
+
+def test_a_file_of_hessians_is_read_to_where_they_fit(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    model = Attention().requires_grad_(False).bfloat16()
+    found = calibrate(model, map(int, runs_of(model)), Needs(), 0, track)
+    assert found["out"].rows.dtype == torch.bfloat16
+    path = tmp_path / "found.safetensors"
+    write_statistics(path, found)
+    size = sum(4 * len(layer.mean) ** 2 for layer in found.values())  # type: ignore[arg-type]
+    device = torch.device("meta")
+    for budget, where in ((None, "meta"), (size, "meta"), (size - 1, "cpu")):
+        again = read_statistics(path, device, budget)
+        assert again is not None
+        assert {layer.stored_hessian.device.type for layer in again.values()} == {where}  # type: ignore[union-attr]
+        assert {layer.absmax.device.type for layer in again.values()} == {"meta"}
+    back = read_statistics(path, torch.device("cpu"), size - 1)
+    assert back is not None
+    for name, layer in found.items():
+        for part in ("absmax", "rows", "hessian", "mean"):
+            assert torch.equal(getattr(back[name], part), getattr(layer, part))
+        assert (back[name].low, back[name].shares_input_with) == (layer.low, layer.shares_input_with)
+    assert torch.equal(load_file(path)["out/rows"], found["out"].rows)
+
+
+def runs_of(model: Attention) -> Iterator[int]:
+    for number in itertools.count():
+        x = torch.randn(2, 11, 6, generator=torch.Generator().manual_seed(number)).bfloat16()
+        model(x, timestep=torch.full((2,), 500))
+        yield number

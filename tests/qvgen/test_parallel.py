@@ -19,9 +19,11 @@ from tests.qvgen.test_resume import lines, saved_step
 REPOSITORY = Path(__file__).parents[2]
 
 
-def torchrun(folder: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    folder: Path, *arguments: str, processes: int = 2, script: str = parallel_training.__file__
+) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launcher, parallel_training.__file__, str(folder), *arguments]
+    command = [sys.executable, *launcher, script, str(folder), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

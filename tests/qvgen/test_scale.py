@@ -29,7 +29,7 @@ from qvgen.training import background, host_moments, state, state_file
 from qvgen.training.checkpointing import set_gradient_checkpointing
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.sharding import blocks
-from qvgen.training.teacher import _HostBlock
+from qvgen.training.teacher import HostBlock
 from tests.qvgen import scaled_training
 from tests.qvgen.killed_training import Context, train
 from tests.qvgen.scaled_training import QUANT, WanContext, wan
@@ -180,7 +180,7 @@ def test_a_block_that_rests_answers_as_before() -> None:
     batch = next(WanContext(Path(), torch.device("cpu")).batches(2))
     with torch.no_grad():
         before = model(**batch).sample
-        rests = [_HostBlock(block, torch.device("cpu")) for block in blocks(model)]
+        rests = [HostBlock(block, torch.device("cpu")) for block in blocks(model)]
         assert len(rests) == 2
         assert torch.equal(model(**batch).sample, before)
         kept = {id(p): p.data_ptr() for p in model.parameters()}

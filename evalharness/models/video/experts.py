@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from evalharness.models.video.moves import HOST, move_
 if TYPE_CHECKING:
     from evalharness.api import TrainBatch
 
-__all__ = ["TwoExperts", "same_side"]
+__all__ = ["IN_A_ROW", "TwoExperts", "same_side"]
+
+IN_A_ROW = 16  # batches of one side, which wait on the host until they are that many
 
 
 class TwoExperts(nn.Module):
@@ -77,15 +80,17 @@ def same_side(batches: Iterator[TrainBatch], model: nn.Module, processes: int) -
     """The same batches, those of a pair in such an order that processes never need different experts.
 
     Processes that share a training take turns: of each ``processes`` batches everyone has one, and all must
-    gather the same weights for it. On one process nothing changes.
+    gather the same weights for it. So ``IN_A_ROW`` batches of one side follow each other, on one process as
+    well: the order is the same for every number of processes that divides it, and another one for others.
     """
-    if processes == 1 or not isinstance(model, TwoExperts):
+    if not isinstance(model, TwoExperts):
         yield from batches
         return
+    in_a_row = math.lcm(IN_A_ROW, processes)
     waiting: dict[bool, list[TrainBatch]] = {True: [], False: []}
     for batch in batches:
         side = waiting[bool(batch.inputs["timestep"].reshape(-1)[0] >= model.boundary)]
         side.append(batch)
-        if len(side) == processes:
+        if len(side) == in_a_row:
             yield from side
             side.clear()

@@ -251,6 +251,10 @@ class LoadedVideo(ABC):
         A batch is one denoising step of ``batch_size // 2`` videos (at least one), each with and without
         its caption where there is guidance.
         """
+        drawn = self._trajectories(transformer, batch_size, seed)
+        yield from (self._on_device(batch) for batch in drawn)
+
+    def _trajectories(self, transformer: nn.Module, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         words = captions(seed)
         noise = torch.Generator().manual_seed(seed)
         count = max(1, batch_size // 2) if self.settings.guidance > 1 else batch_size
@@ -259,7 +263,7 @@ class LoadedVideo(ABC):
             seeds = torch.randint(2**62, (count,), generator=noise).tolist()
             with self.using(transformer):
                 steps = record_steps(transformer, lambda t=texts, s=seeds: self._denoise(t, s))  # type: ignore[misc]
-            yield from (self._on_device(step) for step in steps)
+            yield from steps
 
     def batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
         """Noised latents of the training data; with ``--data teacher`` the teacher's own states.
@@ -267,6 +271,16 @@ class LoadedVideo(ABC):
         Raises:
             ValueError: no training data was given.
         """
+        drawn = self._drawn(batch_size, seed, held_out=False)
+        for batch in same_side(drawn, self._skeleton, _processes()):
+            yield self._on_device(batch)
+
+    def few_batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
+        """As ``batches``, of clips that are not trained on, for validation: each for all processes."""
+        return (self._on_device(batch) for batch in self._drawn(batch_size, seed, held_out=True))
+
+    def _drawn(self, batch_size: int, seed: int, *, held_out: bool) -> Iterator[TrainBatch]:
+        """On the host."""
         if self.options.data is None:
             raise ValueError(
                 f"model {self.spec.name} has nothing to train on: give --data DIR (made with evalharness "
@@ -274,17 +288,10 @@ class LoadedVideo(ABC):
             )
         if self.options.data == "teacher":
             teacher = self._lent() or self.full_transformer()
-            drawn = self.trajectories(teacher, batch_size=batch_size, seed=seed)
+            drawn = self._trajectories(teacher, batch_size, seed)
         else:
-            drawn = self._batches_of_clips(batch_size, seed, held_out=False)
-        yield from same_side(drawn, self._skeleton, _processes())
-
-    def few_batches(self, *, batch_size: int, seed: int) -> Iterator[TrainBatch]:
-        """As ``batches``, of clips that are not trained on, for validation."""
-        if self.options.data in (None, "teacher"):
-            return self.batches(batch_size=batch_size, seed=seed)
-        drawn = self._batches_of_clips(batch_size, seed, held_out=True)
-        return same_side(drawn, self._skeleton, _processes())
+            drawn = self._batches_of_clips(batch_size, seed, held_out=held_out)
+        yield from drawn
 
     def _batches_of_clips(self, batch_size: int, seed: int, *, held_out: bool) -> Iterator[TrainBatch]:
         clips = self._encoded_clips()
@@ -295,7 +302,7 @@ class LoadedVideo(ABC):
             latents, text = clips.draw(batch_size, generator, held_out=held_out)
             drop = torch.rand(batch_size, generator=generator) < CAPTION_DROPOUT
             text[drop] = empty.to(text.dtype)
-            yield self._on_device(self.noisy_batch(latents.float(), text.float(), generator))
+            yield self.noisy_batch(latents.float(), text.float(), generator)
 
     # What data preparation and tests use beside it.
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,18 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wan2.1", "wan2.2-pair"])
 def test_two_ranks_train_what_one_process_trains(
-    flags: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, flags: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a training whose passes cannot be shared is refused, which one rank alone would not do."""
-    recipe = {"steps": 4, "batch_size": 2, "accumulate": 2, "log_every": 1}
+    """And a training whose passes cannot be shared is refused, which one rank alone would not do.
+
+    The pair needs one expert for both ranks at a time; its first 20 batches are on both sides.
+    """
+    steps = 4 if kind == "wan2.1" else 10
+    recipe = {"steps": steps, "batch_size": 2, "accumulate": 2, "log_every": 1}
     options = {"kd-qat": {"recipe": recipe}, "qvgen": {"recipe": {**recipe, "steps": 6, "accumulate": 1}}}
-    command = ["run", *flags("wan2.1"), "--protocol", "smoke", "--limit", "1", "--no-profile"]
+    command = ["run", *flags(kind), "--protocol", "smoke", "--limit", "1", "--no-profile"]
     command += ["--data", "teacher", "--methods", "kd-qat,qvgen,rtn", "--bits", "8", "--skip-layers", "none"]
     command += ["--method-options", json.dumps(options)]
     monkeypatch.chdir(tmp_path)
@@ -40,7 +46,7 @@ def test_two_ranks_train_what_one_process_trains(
     for name in ("one", "two"):
         log = (tmp_path / name / "cells" / "kd-qat-w8a8-s0" / "train.jsonl").read_text().splitlines()
         logs[name] = [json.loads(line) for line in log]
-    assert len(logs["one"]) == len(logs["two"]) == 4
+    assert len(logs["one"]) == len(logs["two"]) == steps
     for a, b in zip(logs["one"], logs["two"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
     first, second = (
@@ -53,3 +59,37 @@ def test_two_ranks_train_what_one_process_trains(
             torch.testing.assert_close(tensor, second[key], rtol=2e-2, atol=1e-3)
     for name in ("one", "two"):
         assert list((tmp_path / name / "cells" / "rtn-w8a8-s0" / "videos").iterdir())
+
+
+BROKEN = """
+import os
+if os.environ.get("RANK") == "1":
+    from evalharness.session import Session
+    def fresh(self, device=None):
+        raise ValueError("shard 2 of 3 is missing")
+    Session.fresh_transformer = fresh
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_load_ends_all_at_once(flags: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Not after the minute that is given to ranks which hang."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BROKEN)
+    recipe = {"steps": 2, "batch_size": 1, "accumulate": 2}
+    command = ["run", *flags("wan2.1"), "--protocol", "smoke", "--limit", "1", "--no-profile"]
+    command += ["--data", "teacher", "--methods", "kd-qat", "--bits", "8", "--executor", "torchrun"]
+    command += ["--method-options", json.dumps({"kd-qat": {"recipe": recipe}}), "--output", "out"]
+    parts = [str(tmp_path / "site"), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(parts), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "evalharness"]
+    done = subprocess.run(
+        [*launch, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150,
+        check=False,
+    )  # fmt: skip
+    assert "kd-qat-w8a8-s0: could not be prepared: shard 2 of 3 is missing" in done.stderr
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    [failure] = [event for event in events if event["event"] == "failure"]
+    begun = next(event for event in events if event.get("stage") == "prepare")
+    took = datetime.fromisoformat(failure["time"]) - datetime.fromisoformat(begun["time"])
+    assert failure["kind"] == "user" and took.total_seconds() < 55

@@ -11,7 +11,8 @@ from pathlib import Path
 def reach(place: str) -> None:
     """Called at ``stage/what``.
 
-    ``TOY_FAIL=generate/two`` raises there (comma list), ``TOY_DIE=generate/two`` kills the process,
+    ``TOY_FAIL=generate/two`` raises there (comma list), ``TOY_REFUSE=generate/two`` a user's mistake,
+    ``TOY_DIE=generate/two`` kills the process,
     ``TOY_PAUSE=generate:3`` sleeps at the third visit of that stage by any process.
     ``TOY_SLOW=0.2`` makes every visit take that many seconds.
     ``TOY_LOG`` is a folder where each stage has a file with one line per visit, "pid place", so that
@@ -30,5 +31,7 @@ def reach(place: str) -> None:
         time.sleep(120)
     if place in os.environ.get("TOY_FAIL", "").split(","):
         raise RuntimeError(f"asked to fail at {place}")
+    if place in os.environ.get("TOY_REFUSE", "").split(","):
+        raise ValueError(f"asked to refuse at {place}")
     if place in os.environ.get("TOY_DIE", "").split(","):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,176 @@
+"""torchrun starts all anew after an error. A user's mistake is not tried again; a loss is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from evalharness.errors import UserError
+from evalharness.executor import Failure, Outcome, Task
+from evalharness.executors import torchrun
+from evalharness.executors.group import PeerError, Readiness
+from evalharness.runner import Summary
+from evalharness.runstate import StageCount
+from tests.evalharness.test_killed_workers import RUN, TORCHRUN, environment
+
+__all__ = ["environment"]
+
+TWICE = [word if word != "99" else "1" for word in TORCHRUN]
+
+
+def finished(
+    folder: Path, environment: dict[str, str], *more: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    command = [*TWICE, "-m", "evalharness", *RUN, "--executor", "torchrun", "--output", "out", *more]
+    return subprocess.run(
+        command, cwd=folder, env={**environment, **variables}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+def begun(folder: Path) -> int:
+    lines = (folder / "out" / "events.jsonl").read_text().splitlines()
+    return sum(json.loads(line)["event"] == "begin" for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variable", "times"), [("TOY_REFUSE", 1), ("TOY_FAIL", 2)])
+def test_a_cell_that_fails(variable: str, times: int, environment: dict[str, str], tmp_path: Path) -> None:
+    """By the user's mistake: one attempt. By anything else: as many as torchrun was told to make."""
+    done = finished(tmp_path, environment, **{variable: "prepare/toy-round"})
+    assert done.returncode != 0
+    assert begun(tmp_path) == times
+    assert "could not be prepared" in done.stderr
+    assert "asked to " in done.stderr
+
+
+@pytest.mark.slow
+def test_a_wrong_option(environment: dict[str, str], tmp_path: Path) -> None:
+    """Known before anything runs: each attempt says the same line, and looks at nothing again."""
+    log = tmp_path / "log"
+    done = finished(
+        tmp_path, environment, "--method-options", '{"toy-round": {"shrink": 7}}', TOY_LOG=str(log)
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0
+    assert len(lines) == 2 and len(set(lines)) == 1 and "shrink" in lines[0]
+    assert not (tmp_path / "out" / "events.jsonl").exists()
+
+
+class Store:
+    """Of the job, as torchrun's lasts."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.kept[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self.kept[key]
+
+    def add(self, key: str, amount: int) -> int:
+        raise NotImplementedError
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.kept for key in keys)
+
+    def delete_key(self, key: str) -> bool:
+        return self.kept.pop(key, None) is not None
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+    monkeypatch.setattr(torchrun, "_tcp_store", lambda master: store)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    attempt(monkeypatch, 0)
+    return store
+
+
+def attempt(monkeypatch: pytest.MonkeyPatch, number: int, rank: int = 0) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+    monkeypatch.setenv("RANK", str(rank))
+
+
+def raising(error: Exception) -> tuple[int, bool]:
+    raise error
+
+
+def never() -> tuple[int, bool]:
+    raise AssertionError("tried again")
+
+
+def test_a_mistake_is_remembered_by_all_ranks(job: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no such model"):
+        torchrun.once(lambda: raising(UserError("no such model")))
+    attempt(monkeypatch, 1)
+    with pytest.raises(UserError, match="no such model"):
+        torchrun.once(never)
+    attempt(monkeypatch, 1, rank=1)
+    assert torchrun.once(never) == 2
+
+
+def test_an_end_that_would_come_again(job: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torchrun.once(lambda: (1, True)) == 1
+    attempt(monkeypatch, 1)
+    assert torchrun.once(never) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("lost"), torchrun.LostRankError("one rank failed"), KeyboardInterrupt()]
+)
+def test_a_loss_is_tried_again(error: BaseException, job: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(error)):
+        torchrun.once(lambda: raising(error))  # type: ignore[arg-type]
+    attempt(monkeypatch, 1)
+    assert torchrun.once(lambda: (1, False)) == 1
+    attempt(monkeypatch, 2)
+    assert torchrun.once(lambda: (0, True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("failed", "mistakes", "is_final"), [((1, 0), 1, True), ((2, 0), 1, False), ((1, 3), 1, False)]
+)
+def test_what_is_final(failed: Sequence[int], mistakes: int, is_final: bool) -> None:
+    counts = {f"stage {n}": StageCount(failed=count) for n, count in enumerate(failed)}
+    assert Summary(counts=counts, seconds=1.0, mistakes=mistakes).is_final == is_final
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ValueError("no clip"), UserError, "no clip"),
+        (OSError(28, "No space left on device"), UserError, "No space left on device"),
+        (KeyError("w"), PeerError, "KeyError: 'w'"),
+    ],
+)
+def test_one_rank_is_not_ready(error: Exception, kind: type[Exception], text: str) -> None:
+    store = Store()
+    for number in (0, 1, 2):
+        Readiness(store, number, 3).tell(error if number == 1 else None)
+    with pytest.raises(kind, match=text):
+        Readiness(store, 0, 3).wait()
+
+
+def test_the_first_answer_of_a_failed_group_counts() -> None:
+    """Those of lower ranks that lost it afterwards are not the cause."""
+    executor = object.__new__(torchrun.TorchrunExecutor)
+    executor._groups, executor._others, executor._sent = 0, [1], {1: 0}
+    executor._store = Store()
+    order = iter([(1, "NaN", Failure.USER), (0, "connection closed", Failure.ERROR)])
+
+    def collect(running: dict[int, Task], on_event: object, done: list[tuple[int, Outcome]]) -> None:
+        lane, text, failure = next(order)
+        done.append((lane, Outcome(task=running[lane], failure=failure, error=text)))
+
+    executor._collect = collect  # type: ignore[method-assign, assignment]
+    executor._run_here = lambda *_: None  # type: ignore[method-assign, assignment]
+    task = Task(kind="prepare", key="cell", payload={})
+    outcome = executor._run_together(task, lambda task, event: None)
+    assert (outcome.error, outcome.failure, outcome.task) == ("NaN", Failure.USER, task)
