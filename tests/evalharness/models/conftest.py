@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -26,7 +27,10 @@ def _tiny() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    return _tiny()
+    module = _tiny()
+    gc.collect()
+    gc.freeze()  # the libraries it imports: whoever reads a transformer collects what the last one left
+    return module
 
 
 @pytest.fixture(scope="session")
