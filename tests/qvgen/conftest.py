@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qvgen.fused import switch
+from tests.qvgen.triton_cases import DEVICES
+
 
 class Batch(NamedTuple):
     inputs: dict[str, Any]
@@ -84,3 +87,11 @@ def make_context() -> Callable[..., Context]:
 @pytest.fixture
 def batch(make_model: Callable[[], Mlp]) -> Batch:
     return next(Context(make_model()).batches(6))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """For tests of Triton's kernels."""
+    if request.param == "cuda" and not switch.AVAILABLE:
+        pytest.skip("needs Triton and a C compiler")
+    return str(request.param)
