@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Hundreds of processes would compile the package anew, each for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test lint format wheel calibration rebuild-tinyworld clean
 
 # The main job on the bundled model: QVGen, LSQ and round-to-nearest at 3 bits beside full precision.

@@ -9,11 +9,12 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Where processes share the cores, how long one example took says nothing."""
+    """Where processes share the cores, how long an example or its drawing took says nothing."""
     if importlib.util.find_spec("hypothesis") is not None:
-        from hypothesis import settings
+        from hypothesis import HealthCheck, settings
 
-        settings.register_profile("shared cores", deadline=None)
+        slow = [HealthCheck.too_slow]
+        settings.register_profile("shared cores", deadline=None, suppress_health_check=slow)
         settings.load_profile("shared cores")
 
 
