@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Hundreds of processes would compile the package anew, each for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test lint format wheel calibration rebuild-tinyworld clean
 
 # The main job on the bundled model: QVGen, LSQ and round-to-nearest at 3 bits beside full precision.
@@ -14,8 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+# Processes that share the tests. One thread each, whatever the machine, or sums come in another order.
+JOBS ?= 2
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

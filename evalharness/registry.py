@@ -177,8 +177,11 @@ class Registry:
         assert kind in KINDS, kind
         if kind not in self._found:
             group: dict[str, list[Plugin]] = {}
+            origins: dict[importlib.metadata.Distribution | None, tuple[str, str | None]] = {}
             for entry in importlib.metadata.entry_points(group=f"{OWN_PACKAGE}.{kind}"):
-                group.setdefault(entry.name, []).append(_from_entry_point(kind, entry))
+                if entry.dist not in origins:  # each look parses the metadata anew, the whole README too
+                    origins[entry.dist] = _origin(entry.dist)
+                group.setdefault(entry.name, []).append(_from_entry_point(kind, entry, *origins[entry.dist]))
             for plugin in self._from_files:
                 if plugin.kind == kind:
                     group.setdefault(plugin.name, []).append(plugin)
@@ -209,15 +212,15 @@ class Registry:
                 self._classes[kind, name] = cls
 
 
-def _from_entry_point(kind: str, entry: importlib.metadata.EntryPoint) -> Plugin:
-    dist = entry.dist
+def _origin(dist: importlib.metadata.Distribution | None) -> tuple[str, str | None]:
+    return ("unknown distribution", None) if dist is None else (dist.name, dist.version)
+
+
+def _from_entry_point(
+    kind: str, entry: importlib.metadata.EntryPoint, source: str, version: str | None
+) -> Plugin:
     return Plugin(
-        kind=kind,
-        name=entry.name,
-        value=entry.value,
-        source=dist.name if dist else "unknown distribution",
-        version=dist.version if dist else None,
-        entry_point=entry,
+        kind=kind, name=entry.name, value=entry.value, source=source, version=version, entry_point=entry
     )
 
 

@@ -1,8 +1,21 @@
-"""Tests marked ``cuda`` are skipped where torch sees no GPU."""
+"""Tests marked ``cuda`` are skipped where torch sees no GPU; no example of hypothesis has a deadline."""
 
 from __future__ import annotations
 
+import gc
+import importlib.util
+
 import pytest
+
+
+def pytest_configure() -> None:
+    """Where processes share the cores, how long an example or its drawing took says nothing."""
+    if importlib.util.find_spec("hypothesis") is not None:
+        from hypothesis import HealthCheck, settings
+
+        slow = [HealthCheck.too_slow]
+        settings.register_profile("shared cores", deadline=None, suppress_health_check=slow)
+        settings.load_profile("shared cores")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,3 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no collection of garbage needs to walk through them again."""
+    gc.collect()
+    gc.freeze()

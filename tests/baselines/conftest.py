@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-class Batch(NamedTuple):
-    inputs: dict[str, Any]
-    target: Tensor
+from tests.contexts import Batch, PlainContext
 
 
 class Attention(nn.Module):
@@ -42,21 +37,10 @@ class Block(nn.Module):
         return out
 
 
-class Context:
+class Context(PlainContext):
     """Structurally the harness's MethodContext; ``trajectories`` only if asked for."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.seed = 0
-        self.device = torch.device("cpu")
-        self.skip_layers: tuple[str, ...] = ()
-        self.records: list[dict[str, Any]] = []
-        self.drawn = 0
-        self.teacher_asked = False
-        self._teacher = copy.deepcopy(model).eval().requires_grad_(False)
-
-    def teacher(self) -> nn.Module:
-        self.teacher_asked = True
-        return self._teacher
+    drawn = 0
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         g = torch.Generator().manual_seed(self.seed)
@@ -71,12 +55,6 @@ class Context:
         x = batch.inputs["x"].to(dtype)
         out: Tensor = transformer(x=x, timestep=batch.inputs["timestep"])
         return out
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        self.records.append(dict(record))
-
-    def track(self, steps: range, what: str) -> Iterator[int]:
-        return iter(steps)
 
 
 @pytest.fixture

@@ -2,61 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from baselines.lsq import LSQ
 from baselines.rtn import RTN
 from qvgen.api import frozen_layers
 from qvgen.method import QVGen
 from qvgen.training.recipe import TrainRecipe
+from tests.contexts import Batch, PlainContext
 
 RECIPE = TrainRecipe(steps=120, batch_size=16, lr_weights=2e-3, lr_scales=2e-3, log_every=20)
 
 
-class Batch(NamedTuple):
-    inputs: dict[str, Any]
-    target: Tensor
-
-
-class Context:
-    seed = 0
-    device = torch.device("cpu")
-    skip_layers: tuple[str, ...] = ()
-
-    def __init__(self, model: nn.Module) -> None:
-        self.records: list[dict[str, Any]] = []
-        self.teacher_asked = False
-        self._teacher = copy.deepcopy(model)
-
-    def teacher(self) -> nn.Module:
-        self.teacher_asked = True
-        return self._teacher
-
+class Context(PlainContext):
     def batches(self, batch_size: int) -> Iterator[Batch]:
         g = torch.Generator().manual_seed(self.seed)
         while True:
             x = torch.randn(batch_size, 12, generator=g)
             yield Batch({"input": x}, x[:, :6].abs())
-
-    def predict(self, transformer: nn.Module, batch: Batch) -> Tensor:
-        out: Tensor = transformer(**batch.inputs)
-        return out
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        self.records.append(dict(record))
-
-    def track(self, steps: range, what: str) -> Iterator[int]:
-        return iter(steps)
 
 
 def make_model() -> nn.Sequential:

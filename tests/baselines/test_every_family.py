@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from qvgen.config import QuantConfig
 from qvgen.method import KDQAT, QuantMethod, QVGen
 from qvgen.training.recipe import TrainRecipe
 from tests.baselines.test_ptq_survival import cogvideox, wan
+from tests.contexts import Batch, PlainContext
 from tests.finished import finished_layers
 
 Family = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
@@ -50,24 +51,12 @@ TRAINED = [*NAMES[2:], "lsq-author", "qdm-author", "efficientdm-author"]
 EVERY = [*NAMES[:2], *TRAINED]
 
 
-class Batch(NamedTuple):
-    inputs: dict[str, Any]
-    target: Tensor
-
-
-class Context:
+class Context(PlainContext):
     """Batches of the family's own inputs, as the harness would give them."""
 
-    seed = 0
-    device = torch.device("cpu")
-    skip_layers: tuple[str, ...] = ()
-
     def __init__(self, model: nn.Module, inputs: dict[str, Tensor], spoil: float | None = None) -> None:
-        self._teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        super().__init__(model)
         self._inputs, self._spoil = inputs, spoil
-
-    def teacher(self) -> nn.Module:
-        return self._teacher
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         g = torch.Generator().manual_seed(self.seed)
@@ -91,12 +80,6 @@ class Context:
         }
         out: Tensor = transformer(**inputs)[0]
         return out
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        pass
-
-    def track(self, steps: range, what: str) -> Iterator[int]:
-        return iter(steps)
 
 
 def made(family: Family, spoil: float | None = None) -> tuple[nn.Module, Context]:

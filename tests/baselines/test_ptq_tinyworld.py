@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from baselines.viditq import ViDiTQ
 from evalharness.calibration import calibrate
 from evalharness.models import tinyworld
 from qvgen.method import QuantMethod
+from tests.baselines.recorded import Recorded, track
 from tests.finished import finished_layers
 
 BLOCKS = ("transformer_blocks.0.", "transformer_blocks.3.")
@@ -28,31 +29,14 @@ STEPS, PROMPTS = 6, 2
 
 
 @dataclass
-class Recorded:
-    """Statistics that were collected once, and inputs of other videos to judge by."""
+class WithUnseen(Recorded):
+    """Also inputs of other videos to judge by."""
 
-    transformer: nn.Module
-    skip_layers: tuple[str, ...]
-    statistics: Mapping[str, Any]
-    unseen: Mapping[str, Any]
-    seed: int = 0
-
-    def calibration(self, needs: Needs) -> Mapping[str, Any]:
-        return {name: self.statistics[name] for name in needs.layers}
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        pass
-
-    def track(self, steps: range, what: str) -> Iterator[int]:
-        return iter(steps)
-
-
-def track(steps: range, what: str) -> Iterator[int]:
-    return iter(steps)
+    unseen: Mapping[str, Any] = field(kw_only=True)
 
 
 @pytest.fixture(scope="module")
-def recorded() -> Iterator[Recorded]:
+def recorded() -> Iterator[WithUnseen]:
     """Two blocks of tinyworld: two calibration videos of eight steps, one other."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -65,11 +49,11 @@ def recorded() -> Iterator[Recorded]:
         statistics = calibrate(loaded.transformer, loaded.calibration_runs(seed=0), needs, 0, track)
         other = Needs(layers=names, prompts=1, rows=1024)
         unseen = calibrate(loaded.transformer, loaded.calibration_runs(seed=77), other, 0, track)
-        yield Recorded(loaded.transformer, tuple(sorted(skip)), statistics, unseen)
+        yield WithUnseen(loaded.transformer, tuple(sorted(skip)), statistics, unseen=unseen)
 
 
 @pytest.fixture(scope="module")
-def sqnr(recorded: Recorded) -> Callable[[QuantMethod], float]:
+def sqnr(recorded: WithUnseen) -> Callable[[QuantMethod], float]:
     """Mean over the layers of the signal to quantization noise of their outputs, in dB."""
     known: dict[str, float] = {}
 
@@ -82,7 +66,7 @@ def sqnr(recorded: Recorded) -> Callable[[QuantMethod], float]:
     return measure
 
 
-def mean_sqnr(model: nn.Module, recorded: Recorded) -> float:
+def mean_sqnr(model: nn.Module, recorded: WithUnseen) -> float:
     values = []
     with torch.no_grad():
         for name, layer in finished_layers(model):

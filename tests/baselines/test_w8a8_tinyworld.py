@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from evalharness.calibration import calibrate
 from evalharness.cells import Cell, build_method
 from evalharness.models import tinyworld
 from evalharness.registry import Registry
+from tests.baselines.recorded import Recorded, track
 
 STEPS = 5
 # Relative squared error of the prediction; one range for all tokens and steps is coarse even at 8 bits.
@@ -34,28 +35,11 @@ def untrained() -> list[str]:
     ]
 
 
-def track(steps: range, what: str) -> Iterator[int]:
-    return iter(steps)
-
-
 @dataclass
-class Recorded:
-    """A ``TrainContext`` with statistics that were collected once."""
+class WithStates(Recorded):
+    """Also states that another video goes through."""
 
-    transformer: nn.Module
-    skip_layers: tuple[str, ...]
-    statistics: Mapping[str, Any]
-    states: list[dict[str, Any]]
-    seed: int = 0
-
-    def calibration(self, needs: Needs) -> Mapping[str, Any]:
-        return {name: self.statistics[name] for name in needs.layers}
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        pass
-
-    def track(self, steps: range, what: str) -> Iterator[int]:
-        return track(steps, what)
+    states: list[dict[str, Any]] = field(kw_only=True)
 
     def outputs(self, model: nn.Module) -> Tensor:
         """Predictions along another video's way from noise to picture."""
@@ -64,7 +48,7 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded() -> Iterator[Recorded]:
+def recorded() -> Iterator[WithStates]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tinyworld, "SETTINGS", replace(tinyworld.SETTINGS, steps=STEPS))
@@ -75,14 +59,13 @@ def recorded() -> Iterator[Recorded]:
         needs = Needs(layers=names, prompts=2, rows=256, hessian=True)
         statistics = calibrate(loaded.transformer, loaded.calibration_runs(seed=0), needs, 0, track)
         states = loaded.trajectories(loaded.transformer, batch_size=2, seed=77)
-        yield Recorded(
-            loaded.transformer, skip, statistics, [dict(next(states).inputs) for _ in range(STEPS)]
-        )
+        drawn = [dict(next(states).inputs) for _ in range(STEPS)]
+        yield WithStates(loaded.transformer, skip, statistics, states=drawn)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", untrained())
-def test_eight_bits_are_full_precision(name: str, recorded: Recorded) -> None:
+def test_eight_bits_are_full_precision(name: str, recorded: WithStates) -> None:
     options = {"grid": 5, "iterations": 5, "rows": 256} if name == "svdquant" else {}
     cell = Cell(model="tinyworld", method=name, bits=Bits(8, 8), seed=0, options=options)
     method = build_method(Registry(), cell)

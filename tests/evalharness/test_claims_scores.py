@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from evalharness.api import Bits
 from evalharness.cli.main import main as evalharness
 from evalharness.errors import UserError
+from evalharness.models import tinyworld
 from evalharness.results import CellRecord, ScoreRow, build_results, write_results
 from evalharness.tinyworld.claims import arms, scores
 from evalharness.tinyworld.claims.score_findings import MEAN, score_findings
@@ -274,8 +276,11 @@ GRID = {
 
 
 @pytest.mark.slow
-def test_trained_saved_scored_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_trained_saved_scored_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Two arms of two training seeds, four steps each, two prompts: the whole way that the docs show."""
+    monkeypatch.setattr(tinyworld, "SETTINGS", replace(tinyworld.SETTINGS, steps=3))  # of each video
     grid, out = tmp_path / "grid.yaml", tmp_path / "claims"
     grid.write_text(yaml.safe_dump({**GRID, "compare": ["qvgen-r4", "kd-qat"]}))
     assert arms.main(["--grid", str(grid), "--out", str(out), "--save", "kd-qat,qvgen-r4"]) == 0

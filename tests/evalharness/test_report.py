@@ -152,16 +152,26 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def with_videos(run: Path) -> Path:
     """A run folder with small distinct files in place of videos; qvgen lacks one."""
     for cell in full().cells:
-        folder = tmp_path / "cells" / cell.id / "videos"
+        folder = run / "cells" / cell.id / "videos"
         folder.mkdir(parents=True)
         for prompt in ("0000", "0001"):
             if (cell.method, prompt) != ("qvgen", "0001"):
                 (folder / f"{prompt}-0.mp4").write_bytes(f"{cell.id} {prompt}".encode())
-    return tmp_path
+    return run
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    return with_videos(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of ``full()``, drawn once."""
+    return render(full(), with_videos(tmp_path_factory.mktemp("run")))
 
 
 @pytest.mark.parametrize("name", ["leaderboard.md", "leaderboard.csv", "scores.csv"])
@@ -310,8 +320,8 @@ def test_page_is_one_file_that_asks_nothing_of_the_network(run_folder: Path) -> 
     assert not page.all("link") and "url(http" not in text and "@import" not in text
 
 
-def test_page_holds_the_very_bytes_that_were_scored(run_folder: Path) -> None:
-    page = Page(render(full(), run_folder))
+def test_page_holds_the_very_bytes_that_were_scored(rendered: str) -> None:
+    page = Page(rendered)
     shown = [base64.b64decode(str(video["src"]).split(",")[1]).decode() for video in page.all("video")]
     cells = ["bf16-s0", "rtn-w4a4-s0", "lsq-w3a3-s0", "qvgen-w3a3-s0", "rtn-w3a3-s0"]
     # Prompt 0001 comes first: its rows differ by 0.70, those of 0000 by 0.66.
@@ -351,7 +361,7 @@ def test_text_from_outside_is_inert(run_folder: Path) -> None:
         assert policy.startswith("default-src 'none'")
 
 
-def test_page_shows_ranking_tables_recipe_and_manifest(run_folder: Path) -> None:
+def test_page_shows_ranking_tables_recipe_and_manifest(run_folder: Path, rendered: str) -> None:
     page = Page(render(full(seeds=(0, 1)), run_folder))
     assert page.text["h1"] == ["Leaderboard: toy"]
     assert len(page.all("table")) == 3, "all seeds, every cell, published numbers"
@@ -361,12 +371,12 @@ def test_page_shows_ranking_tables_recipe_and_manifest(run_folder: Path) -> None
     *recipes, manifest = page.text["pre"]
     assert len(recipes) == 10 and all('"granularity": "per_token"' in recipe for recipe in recipes)
     assert '"commit": "0123abc"' in manifest
-    one_seed = Page(render(full(), run_folder))
+    one_seed = Page(rendered)
     assert len(one_seed.all("table")) == 2
 
 
-def test_page_sorts_by_numbers_not_by_what_is_printed(run_folder: Path) -> None:
-    page = Page(render(full(), run_folder))
+def test_page_sorts_by_numbers_not_by_what_is_printed(rendered: str) -> None:
+    page = Page(rendered)
     cells = [attributes for tag, attributes in page.tags if tag in ("th", "td") and "data-sort" in attributes]
     second = [place for place, (tag, _) in enumerate(page.tags) if tag == "table"][1]
     columns = sum(tag == "th" and a.get("scope") == "col" for tag, a in page.tags[:second])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-
-class Batch(NamedTuple):
-    inputs: dict[str, Any]
-    target: Tensor
+from qvgen.fused import switch
+from tests.contexts import Batch, PlainContext
+from tests.qvgen.triton_cases import DEVICES
 
 
 class Mlp(nn.Module):
@@ -31,37 +28,13 @@ class Mlp(nn.Module):
         return out
 
 
-class Context:
-    """Structurally the harness's MethodContext."""
-
-    def __init__(self, model: nn.Module, skip_layers: tuple[str, ...] = ()) -> None:
-        self.seed = 0
-        self.device = torch.device("cpu")
-        self.skip_layers = skip_layers
-        self.records: list[dict[str, float | int | str]] = []
-        self.teacher_asked = 0
-        self._teacher = copy.deepcopy(model).eval().requires_grad_(False)
-
-    def teacher(self) -> nn.Module:
-        self.teacher_asked += 1
-        return self._teacher
-
+class Context(PlainContext):
     def batches(self, batch_size: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             x = torch.randn(batch_size, 5, 16, generator=generator)
             timestep = torch.randint(0, 1000, (batch_size,), generator=generator)
             yield Batch({"x": x, "timestep": timestep}, x[..., :8] * 0.5)
-
-    def predict(self, transformer: nn.Module, batch: Batch) -> Tensor:
-        out: Tensor = transformer(**batch.inputs)
-        return out
-
-    def log(self, record: Mapping[str, float | int | str]) -> None:
-        self.records.append(dict(record))
-
-    def track(self, steps: range, what: str) -> Iterator[int]:
-        return iter(steps)
 
 
 @pytest.fixture
@@ -84,3 +57,11 @@ def make_context() -> Callable[..., Context]:
 @pytest.fixture
 def batch(make_model: Callable[[], Mlp]) -> Batch:
     return next(Context(make_model()).batches(6))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """For tests of Triton's kernels."""
+    if request.param == "cuda" and not switch.AVAILABLE:
+        pytest.skip("needs Triton and a C compiler")
+    return str(request.param)

@@ -20,6 +20,7 @@ from qvgen.fake_quant import (
     weight_codes,
     weight_fake_quant,
 )
+from tests.qvgen.autograd import assert_like_autograd
 
 ONE = torch.ones(1)
 rows = arrays(np.float32, (3, 6), elements=st.floats(-100, 100, width=32))
@@ -72,18 +73,9 @@ def test_weight_equals_plain_autograd(bits: int) -> None:
         torch.rand(7, 1, generator=g) * q_max,
     ]
     upstream = torch.randn(7, 33, generator=g)
-    ours = [t.clone().requires_grad_() for t in leaves]
-    plain = [t.double().requires_grad_() for t in leaves]
-    out, ref = (
-        weight_fake_quant(ours[0], ours[1], ours[2], q_max),
-        plain_weight(plain[0], plain[1], plain[2], q_max),
+    assert_like_autograd(
+        leaves, upstream, lambda t: weight_fake_quant(*t, q_max), lambda t: plain_weight(*t, q_max)
     )
-    torch.testing.assert_close(out.double(), ref, rtol=1e-5, atol=1e-6)
-    out.backward(upstream)
-    ref.backward(upstream.double())
-    for a, b in zip(ours, plain, strict=True):
-        assert a.grad is not None and b.grad is not None
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -96,18 +88,9 @@ def test_token_equals_plain_autograd(bits: int, clip: float) -> None:
     x[0, 1] = -x[0, 1].abs()
     upstream = torch.randn(3, 5, 24, generator=g)
     leaves = [x, torch.tensor([clip]), torch.tensor([clip * 0.9])]
-    ours = [t.clone().requires_grad_() for t in leaves]
-    plain = [t.double().requires_grad_() for t in leaves]
-    out, ref = (
-        token_fake_quant(ours[0], ours[1], ours[2], q_max),
-        plain_token(plain[0], plain[1], plain[2], q_max),
+    assert_like_autograd(
+        leaves, upstream, lambda t: token_fake_quant(*t, q_max), lambda t: plain_token(*t, q_max)
     )
-    torch.testing.assert_close(out.double(), ref, rtol=1e-5, atol=1e-6)
-    out.backward(upstream)
-    ref.backward(upstream.double())
-    for a, b in zip(ours, plain, strict=True):
-        assert a.grad is not None and b.grad is not None
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_token_by_hand() -> None:

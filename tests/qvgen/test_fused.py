@@ -23,23 +23,10 @@ from qvgen.fused import switch
 from qvgen.fused import token as fused_token
 from qvgen.fused import weight as fused_weight
 from qvgen.linear import QuantLinear
+from tests.qvgen.triton_cases import draw
 
 BITS = [2, 3, 4, 8]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not switch.AVAILABLE:
-        pytest.skip("needs Triton and a C compiler")
-    return str(request.param)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def tokens(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from qvgen.quantizers import (
     initial_scale,
     scale_shape,
 )
+from tests.qvgen.autograd import assert_like_autograd
 
 WEIGHTS = [("tensor", 64), ("channel", 64), ("group", 4), ("group", 12)]
 ACTIVATIONS = [("token", 64), ("tensor", 64), ("group", 4), ("group", 12)]
@@ -205,16 +206,11 @@ def test_activation_against_float64_loops(bits: int, symmetric: bool, granularit
     x, upstream = torch.randn(3, 4, 24, generator=g), torch.randn(3, 4, 24, generator=g)
     x[0, 0] = x[0, 0].abs()
     leaves = [x, torch.tensor([0.9, 0.6, 0.8]), torch.tensor([0.7, 0.95, 0.5])]
-    ours = [t.clone().requires_grad_() for t in leaves]
-    plain = [t.double().requires_grad_() for t in leaves]
-    out = activation_fake_quant(ours[0], ours[1].view(3, 1, 1), ours[2].view(3, 1, 1), c)
-    expected = plain_activation(plain[0], plain[1], plain[2], c)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
-    out.backward(upstream)
-    expected.backward(upstream.double())
-    for a, b in zip(ours, plain, strict=True):
-        assert a.grad is not None and b.grad is not None
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-3, atol=1e-3)
+
+    def ours(t: Sequence[Tensor]) -> Tensor:
+        return activation_fake_quant(t[0], t[1].view(3, 1, 1), t[2].view(3, 1, 1), c)
+
+    assert_like_autograd(leaves, upstream, ours, lambda t: plain_activation(*t, c), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -13,23 +13,10 @@ from qvgen.fused import rotate, switch
 from qvgen.hadamard import Hadamard
 from qvgen.quantizers import initial_scale
 from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes
+from tests.qvgen.triton_cases import draw
 
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
 # Largest relative error of the rotation before rounding: tf32x3, and two roundings of the half way.
 ROUGH = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not switch.AVAILABLE:
-        pytest.skip("needs Triton and a C compiler")
-    return str(request.param)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def exact(x: Tensor, balance: Tensor, rotation: Hadamard) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -11,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from evalharness.cli.main import main
 
 
 def _tiny() -> ModuleType:
@@ -24,7 +27,10 @@ def _tiny() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    return _tiny()
+    module = _tiny()
+    gc.collect()
+    gc.freeze()  # the libraries it imports: whoever reads a transformer collects what the last one left
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +63,25 @@ def flags(tiny: ModuleType, folders: Callable[[str], Path]) -> Callable[..., lis
         return ["--model", name, "--weights", str(folders(kind)), "--generation", chosen]
 
     return made
+
+
+@pytest.fixture
+def run(
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., list[str]]:
+    """A run of the smoke protocol on a tiny pipeline, in this process, into ``out`` of the working folder.
+
+    ``run("wan2.1", "--bits", "4", steps=3)`` says how it was started, so that it can be done again.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def ran(kind: str, *more: str, limit: int = 1, **settings: Any) -> list[str]:
+        command = ["run", *flags(kind, **settings), "--protocol", "smoke", "--limit", str(limit)]
+        command += ["--workers", "0", "--output", "out", *more]
+        assert main(command) == 0, capfd.readouterr().err
+        return command
+
+    return ran

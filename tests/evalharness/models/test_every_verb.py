@@ -12,9 +12,6 @@ import pytest
 from evalharness.cli.main import main
 from evalharness.registry import Registry
 
-Folders = Callable[[str], Path]
-Flags = Callable[..., list[str]]
-
 KINDS = ["cogvideox-2b", "cogvideox1.5", "wan2.1", "wan2.2-pair"]
 RECIPE = {"steps": 6, "batch_size": 2, "log_every": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -28,25 +25,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def harness(*arguments: str) -> int:
-    return main(list(arguments))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_prepares_generates_scores_and_is_profiled(
-    kind: str,
-    flags: Flags,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    kind: str, run: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     methods = [name for name in Registry().names("methods") if not name.startswith("toy")]
     assert len(methods) >= 11
-    command = ["run", *flags(kind), "--protocol", "smoke", "--limit", "1", "--workers", "0"]
-    command += ["--data", "teacher", "--bits", "4", "--methods", ",".join(methods), "--output", "out"]
-    command += ["--method-options", json.dumps(OPTIONS)]
-    assert harness(*command) == 0, capfd.readouterr().err
+    options = ["--method-options", json.dumps(OPTIONS)]
+    command = run(kind, "--data", "teacher", "--bits", "4", "--methods", ",".join(methods), *options)
     results = json.loads(Path("out/results.json").read_text())
     cells = {cell["method"]: cell for cell in results["cells"]}
     assert set(cells) == {"bf16", *methods}
@@ -58,10 +44,10 @@ def test_every_method_prepares_generates_scores_and_is_profiled(
     assert all(videos[name] != videos["bf16"] for name in methods)
     assert all(cells[name]["profile"]["weight_bits"] < 16 for name in methods)
     capfd.readouterr()
-    assert harness(*command) == 0
+    assert main(command) == 0
     assert "nothing to do" in capfd.readouterr().err
     # the other verbs, on the same folder
-    assert harness("score", "out", "--workers", "0") == 0
-    assert harness("report", "out") == 0
-    assert harness("compare", "out:bf16", "out:rtn-w4a4") == 0
-    assert harness("check", "out", "--against", "out") in (0, 4)
+    assert main(["score", "out", "--workers", "0"]) == 0
+    assert main(["report", "out"]) == 0
+    assert main(["compare", "out:bf16", "out:rtn-w4a4"]) == 0
+    assert main(["check", "out", "--against", "out"]) in (0, 4)

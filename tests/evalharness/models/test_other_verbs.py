@@ -26,12 +26,10 @@ KINDS = ["cogvideox-2b", "cogvideox1.5", "wan2.1", "wan2.2-pair"]
 def test_data_training_and_doctor(
     kind: str,
     flags: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., list[str]],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Latents are those of the loaded model's own encoder, and a training takes them."""
-    monkeypatch.chdir(tmp_path)
     Path("clips").mkdir()
     for number in range(3):
         noise = np.random.default_rng(number).integers(0, 255, (20, 40, 40, 3), np.uint8)
@@ -52,9 +50,8 @@ def test_data_training_and_doctor(
             assert torch.equal(stored["latents"][row], loaded.encode_video(video)[0].half())
         assert torch.equal(stored["text"][row], loaded.embed([clip.caption])[0].half())
     recipe = json.dumps({"kd-qat": {"recipe": {"steps": 2, "batch_size": 2}}})
-    run = ["run", *given, "--protocol", "smoke", "--limit", "1", "--workers", "0", "--no-profile", "--data"]
-    run += ["data", "--methods", "kd-qat", "--bits", "8", "--method-options", recipe, "--output", "out"]
-    assert main(run) == 0, capfd.readouterr().err
+    trained = ["--methods", "kd-qat", "--bits", "8", "--method-options", recipe]
+    run(kind, "--no-profile", "--data", "data", *trained)
     log = Path("out/cells/kd-qat-w8a8-s0/train.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["loss"] > 0
     assert main(["doctor", *given[:4], "--protocol", "smoke"]) == 0

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from evalharness.cli.main import main
 from evalharness.models.video import experts as experts_module
 from evalharness.models.video import pipeline as pipeline_module
 from evalharness.models.video import placement as placement_module
@@ -113,21 +112,11 @@ OPTIONS = {"gptq": {"prompts": 1}, "qvgen": {"recipe": RECIPE, "rank": 2}}
     [("cogvideox-2b", "phases", "gptq"), ("wan2.2-pair", "phases", "qvgen"), ("wan2.1", "blocks", "qvgen")],
 )
 def test_whatever_is_called_is_on_the_device(
-    kind: str,
-    memory: str,
-    methods: str,
-    gpu: Places,
-    flags: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    kind: str, memory: str, methods: str, gpu: Places, run: Callable[..., list[str]]
 ) -> None:
     """Calibration, a training that samples its teacher and is watched, generation, profile."""
-    monkeypatch.chdir(tmp_path)
-    run = ["run", *flags(kind, steps=2), "--protocol", "smoke", "--limit", "1", "--workers", "0"]
-    run += ["--bits", "4", "--methods", methods, "--memory", memory, "--data", "teacher"]
-    run += ["--method-options", json.dumps(OPTIONS), "--output", "out"]
-    assert main(run) == 0, capfd.readouterr().err
+    options = ["--method-options", json.dumps(OPTIONS)]
+    run(kind, "--bits", "4", "--methods", methods, "--memory", memory, "--data", "teacher", *options)
     assert gpu["calls"] > 1000
     experts = 2 if "pair" in kind else 1
     # A student and its teacher; a cell's module beside full precision while it is profiled.
@@ -137,12 +126,7 @@ def test_whatever_is_called_is_on_the_device(
     assert methods != "qvgen" or list(cell.glob("watch/*/*.mp4"))
 
 
-def test_one_transformer_is_held_while_videos_are_made(
-    gpu: Places, flags: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = ["run", *flags("wan2.2-pair", steps=2), "--protocol", "smoke", "--limit", "1", "--workers", "0"]
-    run += ["--bits", "4", "--methods", "rtn", "--no-profile", "--output", "out"]
-    assert main(run) == 0
+def test_one_transformer_is_held_while_videos_are_made(gpu: Places, run: Callable[..., list[str]]) -> None:
+    run("wan2.2-pair", "--bits", "4", "--methods", "rtn", "--no-profile")
     assert gpu["most"] == 2  # the pair, once
     assert gpu["both"] == 0  # one of the two is on the device at a time

@@ -43,14 +43,9 @@ def released(folders: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def test_a_released_checkpoint_is_evaluated(
-    released: Path,
-    flags: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    released: Path, run: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Both choices of clips and exact codes, as three rows; the counter begins anew with each video."""
-    monkeypatch.chdir(tmp_path)
     rows = {
         "last": {"clip_choice": "last"},
         "counter": {"clip_choice": "counter"},
@@ -60,21 +55,20 @@ def test_a_released_checkpoint_is_evaluated(
         name: {"method": "qvgen-released", "options": {"path": str(released), **options}}
         for name, options in rows.items()
     }
-    run = ["run", *flags("wan2.1", steps=3), "--plugin", str(PLUGIN), "--protocol", "smoke", "--workers", "0",
-           "--limit", "2", "--bits", "4", "--skip-layers", "none", "--methods", "last,counter,exact",
-           "--variants", json.dumps(variants), "--no-profile", "--output", "out"]  # fmt: skip
-    assert main(run) == 0, capfd.readouterr().err
+    again = run("wan2.1", "--plugin", str(PLUGIN), "--bits", "4", "--skip-layers", "none", "--methods",
+                "last,counter,exact", "--variants", json.dumps(variants), "--no-profile",
+                limit=2, steps=3)  # fmt: skip
     made = {name: sorted(Path(f"out/cells/{name}-w4a4-s0/videos").glob("*.mp4")) for name in rows}
     videos = {name: [path.read_bytes() for path in paths] for name, paths in made.items()}
     assert all(len(found) == 2 for found in videos.values())
     assert len({found[0] for found in videos.values()}) == 3
     made["counter"][1].unlink()
-    assert main(run) == 0  # the second video alone, so without the first one's calls before it
+    assert main(again) == 0  # the second video alone, so without the first one's calls before it
     assert made["counter"][1].read_bytes() == videos["counter"][1]
     config = released / "config.json"
     config.write_text(config.read_text() + " ")
     made["last"][0].unlink()
-    assert main(run) == 1
+    assert main(again) == 1
     assert "other than when the cell was made" in capfd.readouterr().err
-    assert main([*run, "--skip-layers", "std", "--output", "other"]) == 1
+    assert main([*again, "--skip-layers", "std", "--output", "other"]) == 1
     assert "give --skip-layers none" in capfd.readouterr().err

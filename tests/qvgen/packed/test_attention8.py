@@ -9,17 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvgen.fused import switch
 from qvgen.integrations import attention
 from qvgen.integrations.attention import attend_in_8_bits_
 from qvgen.packed.attention8 import attention8, attention8_fits, takes_float8
 from qvgen.packed.convert import pack_
 from tests.qvgen.packed.models import cog, finished, inputs
-
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
-DEVICES = [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.cuda)]
+from tests.qvgen.triton_cases import DEVICES
 
 
 def draw(queries: int, keys: int, width: int, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from qvgen.config import QuantConfig
-from qvgen.fused import switch
 from qvgen.packed import triton_linear
 from qvgen.packed.activations import Quantized, quantize_activations
 from qvgen.packed.backends import Backend, obstacle
@@ -22,13 +21,11 @@ from qvgen.packed.triton_linear import Tokens
 from qvgen.packed.triton_product import has_jobs
 from qvgen.packed.triton_table import Tiles
 from tests.qvgen.packed.test_linear import frozen
+from tests.qvgen.triton_cases import interpreted
 
 ROWS = 48  # of a weight
 DEPTHS = [64, 96, 1536, 1920, 5120, 7680, 8960, 13824]
 TOKENS = [1, 17, 33, 129]
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
 PLACES = [
     pytest.param(Backend.REFERENCE, "cpu"),
     pytest.param(Backend.CPU, "cpu"),

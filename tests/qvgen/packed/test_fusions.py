@@ -12,7 +12,6 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qvgen.fused import switch
 from qvgen.integrations.blocks import FusedCogVideoXBlock, FusedWanBlock, fuse_
 from qvgen.packed import triton_reading
 from qvgen.packed.backends import Backend
@@ -21,15 +20,7 @@ from qvgen.packed.layout import ActivationSpec
 from qvgen.packed.sources import Gelu, Normed, Part, Source, plain, shape_of
 from qvgen.packed.triton_linear import Tokens, quantize_groups, split_tokens
 from tests.qvgen.packed.models import MODELS, finished, inputs
-
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
-DEVICES = [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.cuda)]
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.qvgen.triton_cases import DEVICES, draw
 
 
 def normed(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from qvgen.api import frozen_layers
 from qvgen.config import QuantConfig
-from qvgen.fused import switch
 from qvgen.integrations import attention
 from qvgen.packed import reading, triton_linear, triton_reading
 from qvgen.packed.activations import quantize_activations
@@ -24,10 +23,8 @@ from qvgen.packed.reading import linears, reads
 from qvgen.transformed import Transform, TransformedQuantLinear
 from tests.qvgen.packed.models import finished, inputs
 from tests.qvgen.packed.test_linear import frozen
+from tests.qvgen.triton_cases import interpreted
 
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
 PLACES = [
     pytest.param(Backend.CPU, "cpu"),
     pytest.param(Backend.REFERENCE, "cpu"),

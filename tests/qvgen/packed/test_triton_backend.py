@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qvgen.config import QuantConfig
-from qvgen.fused import switch
 from qvgen.packed import triton_int8
 from qvgen.packed.activations import quantize_activations
 from qvgen.packed.backends import Backend
@@ -17,17 +16,6 @@ from qvgen.packed.layout import ActivationSpec, PackedWeight, pack_rows
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.products import Operand, float64_product, linear
 from qvgen.quantizers import ClipContext
-
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not switch.AVAILABLE:
-        pytest.skip("needs Triton and a C compiler")
-    return str(request.param)
 
 
 def weight_of(rows: int, columns: int, bits: int, device: str, seed: int = 0) -> PackedWeight:

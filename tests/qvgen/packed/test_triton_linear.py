@@ -22,28 +22,15 @@ from qvgen.packed import triton_linear
 from qvgen.packed.layout import row_bytes
 from qvgen.packed.triton_linear import Int8Weight, Tokens
 from qvgen.packed.triton_table import Entry, Tiles, nearest, parse, row_parts, row_warps, tiles_for
+from tests.qvgen.triton_cases import draw
 
 BITS = [2, 3, 4, 8]
-interpreted = pytest.mark.skipif(
-    not (switch.INTERPRETED and switch.AVAILABLE), reason="needs Triton and TRITON_INTERPRET=1"
-)
 # A tile larger and smaller than the matrices; one program for a tile, and few that go on to the next.
 SMALL = [
     Tiles(32, 32, 32, 4, 2),
     Tiles(16, 64, 64, 4, 2, group=2, per_sm=1, split=True, flatten=True),
     Tiles(32, 64, 32, 4, 2, split=True, whole=True),
 ]
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not switch.AVAILABLE:
-        pytest.skip("needs Triton and a C compiler")
-    return str(request.param)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def packed(codes: Tensor, bits: int) -> Tensor:
