@@ -13,6 +13,7 @@ import yaml
 
 from evalharness.report.against import against
 from evalharness.results import read_results
+from qvgen.fused.rotate import Launch, usual_launch
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "results" / "benchmarks"
@@ -123,7 +124,7 @@ def test_packed_linears_on_a_gpu() -> None:
     document = (ROOT / "docs" / "benchmarks.md").read_text()
     shapes = parts["gemm"]["shapes_m_n_k"]
     shown = [shape for shape in shapes if f"| {shape.replace('x', ' x ')} |" in document]
-    assert len(shown) == 7
+    assert len(shown) == 9
     for shape in shown:
         found = shapes[shape]
         figures = [f"{found['int8']['pflop_per_s']:.2f}", f"{over(found, 'bf16', 'int8'):.2f}"]
@@ -132,11 +133,50 @@ def test_packed_linears_on_a_gpu() -> None:
 
 def test_rotation_on_a_gpu() -> None:
     linears = record("hadamard-h100.json")["parts"]["shares"]["linears"]
+    rotating, plain = "rotate and quantize", "quantize"
     for name, found in linears.items():
         times = {side: entry["median_ms"] for side, entry in found["times"].items()}
-        shares = (times["quantize"] / times["linear"], found["added_ms"] / times["linear"])
-        shown = [f"{times['linear']:.3f} ms", *(f"{100 * share:.0f} %" for share in shares)]
-        assert row("benchmarks.md", name.replace("->", "to"))[:3] == shown
+        added = [
+            100 * (times[ours] - times[theirs]) / times["linear"]
+            for ours, theirs in (
+                (f"{rotating}, fastest launch", plain),
+                (f"{rotating} to integers", f"{plain} to integers"),
+                (f"{rotating}, long kernel", plain),
+            )
+        ]
+        shown = row("benchmarks.md", name.replace("->", "to"))
+        alone = f"{100 * times[plain] / times['linear']:.0f} %"
+        assert shown[:3] == [f"{times['linear']:.3f} ms", alone, f"{added[0]:.1f} %"]
+        assert shown[4:] == [f"{added[1]:.1f} %", f"{added[2]:.0f} %"]
+        assert added[0] < float(shown[3].removesuffix(" %"))
+
+
+def test_the_fastest_launches_of_the_rotation_are_the_shipped_ones() -> None:
+    tried = record("hadamard-h100.json")["parts"]["launches"]["launches"]
+    for width, table in (("1920", 2048), ("7680", 8192)):
+        fastest = min(tried[width], key=lambda one: one["median_ms"])
+        fastest.pop("median_ms")
+        assert Launch(**fastest) == usual_launch(table, chained=True)
+
+
+def test_a_step_with_packed_weights_on_a_gpu() -> None:
+    part = record("step-h100.json")["parts"]["cog_2b"]
+    for name in ("w4a4", "w3a3"):
+        found = part["variants"][name]
+        times = {side: entry["ms"] for side, entry in found["times"].items()}
+        milliseconds, eager, best, weights = row("benchmarks.md", f"`{name}`")
+        assert (milliseconds, weights) == (f"{times[name]:.1f}", f"{found['weights_mb']:.0f}")
+        assert eager.split()[0] == f"{times['bf16_eager'] / times[name]:.2f}"
+        assert best.split()[0] == f"{times['bf16_best'] / times[name]:.2f}"
+        assert found["execution"] == "real" and not part["skipped"]
+
+
+def test_weights_on_the_device() -> None:
+    found = record("memory-h100.json")["parts"]["weights"]["ratios"]
+    for name, model in (("CogVideoX-2B", "cog_2b"), ("Wan2.1-1.3B", "wan_1_3b"), ("Wan2.1-14B", "wan_14b")):
+        sides = [found[f"{model} {width}"] for width in ("w4", "w3")]
+        wanted = [f"{side[part]:.2f}" for side in sides for part in ("quantized", "whole_model")]
+        assert row("benchmarks.md", f"{name}, weights") == wanted
 
 
 def test_quantizing_after_training_on_a_cpu() -> None:

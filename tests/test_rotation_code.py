@@ -58,7 +58,7 @@ def test_the_shipped_launch_is_bound_by_memory(width: int, codes: bool) -> None:
     found = compiled(width, how, codes)
     assert found["stack_bytes"] == found["local_memory_instructions"] == 0
     assert 5 < found["instructions_per_number"] < 25
-    assert found["slow_per_number"] < 0.2
+    assert found["slow_per_number"] < 0.3
     # All programs are to run at once: they share 65,536 registers and 227 KB of shared memory.
     registers = -(-found["registers"] // 8) * 8 * 32 * how.warps
     assert registers * how.resident <= 65536

@@ -57,8 +57,10 @@ def usual_launch(table: int, chained: bool = False, codes: bool = False) -> Laun
             Launch(rows=4, warps=4, stages=3) if table <= _SMALL_TABLE else Launch(rows=1, warps=8, stages=1)
         )
     if table <= _SMALL_TABLE // 2:
-        resident = 8 if table > _SMALL_TABLE // 4 else 14
-        return Launch(0, warps=1, stages=2, chained=True, resident=resident, turned=True)
+        large = table > _SMALL_TABLE // 4
+        if large and not codes:
+            return Launch(0, warps=4, stages=3, chained=True, resident=5)
+        return Launch(0, warps=1, stages=2, chained=True, resident=8 if large else 14, turned=True)
     if table <= _SMALL_TABLE:
         return Launch(0, warps=4, stages=2, chained=True, resident=3)
     if table <= _LARGE_TABLE:
