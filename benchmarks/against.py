@@ -35,6 +35,7 @@ BLOCK_SECONDS = 12.0
 """Of measuring two sides in one block, shared by its paths: to start the processes costs as much."""
 TURNS = (15, 150)
 """Of a path in a block, at least and at most; see ``of_turns``."""
+BROKEN = "fails in the head alone: "
 BOUND = 0.025
 SIGNIFICANCE = 0.01
 STEADY_MEMORY = {
@@ -141,8 +142,9 @@ def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: in
     try:
         for name in names:
             first = {key: started[key].ask(prepare=name) for key in order}
-            if errors := [answer["error"] for answer in first.values() if "error" in answer]:
-                found[name] = str(errors[0])
+            if errors := {key: str(answer["error"]) for key, answer in first.items() if "error" in answer}:
+                head_alone = "run" in errors and "reference" not in errors
+                found[name] = (BROKEN if head_alone else "") + next(iter(errors.values()))
                 continue
             longest = max(answer["seconds"] for answer in first.values())
             loops = max(1, round(LEAST_SECONDS / longest))
@@ -225,6 +227,8 @@ def until_told(
         for name, found in measure(open_names, look).items():
             if isinstance(found, str):
                 times[name] = found
+                verdicts.pop(name, None)
+            if isinstance(times.get(name), str):
                 continue
             for key, values in found.items():
                 times.setdefault(name, {}).setdefault(key, []).extend(values)
@@ -254,7 +258,7 @@ def document(verdicts: Sequence[Any], skipped: dict[str, str]) -> str:
 def compare(
     base: Path, names: Sequence[str], blocks: int, looks: int, bound: float
 ) -> tuple[dict[str, Any], str, bool]:
-    """Times, the document, and whether anything is slower."""
+    """Times, the document, and whether anything is slower, or fails where the base does not."""
     from evalharness.gates.status import Status
 
     sides = {"reference": (base, 0.0), "run": (ROOT, 0.0)}
@@ -263,7 +267,9 @@ def compare(
     )
     skipped = {name: times for name, times in found.items() if isinstance(times, str)}
     timings = {name: {**times, "looks": looks} for name, times in found.items() if name not in skipped}
-    return timings, document(verdicts, skipped), any(v.status is Status.REGRESSION for v in verdicts)
+    is_worse = any(v.status is Status.REGRESSION for v in verdicts)
+    is_worse |= any(why.startswith(BROKEN) for why in skipped.values())
+    return timings, document(verdicts, skipped), is_worse
 
 
 def planted(draws: int, names: Sequence[str], blocks: int, looks: int, bound: float) -> dict[str, Any]:
@@ -283,6 +289,8 @@ def planted(draws: int, names: Sequence[str], blocks: int, looks: int, bound: fl
         except KeyboardInterrupt:
             break
         for name, found in new.items():
+            if isinstance(found, str):
+                raise SystemExit(f"{name} cannot be timed: {found}")
             for side, seconds in found.items():
                 times[name][side].append(seconds)
         print(f"block {number + 1} of {blocks * (looks + 1)}", file=sys.stderr, flush=True)
@@ -331,7 +339,7 @@ def verdicts_of_draws(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 1 where something is slower."""
+    """Entry point; exit code 1 where something is slower or fails in the head alone."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("base", type=Path, nargs="?", help="another checkout")
     parser.add_argument("--paths", nargs="+", default=None)

@@ -45,9 +45,15 @@ class Failure(StrEnum):
     """Why a task has no value."""
 
     USER = "user"  # a ValueError: something that the user can mend
+    DIVERGED = "diverged"  # a FloatingPointError: a training that ends so again from where it stands
     STORAGE = "storage"  # the disk is full or refuses
     ERROR = "error"  # any other exception
     CRASH = "crash"  # the worker process died
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same task would end the same way until the user changes something."""
+        return self in (Failure.USER, Failure.DIVERGED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

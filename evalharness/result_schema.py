@@ -16,8 +16,9 @@ from evalharness.scoretable import ScoreRow as ScoreRow
 from evalharness.scoretable import ScoreTable
 
 SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""1 had percentile bootstraps only and did not say so."""
+RANGES_VERSION = 3
+READABLE_VERSIONS = (1, 2, RANGES_VERSION)
+"""1 had percentile bootstraps only and did not say so; files with ``ranges`` are 3, others stay 2."""
 
 Source = Literal["loaded", "trained", "computed", "reference", "given"]
 Execution = Literal["real", "emulated", "fake", "unknown"]

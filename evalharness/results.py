@@ -19,6 +19,7 @@ from evalharness.errors import UserError
 from evalharness.redaction import redact
 from evalharness.result_reading import read_document
 from evalharness.result_schema import (
+    RANGES_VERSION,
     READABLE_VERSIONS,
     BootstrapInfo,
     CellResult,
@@ -191,6 +192,8 @@ def read_results(path: Path) -> Results:
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same results in the present schema; what an older one did not say keeps its old meaning."""
+    if data["schema_version"] == RANGES_VERSION:
+        return {**data, "schema_version": 2}
     if data["schema_version"] == 1:
         bootstrap = data.get("bootstrap")
         said = {**bootstrap, "kind": "percentile"} if isinstance(bootstrap, Mapping) else bootstrap
@@ -210,6 +213,8 @@ def _dump(results: Results) -> Iterator[str]:
             yield from _lines(_dump_cell(cell) for cell in value)
             continue
         plain = results.model_dump(mode="json", include={key})[key]
+        if key == "schema_version" and results.ranges:
+            plain = RANGES_VERSION
         if isinstance(plain, list) and plain:
             yield from _lines([json.dumps(item, allow_nan=False)] for item in plain)
         else:

@@ -89,7 +89,7 @@ class RunState:
                 f"{outcome.task.key}: {outcome.error}; free space or permissions, then run the same "
                 "command again: finished work is kept"
             )
-        self.mistakes += outcome.failure is Failure.USER
+        self.mistakes += outcome.failure is not None and outcome.failure.is_final
         self.event(
             "failure",
             stage=outcome.task.kind,

@@ -48,9 +48,11 @@ class TaskRunner:
             return {"value": work(self._session, payload)}
         except Exception as error:
             failure = Failure.USER if isinstance(error, ValueError) else Failure.ERROR
+            if isinstance(error, FloatingPointError):
+                failure = Failure.DIVERGED
             if is_storage_error(error):
                 failure = Failure.STORAGE
-            text = redact_text(str(error)) if failure is Failure.USER else one_line(error)
+            text = redact_text(str(error)) if failure.is_final else one_line(error)
             return {"failure": failure.value, "error": text, "traceback": traceback.format_exc()}
 
 

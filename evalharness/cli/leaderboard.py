@@ -52,7 +52,11 @@ def _against(given: list[str], output: str | None) -> int:
     from evalharness.report.against import against
 
     method, run = given
-    print(against(read_part(run).results, method), end="")
+    results = read_part(run).results
+    try:
+        print(against(results, method), end="")
+    except ValueError as error:
+        raise UserError(f"{run}: {error}") from error
     return 0
 
 

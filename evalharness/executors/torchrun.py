@@ -25,7 +25,6 @@ from typing import Any, Protocol
 from evalharness.errors import UserError
 from evalharness.executor import (
     EventHandler,
-    Failure,
     Outcome,
     SubprocessExecutor,
     Task,
@@ -261,7 +260,8 @@ class TorchrunExecutor:
             time.sleep(_POLL_SECONDS)
         if len(answers) < world:
             text = f"{task.key}: one rank failed, the others were left waiting: {failed[0].error}"
-            raise UserError(text) if failed[0].failure is Failure.USER else LostRankError(text)
+            failure = failed[0].failure
+            raise UserError(text) if failure is not None and failure.is_final else LostRankError(text)
         return dataclasses.replace(failed[0] if failed else answers[0], task=task)
 
     def close(self) -> None:

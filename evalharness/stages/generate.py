@@ -54,6 +54,8 @@ def run(state: RunState) -> StageCount:
                 state.console.warn(f"{outcome.task.key}: out of GPU memory; going on with {smaller} a call")
         else:
             failed += len(records)
+            if outcome.failure.is_final:
+                state.mistakes += len(records) - 1  # one task, counted once, and several videos
             errors[outcome.error] += len(records)
             if errors[outcome.error] == len(records):
                 state.console.warn(f"{outcome.task.key}: {outcome.error}")

@@ -195,7 +195,7 @@ def _run_tasks(state: RunState, due: Sequence[tuple[Cell, Path | None, str]]) ->
             elif outcome.failure is Failure.USER and source is not None:
                 raise _refusal(cell, source, outcome)
             else:
-                if outcome.failure is Failure.USER:  # it would fail again from where it stands
+                if outcome.failure is Failure.DIVERGED:  # it would again from where it stands
                     _discard_trainings(state.folder.cell(cell.id))
                 state.console.warn(f"{cell.id}: could not be prepared: {outcome.error}")
     finally:

@@ -18,6 +18,7 @@ from qvgen.diverged import DivergedError
 from qvgen.training.parallel import rank, world_size
 
 _GRACE_S = 60.0  # what a process that failed waits for others, which may be beyond reach
+_SILENCE_S = 3600.0  # what any process waits for one that says nothing, as one that was killed
 _POLL_S = (0.001, 0.2)
 # The first that an error is one of names its kind to the others.
 _KINDS: dict[str, type[Exception]] = {
@@ -73,6 +74,9 @@ def _exchanged(text: str, problem: Exception | None) -> list[str]:
         waited = time.monotonic() - begun
         if problem is not None and waited > _GRACE_S:
             raise problem
+        if waited > _SILENCE_S:
+            silent = [str(number) for number, key in enumerate(keys) if not store.check([key])]
+            raise RuntimeError(f"process {', '.join(silent)} has said nothing for {waited / 60:.0f} minutes")
         time.sleep(min(max(waited / 20, _POLL_S[0]), _POLL_S[1]))
     return [store.get(key).decode() for key in keys]
 

@@ -10,7 +10,7 @@ import pytest
 from evalharness.errors import UserError
 from evalharness.report.against import against
 from evalharness.results import write_results
-from tests.evalharness.test_report import full, partial
+from tests.evalharness.test_report import TABLE, build, full, partial, record
 
 
 def cells(text: str) -> dict[str, list[str]]:
@@ -69,3 +69,26 @@ def test_the_command(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-d
     for wrong in (("qvgen",), ("qvgen", str(run), str(run)), ("qvgen", str(run), "--output", "x")):
         assert call("leaderboard", "against", *wrong).code == 2
     assert "needs --output" in call("leaderboard", "merge", str(run), str(run)).err
+
+
+def test_rows_are_ordered_by_the_widths_that_all_have() -> None:
+    """rtn has the easy 4 bits as well: its mean over both widths would be above lsq's at 3."""
+    text = against(full(), "bf16")
+    assert [name for name in cells(text) if name != "method"] == ["qvgen", "lsq", "rtn"]
+
+
+def test_what_is_left_out_is_said() -> None:
+    assert "No mean, for want of full coverage: lsq at W3A3." in against(partial(), "qvgen")
+    some = build([record(*key) for key in TABLE] + [record("qvgen", 3, 1), record("bf16", 16, 1)])
+    assert "On other seeds than the rest: rtn at W4A4 (0), lsq at W3A3 (0), rtn at W3A3 (0)." in against(
+        some, "bf16"
+    )
+    assert "left out" not in against(full(), "bf16") and "\nOn other" not in against(full(), "bf16")
+
+
+def test_nothing_to_compare_with() -> None:
+    alone = build([record("bf16", 16), record("qvgen", 3)])
+    with pytest.raises(UserError, match="no other method has a mean"):
+        against(alone, "qvgen")
+    with pytest.raises(UserError, match="no results of any method"):
+        against(build([]), "qvgen")

@@ -22,7 +22,7 @@ from evalharness.compare.text import text, value_text
 from evalharness.errors import UserError
 from evalharness.results import CellRecord, ScoreRow, build_results, write_results
 
-SHIPPED = Path(__file__).parents[2] / "results" / "tinyworld"
+SHIPPED = Path(__file__).parents[2] / "results" / "tinyworld" / "cpu"
 DIMENSIONS = ["color", "scene"]
 COLOR, SCENE = [0.9, 0.8, 0.7, 0.6], [1.0, 0.9, 0.8, 0.9]
 

@@ -17,7 +17,7 @@ from evalharness.effects import Components, effect
 from evalharness.power import Design, detectable, prompts_needed, seeds_needed, simulated_power
 from evalharness.stats import Key
 
-SHIPPED = str(Path(__file__).parents[2] / "results" / "tinyworld")
+SHIPPED = str(Path(__file__).parents[2] / "results" / "tinyworld" / "cpu")
 VARIANCE = st.floats(0.001, 4.0)
 
 

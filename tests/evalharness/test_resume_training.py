@@ -21,6 +21,7 @@ from evalharness.models.tinyworld import CHECKPOINTS
 from evalharness.registry import Registry
 from evalharness.session import Session
 from evalharness.stages.context import StageContext
+from qvgen.diverged import DivergedError
 
 RUN = (
     "run", "--model", "toy", "--methods", "qvgen", "--bits", "3", "--limit", "1", "--no-profile",
@@ -115,3 +116,28 @@ def test_published_checkpoints_are_found_by_the_options_that_made_them(method: s
     other = {**options, "recipe": {**options["recipe"], "accumulate": 2}}
     cell = Cell(model="tinyworld", method=method, bits=Bits(3, 3), seed=0, options=other)
     assert not _made_as_asked(folder, cell, Registry(()))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"), [(ValueError("no such weights"), True), (DivergedError("NaN"), False)]
+)
+def test_only_a_training_that_diverged_loses_its_state(
+    error: Exception,
+    is_kept: bool,
+    toy_run: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights that are not mounted just now must not cost hours that are on the disk."""
+
+    def log(self: StageContext, record: Any) -> None:
+        folder = Path(self.state_folder)  # type: ignore[arg-type]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train_state.safetensors").write_bytes(b"hours")
+        raise error
+
+    monkeypatch.setattr(StageContext, "log", log)
+    options = ("--methods", "qvgen", "--bits", "3", "--limit", "1", "--no-profile")
+    assert toy_run(*options).code == 1
+    left = list((tmp_path / "out" / CELL).glob("training-*/train_state.safetensors"))
+    assert bool(left) == is_kept

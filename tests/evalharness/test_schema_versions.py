@@ -46,6 +46,15 @@ def test_the_second_version_is_what_is_written_today(tmp_path: Path) -> None:
     assert "corrected for skewness" in markdown(read_results(golden))
 
 
+def test_files_with_ranges_are_of_the_third_version(tmp_path: Path) -> None:
+    """A program that knows none refuses them by their number, not by a key that it does not know."""
+    golden = GOLDEN / "results_v3.json"
+    results = build(RECORDS, resampler=None, ranges={"color": (-1.0, 1.0)})
+    write_results(results, tmp_path / "results.json")
+    assert (tmp_path / "results.json").read_text() == golden.read_text()
+    assert read_results(golden).ranges == {"color": (-1.0, 1.0)}
+
+
 def test_every_readable_version_has_its_golden_file() -> None:
     assert {path.name for path in GOLDEN.glob("results_v*.json")} == {
         f"results_v{version}.json" for version in READABLE_VERSIONS

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from qvgen.diverged import DivergedError
 from qvgen.training import agreement
@@ -104,3 +105,15 @@ def test_who_fails_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", Store)
     with pytest.raises(ValueError, match="own"), all_or_none():
         raise ValueError("own")
+
+
+def test_a_process_that_was_killed_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else knows: the one that never came is named once the others have waited long enough."""
+    store = distributed.HashStore()
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(agreement, "rank", lambda: 0)
+    monkeypatch.setattr(agreement, "world_size", lambda: 3)
+    monkeypatch.setattr(agreement, "_SILENCE_S", 0.2)
+    store.set("qvgen/agreed/1/2", "")
+    with pytest.raises(RuntimeError, match="process 1 has said nothing"):
+        agreement.raise_first(None)
