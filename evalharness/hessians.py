@@ -26,7 +26,8 @@ def budget_of(device: torch.device) -> int | None:
 
     if device.type != "cuda":
         return None
-    return int(torch.cuda.mem_get_info(device)[0]) // _SHARE_OF_FREE
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free, to this process
+    return (int(torch.cuda.mem_get_info(device)[0]) + kept) // _SHARE_OF_FREE
 
 
 class Grams:
