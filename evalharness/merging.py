@@ -138,9 +138,24 @@ def _refuse_mixed(a: Part, b: Part) -> None:
         raise UserError(
             f"{a.name} and {b.name} were not made by one recipe: {text}; they cannot be one table"
         )
+    _refuse_other_modes(a, b)
     common = left.prompts.keys() & right.prompts.keys()
     if other := sorted(key for key in common if left.prompts[key] != right.prompts[key]):
         raise UserError(f"{a.name} and {b.name}: prompt {other[0]} has other words in each; not one table")
+
+
+def _refuse_other_modes(a: Part, b: Part) -> None:
+    """Author mode keeps other layers and other bits than fair mode: they are not one ranking."""
+    left, right = (
+        {str(cell.method_config.get("mode", "fair")) for cell in part.results.cells if not cell.is_reference}
+        for part in (a, b)
+    )
+    if left and right and (other := sorted(left ^ right)):
+        has, lacks = (a, b) if other[0] in left else (b, a)
+        raise UserError(
+            f"{has.name} has rows of mode {other[0]} and {lacks.name} has none; methods of two modes keep "
+            "other layers and bits, and are not one table"
+        )
 
 
 def _refuse_other(a: CellResult, b: CellResult, first: str, second: str) -> None:

@@ -25,7 +25,7 @@ Execution = Literal["real", "emulated", "fake", "unknown"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Estimate(_Frozen):
@@ -68,7 +68,7 @@ class Profile(BaseModel):
     the size of all that is stored.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     step_ms: float | None = None
     peak_mem_mb: float | None = None

@@ -55,6 +55,7 @@ __all__ = [
 
 MAX_LOG_RECORDS = 400
 _SCALE = (0.0, 1.0)
+_ROUNDING = 1e-3  # what a score may pass its range by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,11 +184,30 @@ def read_results(path: Path) -> Results:
             "use the version of evalharness that wrote it, or run `evalharness run` again"
         )
     try:
-        return Results.model_validate(_upgraded(data))
+        results = Results.model_validate(_upgraded(data))
+        _check_read(results)
+        return results
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems)") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _check_read(results: Results) -> None:
+    """What a schema cannot say: each cell and each video counts once, and scores lie where scores can."""
+    ids = [cell.id for cell in results.cells]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"cell {next(name for name in ids if ids.count(name) > 1)}: given twice")
+    for cell in results.cells:
+        for dimension, rows in cell.scores.items():
+            table, where = ScoreTable.of(rows), f"cell {cell.id}, {dimension}"
+            _check_table(table, where)
+            low, high = results.ranges.get(dimension, _SCALE)
+            outside = (table.value < low - _ROUNDING) | (table.value > high + _ROUNDING)
+            if results.percent and outside.any():
+                raise UserError(f"{where}: a score is not within {low:g} to {high:g}")
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,10 +301,14 @@ def _check_totals(totals: Sequence[Total], dimensions: Sequence[str]) -> None:
 def _check_scores(record: CellRecord, dimension: str) -> None:
     table = ScoreTable.of(record.scores.get(dimension, ()))
     where = f"cell {record.cell_id}, {dimension}"
-    if table.repeats():
-        raise ValueError(f"{where}: a video is scored twice")
     if len(table) > record.n_expected[dimension]:
         raise ValueError(f"{where}: {len(table)} scores, {record.n_expected[dimension]} expected")
+    _check_table(table, where)
+
+
+def _check_table(table: ScoreTable, where: str) -> None:
+    if table.repeats():
+        raise ValueError(f"{where}: a video is scored twice")
     if not np.isfinite(table.value).all():
         raise ValueError(f"{where}: a score is not a finite number; leave it out instead")
 

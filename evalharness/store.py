@@ -66,6 +66,10 @@ def atomic_write_pieces(path: Path, pieces: Iterable[str]) -> None:
 
 def _write(path: Path, blocks: Iterable[bytes]) -> None:
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe is written to, not replaced
+        with path.open("wb") as file:
+            file.writelines(blocks)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
     temp = Path(name)

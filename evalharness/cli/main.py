@@ -1,13 +1,14 @@
 """The ``evalharness`` command: finds the verb and turns errors into one line and an exit code.
 
 Exit codes: 0 all done; 1 something failed and the tables say so; 2 the user must change something;
-130 interrupted; ``check`` has two more (``evalharness.cli.check``).
+70 a defect of this program; 130 interrupted; ``check`` has two more (``evalharness.cli.check``).
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import TextIO
@@ -34,6 +35,9 @@ VERBS = {
 }
 
 
+CRASHED = 70  # EX_SOFTWARE: 1 is what `check` calls a regression
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -48,11 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
-    except (UserError, OSError) as error:
-        if debug or not (isinstance(error, UserError) or is_storage_error(error)):
+    except Exception as error:
+        if debug:
             raise
-        _complain(f"error: {_line(error)}")
-        return 2
+        if isinstance(error, UserError) or (isinstance(error, OSError) and is_storage_error(error)):
+            _complain(f"error: {_line(error)}")
+            return 2
+        traceback.print_exc()
+        return CRASHED
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -143,3 +143,12 @@ def test_a_part_is_read_by_folder_file_or_name(tmp_path: Path) -> None:
         "x",
     ]
     assert len(TABLE) == 5 and json.loads(Path(folder, "results.json").read_text())
+
+
+def test_fair_and_author_mode_are_never_one_table() -> None:
+    author = replace(record("lsq", 3), method_config={"mode": "author"})
+    other = part("ben", [record("bf16", 16), author])
+    with pytest.raises(UserError, match=r"ben has rows of mode author and anna has none"):
+        merge([anna(), other])
+    again = part("cleo", [record("bf16", 16, 1), replace(author, cell_id="lsq-w3a3-s1", seed=1)])
+    assert len(merge([other, again]).cells) == 4, "two runs of author mode are"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import yaml
+
+from evalharness.gates.status import Status, Verdict
+from evalharness.pytest_plugin import RowItem
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = "model: toy\nmethods: toy-round\nworkers: 0\nprofile: false\n"
@@ -145,3 +150,20 @@ def test_the_workflow_calls_what_there_is() -> None:
     folder = REPOSITORY / words[words.index("--evalharness-reference") + 1]
     assert (folder / "results.json").is_file() and (folder / "run.yaml").is_file()
     assert read_gates(folder / "gates.yaml").significance == 0.01
+
+
+@pytest.mark.parametrize(("status", "is_green"), [(Status.PASS, True), (Status.INCOMPLETE, False)])
+def test_what_is_judged_of_no_row_fails_every_row(status: Status, is_green: bool) -> None:
+    """Times of hot paths have rows of their own; a gate on them that could not be judged is no pass."""
+    verdicts = [
+        Verdict(row="rtn-w4a4", metric="mean", status=Status.PASS, reason=""),
+        Verdict(row="(timings)", metric="timings", status=status, reason="no times were given"),
+    ]
+    once = SimpleNamespace(
+        report=lambda: SimpleNamespace(verdicts=verdicts),
+        rows=frozenset({"rtn-w4a4"}),
+        reference="results/ci",
+    )
+    item: Any = SimpleNamespace(_row="rtn-w4a4", _once=once)
+    with contextlib.nullcontext() if is_green else pytest.raises(pytest.fail.Exception, match="no times"):
+        RowItem.runtest(item)

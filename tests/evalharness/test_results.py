@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from evalharness.comparison import resampler_of
+from evalharness.errors import UserError
 from evalharness.ranking import ranking
 from evalharness.report.wording import ranking_sentences
 from evalharness.results import (
@@ -25,6 +27,7 @@ from evalharness.results import (
     write_results,
 )
 from evalharness.stats import Resampler
+from tests.evalharness.test_report import full
 
 DIMENSIONS = ["color", "scene"]
 
@@ -352,3 +355,25 @@ def test_of_many_methods_the_best_alone_is_compared_in_words() -> None:
     assert six.count(" by ") + six.count("+") == 5 and six.startswith("At W3A3: a 70.")
     order = [part.split()[0] for part in six.split("in this order ")[1].replace(" and ", ", ").split("], ")]
     assert order == list("bcdef") and "leaderboard against METHOD RUN" in hint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('["0000", 0, 0.96]', '["0000", 0, NaN]', "not a finite number"),
+        ('["0000", 0, 0.96]', '["0000", 0, 1e999]', "not a finite number"),
+        ('["0000", 0, 0.96]', '["0000", 0, 5.0]', "not within 0 to 1"),
+        ('["0000", 0, 0.96]', '["0000", 0, 0.96], ["0000", 0, 0.1]', "scored twice"),
+        ('"weights_mb": 8.0', '"weights_mb": NaN', "weights_mb: Input should be a finite number"),
+        ('"id": "rtn-w4a4-s0"', '"id": "bf16-s0"', "bf16-s0: given twice"),
+    ],
+)
+def test_results_that_no_run_makes_are_refused(old: str, new: str, words: str, tmp_path: Path) -> None:
+    """Each would pass a gate otherwise: NaN is beyond no bound, and of two scores the last one wins."""
+    path = tmp_path / "results.json"
+    write_results(full(), path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_results(path)

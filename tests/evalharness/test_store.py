@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -180,3 +181,16 @@ def test_no_permission_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Mo
     words = "Permission denied; choose another with --output"
     with pytest.raises(StorageError, match=words), RunFolder(tmp_path).lock():
         pass
+
+
+def test_a_pipe_or_a_device_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    """``--junit /dev/stdout`` as root in a container must not leave a file where a device was."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic_write_text(pipe, "four")
+        assert os.read(reader, 10) == b"four"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
