@@ -134,8 +134,9 @@ def judge_scores(work: Path, arms: Sequence[str] = ARMS[1:]) -> dict[str, dict[s
 
 
 def measure_steps() -> dict[str, Any]:
-    """Processor time of plain steps and of steps with 5 % of busy waiting added, in turns; medians
-    are held against the bound here, not by ``check``, whose gates on times take pairs (``benchmarks.against``).
+    """Processor time of plain steps and of steps with 5 % of busy waiting added, in turns.
+
+    Medians are held against the bound here, not by ``check``: its gates take pairs (``benchmarks.against``).
     """
     import torch
 
