@@ -43,8 +43,10 @@ def state_file(folder: Path) -> Path:
 
 
 def saved_step(folder: Path) -> int:
-    with safe_open(state_file(folder), framework="pt") as file:
-        step: int = json.loads(file.metadata()["train_state"])["step"]
+    """Opened once: the library opens a file twice, and the next state may take its place between."""
+    content = state_file(folder).read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    step: int = json.loads(header["__metadata__"]["train_state"])["step"]
     return step
 
 
