@@ -125,6 +125,11 @@ def test_packed_linears_on_a_gpu() -> None:
     shapes = parts["gemm"]["shapes_m_n_k"]
     shown = [shape for shape in shapes if f"| {shape.replace('x', ' x ')} |" in document]
     assert len(shown) == 9
+    for shape in shown:  # "1.21 PFLOP/s times K / (K + 340), to 4 %"
+        inputs = int(shape.split("x")[2])
+        assert shapes[shape]["int8"]["pflop_per_s"] == pytest.approx(
+            1.21 * inputs / (inputs + 340), rel=0.045
+        )
     for shape in shown:
         found = shapes[shape]
         figures = [f"{found['int8']['pflop_per_s']:.2f}", f"{over(found, 'bf16', 'int8'):.2f}"]

@@ -19,6 +19,14 @@ _ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
+def _factor(pointer, along, across, ORDER: tl.constexpr, TILE: tl.constexpr):
+    """A matrix of ``ORDER``, its entry [i, j] at ``i * along + j * across``, padded with zeros."""
+    i = tl.arange(0, TILE)
+    valid = (i < ORDER)[:, None] & (i < ORDER)[None, :]
+    return tl.load(pointer + i[:, None] * along + i[None, :] * across, mask=valid, other=0.0)
+
+
+@triton.jit
 def rotate_forward(
     x_ptr, balance_ptr, first_ptr, second_ptr, out_ptr, rows, row_stride,
     FIRST: tl.constexpr, SECOND: tl.constexpr, FIRST_TILE: tl.constexpr, SECOND_TILE: tl.constexpr,
@@ -36,19 +44,11 @@ def rotate_forward(
     factor: tl.constexpr = kind if LIBDEVICE else tl.float32
     a = tl.arange(0, FIRST_TILE)
     b = tl.arange(0, SECOND_TILE)
-    in_a = a < FIRST
-    in_b = b < SECOND
     place = a[:, None] * SECOND + b[None, :]
-    valid = in_a[:, None] & in_b[None, :]
+    valid = (a < FIRST)[:, None] & (b < SECOND)[None, :]
     # Read transposed: out[i, j] = sum over k of first[k, i] * table[k, j].
-    first = tl.load(
-        first_ptr + a[None, :] * FIRST + a[:, None], mask=in_a[:, None] & in_a[None, :], other=0.0
-    )
-    second = tl.load(
-        second_ptr + b[:, None] * SECOND + b[None, :], mask=in_b[:, None] & in_b[None, :], other=0.0
-    )
-    first = first.to(factor)
-    second = second.to(factor)
+    first = _factor(first_ptr, 1, FIRST, FIRST, FIRST_TILE).to(factor)
+    second = _factor(second_ptr, SECOND, 1, SECOND, SECOND_TILE).to(factor)
     balance = tl.load(balance_ptr + place, mask=valid, other=0.0)
     begin = tl.program_id(0).to(tl.int64) * ROWS
     for step in range(ROWS):
@@ -92,18 +92,10 @@ def rotate_chained(
     factor: tl.constexpr = kind if LIBDEVICE else tl.float32
     a = tl.arange(0, FIRST_TILE)
     b = tl.arange(0, SECOND_TILE)
-    in_a = a < FIRST
-    in_b = b < SECOND
     place = a[:, None] * SECOND + b[None, :]
-    valid = in_a[:, None] & in_b[None, :]
-    first = tl.load(
-        first_ptr + a[:, None] * FIRST + a[None, :], mask=in_a[:, None] & in_a[None, :], other=0.0
-    )
-    second = tl.load(
-        second_ptr + b[:, None] * SECOND + b[None, :], mask=in_b[:, None] & in_b[None, :], other=0.0
-    )
-    first = (first * FIRST_UNIT).to(factor)
-    second = (second * SECOND_UNIT).to(factor)
+    valid = (a < FIRST)[:, None] & (b < SECOND)[None, :]
+    first = (_factor(first_ptr, FIRST, 1, FIRST, FIRST_TILE) * FIRST_UNIT).to(factor)
+    second = (_factor(second_ptr, SECOND, 1, SECOND, SECOND_TILE) * SECOND_UNIT).to(factor)
     balance = tl.load(balance_ptr + place, mask=valid, other=0.0)
     begin = tl.program_id(0).to(tl.int64) * share
     for step in range(loop_bound(share, not LIBDEVICE)):
