@@ -79,11 +79,12 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One unit of work. ``kind`` names a stage; ``key`` names it to people."""
+    """One unit of work. ``kind`` names a stage; ``key`` names it to people; ``items`` of it its stage counts."""
 
     kind: str
     key: str
     payload: Mapping[str, Any]
+    items: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ __all__ = [
 
 MAX_LOG_RECORDS = 400
 _SCALE = (0.0, 1.0)
+_WIDEST = (-1.0, 1.0)  # of files from before ranges were written, which may hold a cosine's
 _ROUNDING = 1e-3  # what a score may pass its range by
 
 
@@ -204,7 +205,7 @@ def _check_read(results: Results) -> None:
         for dimension, rows in cell.scores.items():
             table, where = ScoreTable.of(rows), f"cell {cell.id}, {dimension}"
             _check_table(table, where)
-            low, high = results.ranges.get(dimension, _SCALE)
+            low, high = results.ranges.get(dimension, _WIDEST)
             outside = (table.value < low - _ROUNDING) | (table.value > high + _ROUNDING)
             if results.percent and outside.any():
                 raise UserError(f"{where}: a score is not within {low:g} to {high:g}")

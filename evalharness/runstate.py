@@ -44,7 +44,7 @@ class RunState:
     Attributes:
         identity: of the run folder, as ``plan.json`` records it.
         prepared: filled by the prepare stage; a cell that is missing there failed.
-        mistakes: tasks that failed by something that the user can mend.
+        mistakes: of what the stages count as failed, that which the user can mend.
     """
 
     plan: RunPlan
@@ -89,7 +89,8 @@ class RunState:
                 f"{outcome.task.key}: {outcome.error}; free space or permissions, then run the same "
                 "command again: finished work is kept"
             )
-        self.mistakes += outcome.failure is not None and outcome.failure.is_final
+        if outcome.failure is not None and outcome.failure.is_final:
+            self.mistakes += outcome.task.items
         self.event(
             "failure",
             stage=outcome.task.kind,

@@ -234,7 +234,7 @@ class TorchrunExecutor:
         parts = {}
         for lane in range(world):
             group = {"name": str(self._groups), "rank": lane, "world": world}
-            parts[lane] = Task(kind=task.kind, key=task.key, payload={**task.payload, "group": group})
+            parts[lane] = dataclasses.replace(task, payload={**task.payload, "group": group})
 
         def quiet(part: Task, event: Mapping[str, Any]) -> None:
             if part is parts[0]:

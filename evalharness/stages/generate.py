@@ -54,8 +54,6 @@ def run(state: RunState) -> StageCount:
                 state.console.warn(f"{outcome.task.key}: out of GPU memory; going on with {smaller} a call")
         else:
             failed += len(records)
-            if outcome.failure.is_final:
-                state.mistakes += len(records) - 1  # one task, counted once, and several videos
             errors[outcome.error] += len(records)
             if errors[outcome.error] == len(records):
                 state.console.warn(f"{outcome.task.key}: {outcome.error}")
@@ -149,7 +147,7 @@ def _task(state: RunState, cell: Cell, samples: Sequence[Sample]) -> Task:
             for sample in samples
         ],
     }
-    return Task(kind="generate", key=f"{cell.id}/{samples[0].id}", payload=payload)
+    return Task(kind="generate", key=f"{cell.id}/{samples[0].id}", payload=payload, items=len(samples))
 
 
 def _records(outcome: Outcome) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ interruptions or workers.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -181,14 +182,14 @@ def _task(
         "due": list(due),
         "record": dict(record),
     }
-    return Task(kind="score", key=f"{cell.id}/{sample.id}", payload=payload)
+    return Task(kind="score", key=f"{cell.id}/{sample.id}", payload=payload, items=len(due))
 
 
 def _with_next(tasks: Sequence[Task], workers: int) -> list[Task]:
     """Each with the video that its worker likely gets next; a wrong guess costs a decoding."""
     following = [*(task.payload["path"] for task in tasks[workers:]), *([None] * workers)]
     return [
-        Task(kind=task.kind, key=task.key, payload={**task.payload, "next": path})
+        dataclasses.replace(task, payload={**task.payload, "next": path})
         for task, path in zip(tasks, following, strict=False)
     ]
 

@@ -6,6 +6,7 @@ task, and what it found is written before the next begins.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def apart(tasks: Sequence[Task], registry: Registry) -> tuple[list[Task], list[T
             else:
                 stays.append(due)
         if stays:
-            single.append(Task(kind=task.kind, key=task.key, payload={**task.payload, "due": stays}))
+            single.append(dataclasses.replace(task, payload={**task.payload, "due": stays}, items=len(stays)))
     return single, [task for metric, videos in files.items() for task in _chunks(metric, videos, registry)]
 
 
@@ -82,7 +83,9 @@ def _chunks(metric: str, videos: Sequence[Mapping[str, Any]], registry: Registry
     size = max(1, getattr(registry.get("metrics", metric), "files_at_once", FILES_AT_ONCE))
     for start in range(0, len(videos), size):
         payload = {"metric": metric, "videos": list(videos[start : start + size])}
-        yield Task(kind="score", key=f"{metric}/{start // size + 1}", payload=payload)
+        yield Task(
+            kind="score", key=f"{metric}/{start // size + 1}", payload=payload, items=len(payload["videos"])
+        )
 
 
 def work_files(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:

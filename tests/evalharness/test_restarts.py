@@ -6,6 +6,8 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from evalharness.executor import Failure, Outcome, Task
 from evalharness.executors import torchrun
 from evalharness.executors.group import PeerError, Readiness
 from evalharness.runner import Summary
-from evalharness.runstate import StageCount
+from evalharness.runstate import RunState, StageCount
 from tests.evalharness.test_killed_workers import RUN, TORCHRUN, environment
 
 __all__ = ["environment"]
@@ -174,3 +176,15 @@ def test_the_first_answer_of_a_failed_group_counts() -> None:
     task = Task(kind="prepare", key="cell", payload={})
     outcome = executor._run_together(task, lambda task, event: None)
     assert (outcome.error, outcome.failure, outcome.task) == ("NaN", Failure.USER, task)
+
+
+@pytest.mark.parametrize(
+    ("failure", "mistakes"),
+    [(Failure.USER, 40), (Failure.DIVERGED, 40), (Failure.ERROR, 0), (Failure.CRASH, 0)],
+)
+def test_a_refused_batch_is_as_many_mistakes_as_videos(failure: Failure, mistakes: int) -> None:
+    """The stage counts its videos as failed; of one task and 40 videos torchrun would try again."""
+    state: Any = SimpleNamespace(mistakes=0, event=lambda *_, **__: None)
+    task = Task(kind="generate", key="rtn-w4a4-s0/0001-0", payload={}, items=40)
+    RunState.record_failure(state, Outcome(task=task, failure=failure))
+    assert state.mistakes == mistakes

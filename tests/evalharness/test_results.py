@@ -362,7 +362,7 @@ def test_of_many_methods_the_best_alone_is_compared_in_words() -> None:
     [
         ('["0000", 0, 0.96]', '["0000", 0, NaN]', "not a finite number"),
         ('["0000", 0, 0.96]', '["0000", 0, 1e999]', "not a finite number"),
-        ('["0000", 0, 0.96]', '["0000", 0, 5.0]', "not within 0 to 1"),
+        ('["0000", 0, 0.96]', '["0000", 0, 5.0]', "not within -1 to 1"),
         ('["0000", 0, 0.96]', '["0000", 0, 0.96], ["0000", 0, 0.1]', "scored twice"),
         ('"weights_mb": 8.0', '"weights_mb": NaN', "weights_mb: Input should be a finite number"),
         ('"id": "rtn-w4a4-s0"', '"id": "bf16-s0"', "bf16-s0: given twice"),
@@ -377,3 +377,11 @@ def test_results_that_no_run_makes_are_refused(old: str, new: str, words: str, t
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match=re.escape(words)):
         read_results(path)
+
+
+def test_a_negative_cosine_of_an_older_file_is_read(tmp_path: Path) -> None:
+    """Files of schema 2 did not say which dimensions may be negative."""
+    path = tmp_path / "results.json"
+    write_results(full(), path)
+    path.write_text(path.read_text().replace('["0000", 0, 0.96]', '["0000", 0, -0.2]', 1))
+    assert read_results(path).cell("bf16-s0").scores["subject_consistency"][0].value == -0.2
