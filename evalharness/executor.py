@@ -79,7 +79,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One unit of work. ``kind`` names a stage; ``key`` names it to people; ``items`` of it its stage counts."""
+    """One unit of work: ``kind`` names a stage, ``key`` the task to people, ``items``, what it counts for."""
 
     kind: str
     key: str
