@@ -118,9 +118,9 @@ def _multiply(
     piece: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, STORED, 32])
     stage = 0
     phase = 0
+    before = 0  # not `stage`: a name that enters a loop as another one is taken for constant in it
     for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
         acc = warpgroup_mma_init(gl.zeros([ROWS, BN], gl.int32, layout))
-        before = stage
         for step in range(steps):
             mbarrier.wait(full.index(stage), phase)
             left = a_tiles.index(stage).slice(part * ROWS, ROWS)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -193,10 +194,15 @@ def test_recorded_steps_in_threads_beside_each_other(
 ) -> None:
     """One thread records while others replay; six trainings in three threads see that often."""
     alone = losses(make_model, make_context, "cuda", compile="graph")
+    seeding = Lock()  # all threads draw from the one generator of the process
+
+    def make_one() -> nn.Module:
+        with seeding:
+            return make_model()
 
     def train(_: int) -> list[float]:
         with torch.cuda.stream(torch.cuda.Stream()):
-            return losses(make_model, make_context, "cuda", compile="graph")
+            return losses(make_one, make_context, "cuda", compile="graph")
 
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(train, range(6)))
