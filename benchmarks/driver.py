@@ -6,8 +6,9 @@
     return run_parts(given.parts, lambda part: PARTS[part](given, limit_s(given, part)), given)
 
 A part returns a dict with its ``ratios`` and whatever else is to be recorded. One that fails is
-recorded with its error and costs the others nothing; results are written after each part, and within one
-where it calls ``given.save(found)``. ``--limit-s`` holds for all parts together: none begins after it.
+recorded with its error and what it saved before, and costs the others nothing; results are written after
+each part, and within one where it calls ``given.save(found)``. ``--limit-s`` holds for all parts together:
+none begins after it.
 """
 
 from __future__ import annotations
@@ -142,6 +143,8 @@ def run_parts(
             continue
         given.save = partial(save, name)
         found = attempted(partial(measure, name))
+        if "error" in found:  # what the part had measured until then stays
+            found = {**parts.get(name, {}), **found, "ratios": parts.get(name, found)["ratios"]}
         save(name, found)
         print(f"{name}, {found['took_s']} s", flush=True)
         print_tree(found["ratios"])

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from evalharness.api import Sample
     from evalharness.session import Session
+    from evalharness.stats import Key
 
 
 @dataclass(frozen=True)
@@ -76,30 +76,42 @@ def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
         yield Pair(*places, cell, own if own.is_dir() else CHECKPOINTS / f"{record['method']}-{bits.label}")
 
 
-def score_table(cell: Path) -> dict[tuple[str, str], float]:
-    """Sample and dimension -> score, the last where there are several."""
-    lines = (json.loads(line) for line in (cell / "scores.jsonl").read_text().splitlines())
-    return {(one["sample"], one["dimension"]): one["value"] for one in lines if one["value"] is not None}
+def score_table(cell: Path) -> dict[str, dict[Key, float]]:
+    """Dimension -> video -> score, the last where there are several."""
+    from evalharness.stats import Key
+
+    found: dict[str, dict[Key, float]] = {}
+    for line in (cell / "scores.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["value"] is not None:
+            found.setdefault(row["dimension"], {})[Key(row["prompt_id"], row["sample"])] = row["value"]
+    return found
 
 
 def score_differences(pair: Pair) -> dict[str, Any]:
-    """Packed minus fake: over all scores, and in each dimension; standard error of the mean over samples."""
+    """Packed minus fake: in each dimension, and the mean of the dimensions' means.
+
+    Dimensions judge the same videos and are no independent draws: standard errors and intervals are
+    over whole prompts (``evalharness.effects``).
+    """
+    from evalharness.effects import Effect, effect
+
     fake, packed = score_table(pair.fake), score_table(pair.packed)
-    by_dimension: dict[str, list[float]] = {}
-    for key in sorted(fake.keys() & packed.keys()):
-        by_dimension.setdefault(key[1], []).append(packed[key] - fake[key])
-    means = {name: statistics.fmean(values) for name, values in by_dimension.items()}
-    errors = {
-        name: statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-        for name, values in by_dimension.items()
+    apart = {
+        name: {key: packed[name][key] - value for key, value in scores.items() if key in packed[name]}
+        for name, scores in sorted(fake.items())
+        if packed.get(name, {}).keys() & scores.keys()
     }
-    known = [error for error in errors.values() if error is not None]
+
+    def told(found: Effect) -> dict[str, Any]:
+        return {"mean": found.value, "standard_error": found.se, "interval": [found.lo, found.hi]}
+
+    values = [value for scores in apart.values() for value in scores.values()]
     return {
-        "scores": sum(map(len, by_dimension.values())),
-        "equal": sum(value == 0 for values in by_dimension.values() for value in values),
-        "mean": statistics.fmean(means.values()) if means else None,
-        "mean_standard_error": sum(e**2 for e in known) ** 0.5 / len(known) if known else None,
-        "dimensions": {name: {"mean": means[name], "standard_error": errors[name]} for name in means},
+        "scores": len(values),
+        "equal": sum(value == 0 for value in values),
+        **told(effect([apart])),
+        "dimensions": {name: told(effect([{name: scores}])) for name, scores in apart.items()},
     }
 
 
@@ -198,7 +210,8 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "equal": sum(text == "equal" for text in texts),
         "unexplained": sum(text.startswith("UNEXPLAINED") for text in texts),
         "mean_difference": found["scores"]["mean"],
-        "standard_error": found["scores"]["mean_standard_error"],
+        "standard_error": found["scores"]["standard_error"],
+        "interval": found["scores"]["interval"],
     }
 
 

@@ -130,3 +130,18 @@ def test_what_a_part_saves_is_there_when_it_is_killed(tmp_path: Path) -> None:
         run_parts(given.parts, measure, given)
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["ratios"] == {"one": {"whole": 1.0}, "three": {"half": 0.5}}
+
+
+def test_what_a_part_saves_is_there_when_it_fails(tmp_path: Path) -> None:
+    given = given_by("--tiny", "--parts", "one,three", "--output", str(tmp_path / "out.json"))
+
+    def measure(part: str) -> dict[str, Any]:
+        if part == "one":
+            given.save({"ratios": {"half": 0.5}, "calls": 3})
+        raise TimeoutError("no time")
+
+    assert run_parts(given.parts, measure, given) == 1
+    parts = json.loads((tmp_path / "out.json").read_text())["parts"]
+    assert (parts["one"]["ratios"], parts["one"]["calls"]) == ({"half": 0.5}, 3)
+    assert parts["one"]["error"] == parts["three"]["error"] == "TimeoutError: no time"
+    assert parts["three"]["ratios"] == {}

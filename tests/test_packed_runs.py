@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def write_run(
     cell.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"config": {"cells": cells, **RUN}}))
     (cell / "prepare.json").write_text(json.dumps({"execution": execution, "checkpoint_sha256": weights}))
-    lines = [{"sample": s, "dimension": d, "value": value} for (s, d), value in scores.items()]
+    lines = [
+        {"sample": s, "prompt_id": s.split("-")[0], "dimension": d, "value": value}
+        for (s, d), value in scores.items()
+    ]
     (cell / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -60,15 +64,18 @@ def test_runs_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
 
 
 def test_differences_of_scores(tmp_path: Path) -> None:
-    """Colour: +0.2 and 0, so 0.1 with a standard error of 0.1; scene: -0.1, one score; all: 0."""
+    """Colour: +0.2 and 0, so 0.1 with a standard error of 0.1; scene: -0.1, one prompt; all: 0."""
     fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE)
     packed = write_run(tmp_path / "packed", "lsq-real", "real", PACKED)
     found: dict[str, Any] = score_differences(next(pairs(fake, packed)))
     assert (found["scores"], found["equal"]) == (3, 1)
-    assert found["dimensions"]["color"] == pytest.approx({"mean": 0.1, "standard_error": 0.1})
-    assert found["dimensions"]["scene"]["mean"] == pytest.approx(-0.1)
-    assert found["dimensions"]["scene"]["standard_error"] is None
-    assert found["mean"] == pytest.approx(0.0) and found["mean_standard_error"] == pytest.approx(0.1)
+    colour, scene = found["dimensions"]["color"], found["dimensions"]["scene"]
+    assert (colour["mean"], colour["standard_error"]) == pytest.approx((0.1, 0.1))
+    quantile = 12.706205  # Student's t, 97.5 %, one degree of freedom
+    assert colour["interval"] == pytest.approx([0.1 - 0.1 * quantile, 0.1 + 0.1 * quantile])
+    assert scene["mean"] == pytest.approx(-0.1) and scene["standard_error"] is None
+    # each prompt pulls the mean by half of what it pulls colour by: +0.05 and -0.05
+    assert (found["mean"], found["standard_error"]) == pytest.approx((0.0, 0.05))
     videos = {
         "a": {"explanation": "equal"},
         "b": {"explanation": "UNEXPLAINED: far"},
@@ -77,6 +84,23 @@ def test_differences_of_scores(tmp_path: Path) -> None:
     line = summary({"videos": videos, "videos_in_both": 4, "scores": found})
     assert (line["videos"], line["equal"], line["unexplained"]) == ("3 of 4", 1, 1)
     assert isinstance(next(pairs(fake, packed)), Pair)
+
+
+def test_dimensions_of_one_video_are_not_independent(tmp_path: Path) -> None:
+    """Eight dimensions that say the same tell no more than one; two that cancel out leave nothing."""
+
+    def found(signs: list[int], name: str) -> dict[str, Any]:
+        base = {(f"{i:04d}-0", f"d{d}"): 0.5 for i in range(6) for d in range(len(signs))}
+        moved = {key: 0.5 + signs[int(key[1][1:])] * 0.01 * int(key[0][:4]) for key in base}
+        fake = write_run(tmp_path / name / "fake", "lsq", "fake", dict(base))
+        packed = write_run(tmp_path / name / "packed", "lsq-real", "real", dict(moved))
+        return score_differences(next(pairs(fake, packed)))
+
+    one, eight, opposed = found([1], "one"), found([1] * 8, "eight"), found([1, -1], "opposed")
+    wanted = statistics.stdev(0.01 * i for i in range(6)) / 6**0.5
+    assert one["standard_error"] == pytest.approx(wanted)
+    assert eight["standard_error"] == pytest.approx(wanted)
+    assert opposed["standard_error"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_other_weights_are_no_pair(tmp_path: Path) -> None:
