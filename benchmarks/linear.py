@@ -4,7 +4,8 @@
 
 Parts: ``cog_2b``, ``wan_1_3b`` and ``wan_14b`` (all linears of a block together, each group of
 layers with one input alone, as CUDA graphs and eager; quantizing the inputs and expanding the
-weights included), ``gemm`` (the product alone), ``prologue`` (quantizing alone) and ``expand``.
+weights included), ``gemm`` (the product alone), ``prologue`` (quantizing alone), ``expand``, and ``peers``
+(the same linears as torchao runs them, where it is installed).
 Tiles come from the table that ``benchmarks/tune_int8.py`` writes. ``--tiny`` runs all of it in
 small, in Triton's interpreter too, and says nothing about speed. See ``docs/benchmarks.md``.
 """
@@ -22,6 +23,7 @@ import torch
 
 LIMITS_S = {
     "cog_2b": 40.0, "wan_1_3b": 45.0, "wan_14b": 90.0, "gemm": 60.0, "prologue": 30.0, "expand": 20.0,
+    "peers": 150.0,
 }  # fmt: skip
 
 
@@ -40,6 +42,7 @@ def measurements(
 ) -> dict[str, Callable[[torch.device, bool, int, float], dict[str, Any]]]:
     """What measures each part; the longer ones give to ``save`` what they know so far."""
     from benchmarks.linear_parts import measure_block, measure_expand, measure_gemm, measure_prologue
+    from benchmarks.linear_peers import measure_peers
 
     how: dict[str, Any] = {"uniform": uniform, "save": save}
     return {
@@ -47,6 +50,7 @@ def measurements(
         "gemm": partial(measure_gemm, **how),
         "prologue": measure_prologue,
         "expand": measure_expand,
+        "peers": partial(measure_peers, **how),
     }
 
 

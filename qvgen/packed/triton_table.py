@@ -88,9 +88,9 @@ class Entry:
 
 # Few tokens: the weight is what is read, small tiles give more programs to read it.
 FEW = Tiles(64, 64, 128, warps=4, stages=4)
-# A tile of a short row ends soon: two programs a multiprocessor, one multiplies while one stores.
-SHORT = Tiles(128, 128, 128, warps=4, stages=2)
-LONG = Tiles(128, 256, 128, warps=8, stages=3, per_sm=1, split=True, flatten=True)
+# Warps with jobs won at every measured shape with many tokens; what shape of tile, the depth decides.
+SHORT = Tiles(256, 128, 128, warps=4, stages=4, group=4, jobs=True)
+LONG = Tiles(128, 256, 128, warps=4, stages=4, group=16, jobs=True)
 # Without the copy engine (before Hopper), and for the interpreter.
 POINTERS = Tiles(128, 128, 64, warps=8, stages=3)
 FEW_POINTERS = Tiles(64, 64, 64, warps=4, stages=3)
