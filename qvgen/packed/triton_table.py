@@ -88,9 +88,14 @@ class Entry:
 
 # Few tokens: the weight is what is read, small tiles give more programs to read it.
 FEW = Tiles(64, 64, 128, warps=4, stages=4)
-# Warps with jobs won at every measured shape with many tokens; what shape of tile, the depth decides.
-SHORT = Tiles(256, 128, 128, warps=4, stages=4, group=4, jobs=True)
-LONG = Tiles(128, 256, 128, warps=4, stages=4, group=16, jobs=True)
+# A tile of a short row ends soon: two programs a multiprocessor, one multiplies while one stores.
+SHORT = Tiles(128, 128, 128, warps=4, stages=2)
+LONG = Tiles(128, 256, 128, warps=8, stages=3, per_sm=1, split=True, flatten=True)
+# Warps with jobs won at every measured shape with many tokens. To launch them takes Python longer, so a
+# product has to be worth it: about 30 us of a Hopper GPU.
+JOBS_SHORT = Tiles(256, 128, 128, warps=4, stages=4, group=4, jobs=True)
+JOBS_LONG = Tiles(128, 256, 128, warps=4, stages=4, group=16, jobs=True)
+JOBS_WORK = 2**34
 # Without the copy engine (before Hopper), and for the interpreter.
 POINTERS = Tiles(128, 128, 64, warps=8, stages=3)
 FEW_POINTERS = Tiles(64, 64, 64, warps=4, stages=3)
@@ -141,7 +146,10 @@ def tiles_for(m: int, n: int, k: int, copy_engine: bool) -> Tiles:
     measured = nearest(_shipped()[0], m, n, k)
     if measured is not None:
         return measured
-    return FEW if small else SHORT if k <= SHORT_K else LONG
+    if small:
+        return FEW
+    short, long = (JOBS_SHORT, JOBS_LONG) if m * n * k >= JOBS_WORK else (SHORT, LONG)
+    return short if k <= SHORT_K else long
 
 
 def row_parts(columns: int) -> tuple[int, int]:

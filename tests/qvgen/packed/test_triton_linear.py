@@ -21,7 +21,7 @@ from qvgen.fused import switch
 from qvgen.packed import triton_linear
 from qvgen.packed.layout import row_bytes
 from qvgen.packed.triton_linear import Int8Weight, Tokens
-from qvgen.packed.triton_table import Entry, Tiles, nearest, parse, row_parts, row_warps, tiles_for
+from qvgen.packed.triton_table import Entry, Tiles, _shipped, nearest, parse, row_parts, row_warps, tiles_for
 from tests.qvgen.triton_cases import draw
 
 BITS = [2, 3, 4, 8]
@@ -386,3 +386,11 @@ def test_a_graph_replays_on_new_input() -> None:
     graph.replay()
     for a, b in zip(outs, triton_linear.int8_linears(x, weights), strict=True):
         assert torch.equal(a, b)
+
+
+def test_far_from_the_table_large_products_take_warps_with_jobs() -> None:
+    """Shapes of Wan2.2-5B (3072, 14336), which nobody measured; small ones are launched the cheap way."""
+    assert nearest(_shipped()[0], 18480, 14336, 3072) is None
+    assert tiles_for(18480, 14336, 3072, True).jobs and tiles_for(18480, 3072, 2048, True).jobs
+    assert not tiles_for(16320, 240, 240, True).jobs and not tiles_for(200, 14336, 3072, True).jobs
+    assert not tiles_for(18480, 14336, 3072, False).jobs
