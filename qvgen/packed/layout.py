@@ -190,6 +190,20 @@ class Int8Linear(Protocol):
         """
         ...
 
+    def scale_tokens(
+        self, x: Tensor, input_scale: Tensor, shift: float, spec: ActivationSpec, keep: bool
+    ) -> tuple[Tokens, Tensor | None] | None:
+        """Integers of ``y = (x + shift) * input_scale`` from one read of ``x``; None where no kernel is.
+
+        Args:
+            x: [..., K].
+            input_scale: float32 [K].
+            shift: added before; 0 adds nothing.
+            spec: a dynamic range for each token, all of it.
+            keep: whether ``y`` [..., K] is wanted, too.
+        """
+        ...
+
 
 class Kernels(NamedTuple):
     """The functions of an ``Int8Linear``; unlike the module, layers that hold them can be copied."""
@@ -198,11 +212,15 @@ class Kernels(NamedTuple):
     read_tokens: Callable[[Source, Sequence[ActivationSpec], Sequence[bool]], list[Tokens]]
     multiply_tokens: Callable[[Tokens, PackedWeight, Tensor | None, torch.dtype], Tensor]
     rotate_tokens: Callable[[Tensor, Tensor, Hadamard, ActivationSpec], Tokens | None]
+    scale_tokens: Callable[[Tensor, Tensor, float, ActivationSpec, bool], tuple[Tokens, Tensor | None] | None]
 
     @classmethod
     def of(cls, module: Int8Linear) -> Kernels:
         """Those of ``module``."""
-        return cls(module.int8_linear, module.read_tokens, module.multiply_tokens, module.rotate_tokens)
+        return cls(
+            module.int8_linear, module.read_tokens, module.multiply_tokens, module.rotate_tokens,
+            module.scale_tokens,
+        )  # fmt: skip
 
 
 def centre(codes: Tensor, bits: int) -> Tensor:

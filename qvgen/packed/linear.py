@@ -152,6 +152,18 @@ class PackedLinear(nn.Module):
         tokens = self.kernels.rotate_tokens(x, input_scale, rotation, self.activation_spec(x))
         return None if tokens is None else Read(tuple(x.shape), x.dtype, tokens)
 
+    def scaled_read(
+        self, x: Tensor, input_scale: Tensor, shift: float, *, keep: bool
+    ) -> tuple[Read, Tensor | None] | None:
+        """What to call the layer with in place of ``y = (x + shift) * input_scale``, and ``y`` if kept.
+
+        From one pass over ``x``; None where that takes more. Ranges of tokens must be dynamic and whole.
+        """
+        if self.executed is not Backend.TRITON_INT8 or self.kernels is None:
+            return None
+        made = self.kernels.scale_tokens(x, input_scale, shift, self.activation_spec(x), keep)
+        return None if made is None else (Read(tuple(x.shape), x.dtype, made[0]), made[1])
+
     def _multiply_read(self, read: Read) -> Tensor:
         if isinstance(read.quantized, Tokens):
             assert self.kernels is not None, "prepare_ was not called"

@@ -50,7 +50,7 @@ def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | P
         first, shape = next(iter(members.values())), tuple(x.shape)
         one = first.fused_read(x) if _quantize_alike(members.values()) else None
         if one is not None:
-            found |= {i: Prepared(shape, one, None) for i in members}
+            found |= {i: Prepared(shape, *one) for i in members}
             continue
         inner, hidden = first.prepared(x)
         shared = _reads(inner, [layer.inner for layer in members.values()])

@@ -10,7 +10,7 @@ from torch import Tensor
 from qvgen.config import MAX_BITS, MIN_BITS
 from qvgen.fused.switch import DTYPES, MAX_COLUMNS
 from qvgen.hadamard import Hadamard
-from qvgen.packed import triton_linear, triton_reading, triton_rotation
+from qvgen.packed import triton_linear, triton_reading, triton_rotation, triton_scaling
 from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.sources import Source, first_tensor
 from qvgen.packed.triton_linear import Int8Weight, Tokens
@@ -94,6 +94,15 @@ def rotate_tokens(x: Tensor, input_scale: Tensor, rotation: Hadamard, spec: Acti
     if not triton_rotation.rotates(x, input_scale, rotation):
         return None
     return triton_rotation.rotate_tokens(x, input_scale, rotation, spec)
+
+
+def scale_tokens(
+    x: Tensor, input_scale: Tensor, shift: float, spec: ActivationSpec, keep: bool
+) -> tuple[Tokens, Tensor | None] | None:
+    """Integers of shifted and scaled tokens, or None; see ``layout.Int8Linear.scale_tokens``."""
+    if not triton_scaling.scales(x, input_scale):
+        return None
+    return triton_scaling.scale_tokens(x, input_scale, shift, spec, keep=keep)
 
 
 def _joined(
