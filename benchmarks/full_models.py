@@ -96,10 +96,14 @@ def bf16_model(full: Full, device: torch.device, tiny: bool) -> nn.Module:
 
 
 def keep_wide(model: nn.Module) -> nn.Module:
-    """Float32 for the parts that diffusers keeps so, whatever dtype is asked for; bfloat16 for the rest."""
+    """Float32 for what diffusers and packed layers keep so, whatever dtype is asked for; else bfloat16."""
+    from qvgen.packed.convert import packed_layers
+    from qvgen.packed.linear import EXACT
+
     wide = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    exact = {f"{name}.{leaf}" for name, _ in packed_layers(model) for leaf in EXACT}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and name not in exact:
             tensor.data = tensor.data.float() if wide & set(name.split(".")) else tensor.data.to(BF16)
     return model
 

@@ -32,14 +32,7 @@ def stream_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         header, start, size = _header(path)
         entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         for name, entry in entries:
-            dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-            first, last = entry["data_offsets"]
-            if dtype is None:
-                raise ValueError(
-                    f"{path}: {name} is of the dtype {str(entry['dtype'])[:80]}, which is unknown"
-                )
-            if not 0 <= first <= last <= size - start or last - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{path}: {name} does not lie within the file; was it cut off?")
+            dtype, shape, first, last = _place(path, name, entry, size - start)
             raw = torch.empty(last - first, dtype=torch.uint8)
             file.seek(start + first)
             if file.readinto(cast(Any, raw.numpy())) != len(raw):
@@ -51,9 +44,25 @@ def tensor_names(path: Path) -> set[str]:
     """Of all tensors of a safetensors file.
 
     Raises:
-        ValueError: no safetensors file.
+        ValueError: no safetensors file, or one that is cut off, with the name of the first tensor that is.
     """
-    return set(_header(path)[0])
+    header, start, size = _header(path)
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        _place(path, name, entry, size - start)
+    return set(header)
+
+
+def _place(
+    path: Path, name: str, entry: dict[str, Any], size: int
+) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """Dtype, shape, first and last byte among the ``size`` bytes of tensors."""
+    dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+    first, last = entry["data_offsets"]
+    if dtype is None:
+        raise ValueError(f"{path}: {name} is of the dtype {str(entry['dtype'])[:80]}, which is unknown")
+    if not 0 <= first <= last <= size or last - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{path}: {name} does not lie within the file; was it cut off?")
+    return dtype, shape, first, last
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:

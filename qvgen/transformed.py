@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,8 @@ class TransformedQuantLinear(nn.Module):
             self.rotation = Hadamard(self.in_features, device, paired=transform.paired)
         only = Transform(scaled=True, rotated=True, paired=transform.paired)
         per_token = inner.config.a_granularity == "token" and inner.config.a_range == "dynamic"
-        self._one_pass = transform == only and per_token and not inner.config.learn_clip
+        self._whole_tokens = per_token and not inner.config.learn_clip
+        self._one_pass = transform == only and self._whole_tokens
         scale = torch.zeros(self.in_features, device=device) if transform.scaled else None
         self.register_buffer("input_scale", scale)
         self.register_buffer("down", weight.new_zeros(rank, self.in_features) if rank else None)
@@ -118,17 +119,26 @@ class TransformedQuantLinear(nn.Module):
             fused = self._fused_input(x)
             if fused is not None:
                 return functional.linear(fused, self.inner.weight, self.inner.bias)
-            read = self.fused_read(x)
-            inner, hidden = self.prepared(x) if read is None else (read, None)
+            inner, hidden = self.fused_read(x) or self.prepared(x)
         y: Tensor = self.inner(inner)
         return y if hidden is None or self.up is None else y + functional.linear(hidden, self.up)
 
-    def fused_read(self, x: Tensor) -> Any:
-        """What a packed ``inner`` is called with, integers of one kernel, or None if it takes more."""
-        if self.rotation is None or self.input_scale is None or not self._one_pass:
+    def fused_read(self, x: Tensor) -> tuple[Any, Tensor | None] | None:
+        """What ``prepared`` gives, integers of one kernel for a packed ``inner``; None if it takes more.
+
+        The lower factor of the branch reads the scaled input, which that kernel writes beside its integers.
+        """
+        packed: Any = self.inner
+        if self.input_scale is None or not self._whole_tokens or not hasattr(packed, "scaled_read"):
             return None
-        packed = getattr(self.inner, "rotated_read", None)
-        return None if packed is None else packed(x, self.input_scale, self.rotation)
+        if self.rotation is not None:
+            read = packed.rotated_read(x, self.input_scale, self.rotation) if self._one_pass else None
+            return None if read is None else (read, None)
+        keep = self.down is not None
+        made = packed.scaled_read(x, self.input_scale, self.transform.shift, keep=keep)
+        if made is None or self.down is None:
+            return cast("tuple[Any, Tensor | None] | None", made)
+        return made[0], functional.linear(made[1], self.down)
 
     def _fused_input(self, x: Tensor) -> Tensor | None:
         """The quantized input by one kernel, where there is nothing but scale, rotation and range."""

@@ -52,13 +52,16 @@ def test_packed_layers_on_a_cpu() -> None:
     settings = record("packed_cpu.json")["settings"]
     found = [settings[f"{bits}, threads 1"] for bits in ("w4a4", "w3a3", "w2a2")]
     assert row("packed.md", "float32, ms") == [f"{s['times']['fp32']['median_ms']:.1f}" for s in found]
+    worked = row("packed.md", "float32, ms of the processor")
+    assert worked == [f"{s['processor']['fp32']['median_ms']:.1f}" for s in found]
     for first, side in (
         ("fake-quantized / float32", "fake"),
         ("packed, `cpu` / float32", "packed_cpu"),
         ("packed, `reference` / float32", "packed_reference"),
     ):
-        shown = [cell.strip("*") for cell in row("packed.md", first)]
-        assert shown == [f"{over(s['times'], side, 'fp32'):.2f}" for s in found]
+        for kind, words in (("times", ""), ("processor", "of the processor: ")):
+            shown = [cell.strip("*") for cell in row("packed.md", words + first)]
+            assert shown == [f"{over(s[kind], side, 'fp32'):.2f}" for s in found]
     held = "all tensors held, MB: float32 20.4, fake 23.9, packed `cpu`"
     assert row("packed.md", held) == [f"{s['held_mb']['packed_cpu']:.1f}" for s in found]
     assert {(f"{s['held_mb']['fp32']:.1f}", f"{s['held_mb']['fake']:.1f}") for s in found} == {

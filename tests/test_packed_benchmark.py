@@ -25,6 +25,11 @@ def test_ratios_follow_from_the_times(tmp_path: Path) -> None:
     for name, value in setting["ratios"].items():
         wanted = times[name.removesuffix("_to_fp32")]["median_ms"] / times["fp32"]["median_ms"]
         assert value == pytest.approx(wanted, rel=1e-3)
+    worked = setting["processor"]
+    for name, value in setting["processor_ratios"].items():
+        wanted = worked[name.removesuffix("_to_fp32")]["median_ms"] / worked["fp32"]["median_ms"]
+        assert value == pytest.approx(wanted, rel=1e-3)
+    assert all(worked[name]["n"] == times[name]["n"] == 3 for name in times)
     held = setting["held_mb"]
     assert setting["packed_mb"] < held["packed_reference"] < held["packed_cpu"] < held["fp32"] < held["fake"]
     assert all(value < 0.1 for value in setting["largest_difference_of_output"].values())

@@ -24,13 +24,17 @@ from qvgen.integrations.attention import (
     wan_attention,
 )
 from qvgen.packed.linear import PackedLinear
-from qvgen.packed.reading import linears
+from qvgen.packed.reading import has_kernels, linear_gelu, linears
 from qvgen.packed.sources import Gelu, Normed, Part, Source
 
 
 def _feed_forward(ff: Any, source: Source) -> Tensor:
-    (wide,) = linears(source, (ff.net[0].proj,))
-    (out,) = linears(Gelu(wide), (ff.net[2],))
+    first, second = ff.net[0].proj, ff.net[2]
+    if not has_kernels(second):
+        out: Tensor = second(linear_gelu(source, first))
+        return out
+    (wide,) = linears(source, (first,))
+    (out,) = linears(Gelu(wide), (second,))
     return out
 
 

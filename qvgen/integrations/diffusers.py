@@ -196,7 +196,7 @@ class QVGenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         """Put one tensor of the file in its place; scales stay in float32 whatever the model's dtype.
 
         Raises:
-            ValueError: its checksum or dtype is another.
+            ValueError: its checksum or dtype is another, or a scale is no finite number.
         """
         stored = state_dict[name]
         if name in self._checksums and _crc32(stored) != self._checksums[name]:
@@ -206,9 +206,12 @@ class QVGenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         place = module._buffers if leaf in module._buffers else module._parameters
         wanted = place[leaf]
         assert wanted is not None
-        if stored.is_floating_point() != wanted.is_floating_point():
+        both_float = stored.is_floating_point() and wanted.is_floating_point()
+        if stored.dtype != wanted.dtype and (not both_float or _is_exact(module, leaf)):
             raise ValueError(f"{self._file}: {name} is {stored.dtype}, the model needs {wanted.dtype}")
-        value = (stored.float() if _is_exact(module, leaf) else param).to(device)
+        if _is_exact(module, leaf) and not bool(stored.isfinite().all()):
+            raise ValueError(f"{self._file}: {name} has numbers that are not finite")
+        value = (stored if _is_exact(module, leaf) else param).to(device)
         if place is module._buffers:
             module._buffers[leaf] = value
         else:

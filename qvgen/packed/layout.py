@@ -148,13 +148,14 @@ class Int8Linear(Protocol):
         ...
 
     def int8_linear(
-        self, x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None
+        self, x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None, gelu: bool
     ) -> Tensor:
         """Quantize x [B, ..., K], multiply, correct and scale: [B, ..., N] in the dtype of ``x``.
 
         With integer codes c_a, c_w and their zero points the result is ``s_a s_w (sum c_a c_w
         - z_a sum c_w - z_w sum c_a + K z_a z_w) + bias``, the sums exact, rounded to the dtype of
-        ``x`` once. ``bias`` is [N] of any float dtype.
+        ``x`` once. ``bias`` is [N] of any float dtype. With ``gelu`` GELU, by its tanh formula, comes before
+        the rounding.
         """
         ...
 
@@ -172,7 +173,7 @@ class Int8Linear(Protocol):
         ...
 
     def multiply_tokens(
-        self, tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
+        self, tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, gelu: bool
     ) -> Tensor:
         """``int8_linear`` of an input that is quantized already: [M, N] of ``dtype``."""
         ...
@@ -190,19 +191,37 @@ class Int8Linear(Protocol):
         """
         ...
 
+    def scale_tokens(
+        self, x: Tensor, input_scale: Tensor, shift: float, spec: ActivationSpec, keep: bool
+    ) -> tuple[Tokens, Tensor | None] | None:
+        """Integers of ``y = (x + shift) * input_scale`` from one read of ``x``; None where no kernel is.
+
+        Args:
+            x: [..., K].
+            input_scale: float32 [K].
+            shift: added before; 0 adds nothing.
+            spec: a dynamic range for each token, all of it.
+            keep: whether ``y`` [..., K] is wanted, too.
+        """
+        ...
+
 
 class Kernels(NamedTuple):
     """The functions of an ``Int8Linear``; unlike the module, layers that hold them can be copied."""
 
-    int8_linear: Callable[[Tensor, PackedWeight, ActivationSpec, Tensor | None], Tensor]
+    int8_linear: Callable[[Tensor, PackedWeight, ActivationSpec, Tensor | None, bool], Tensor]
     read_tokens: Callable[[Source, Sequence[ActivationSpec], Sequence[bool]], list[Tokens]]
-    multiply_tokens: Callable[[Tokens, PackedWeight, Tensor | None, torch.dtype], Tensor]
+    multiply_tokens: Callable[[Tokens, PackedWeight, Tensor | None, torch.dtype, bool], Tensor]
     rotate_tokens: Callable[[Tensor, Tensor, Hadamard, ActivationSpec], Tokens | None]
+    scale_tokens: Callable[[Tensor, Tensor, float, ActivationSpec, bool], tuple[Tokens, Tensor | None] | None]
 
     @classmethod
     def of(cls, module: Int8Linear) -> Kernels:
         """Those of ``module``."""
-        return cls(module.int8_linear, module.read_tokens, module.multiply_tokens, module.rotate_tokens)
+        return cls(
+            module.int8_linear, module.read_tokens, module.multiply_tokens, module.rotate_tokens,
+            module.scale_tokens,
+        )  # fmt: skip
 
 
 def centre(codes: Tensor, bits: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from qvgen.config import QuantConfig
 from qvgen.hadamard import Hadamard
@@ -132,15 +133,19 @@ class PackedLinear(nn.Module):
         """Whether what quantizes the input is this layer's own, and not the same for all of its kind."""
         return self.config.learn_clip or self.config.a_range == "static"
 
-    def forward(self, x: Tensor | Read) -> Tensor:
-        """[..., N] from x [..., K]; or from a ``Read`` of it that was made for this layer."""
+    def forward(self, x: Tensor | Read, gelu: bool = False) -> Tensor:
+        """[..., N] from x [..., K]; or from a ``Read`` of it that was made for this layer.
+
+        ``gelu``: GELU, by its tanh formula, follows. ``triton_int8`` computes it before the one rounding,
+        the others, as a model does, after it.
+        """
         if isinstance(x, Read):
-            return self._multiply_read(x)
+            return self._multiply_read(x, gelu)
         spec = self.activation_spec(x)
         if self.executed is Backend.TRITON_INT8:
             assert self.kernels is not None, "prepare_ was not called"
-            return self.kernels.int8_linear(x, self.packed_weight(), spec, self.bias)
-        return self._multiply(quantize_activations(x, spec), x.shape, x.dtype)
+            return self.kernels.int8_linear(x, self.packed_weight(), spec, self.bias, gelu)
+        return self._multiply(quantize_activations(x, spec), x.shape, x.dtype, gelu)
 
     def rotated_read(self, x: Tensor, input_scale: Tensor, rotation: Hadamard) -> Read | None:
         """What to call the layer with in place of ``rotation(x * input_scale)``, from one pass over ``x``.
@@ -152,14 +157,27 @@ class PackedLinear(nn.Module):
         tokens = self.kernels.rotate_tokens(x, input_scale, rotation, self.activation_spec(x))
         return None if tokens is None else Read(tuple(x.shape), x.dtype, tokens)
 
-    def _multiply_read(self, read: Read) -> Tensor:
+    def scaled_read(
+        self, x: Tensor, input_scale: Tensor, shift: float, *, keep: bool
+    ) -> tuple[Read, Tensor | None] | None:
+        """What to call the layer with in place of ``y = (x + shift) * input_scale``, and ``y`` if kept.
+
+        From one pass over ``x``; None where that takes more. Ranges of tokens must be dynamic and whole.
+        """
+        if self.executed is not Backend.TRITON_INT8 or self.kernels is None:
+            return None
+        made = self.kernels.scale_tokens(x, input_scale, shift, self.activation_spec(x), keep)
+        return None if made is None else (Read(tuple(x.shape), x.dtype, made[0]), made[1])
+
+    def _multiply_read(self, read: Read, gelu: bool) -> Tensor:
         if isinstance(read.quantized, Tokens):
             assert self.kernels is not None, "prepare_ was not called"
-            y = self.kernels.multiply_tokens(read.quantized, self.packed_weight(), self.bias, read.dtype)
+            weight = self.packed_weight()
+            y = self.kernels.multiply_tokens(read.quantized, weight, self.bias, read.dtype, gelu)
             return y.view(*read.shape[:-1], self.out_features)
-        return self._multiply(read.quantized, read.shape, read.dtype)
+        return self._multiply(read.quantized, read.shape, read.dtype, gelu)
 
-    def _multiply(self, quantized: Quantized, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def _multiply(self, quantized: Quantized, shape: Sequence[int], dtype: torch.dtype, gelu: bool) -> Tensor:
         wide = self.executed is Backend.REFERENCE or dtype == torch.float64
         if self.executed is Backend.REFERENCE:
             product, codes = float64_product, self.packed_weight().centred()
@@ -170,7 +188,8 @@ class PackedLinear(nn.Module):
         zero = self.zero_point.double() if wide else self.zero_point
         operand = Operand(codes, self.scale, zero - 2 ** (self.config.w_bits - 1) if self._offset else None)
         y = linear(quantized, operand, self.bias, product, torch.float64 if wide else torch.float32)
-        return y.to(dtype).view(*shape[:-1], self.out_features)
+        y = y.to(dtype).view(*shape[:-1], self.out_features)
+        return functional.gelu(y, approximate="tanh") if gelu else y
 
     def stored_bits(self) -> int:
         """Bits of the packed weight as stored, padding included, and of what quantizes inputs; no bias."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from qvgen.packed.activations import Quantized, quantize_activations, range_ends
 from qvgen.packed.backends import Backend
@@ -31,6 +32,23 @@ def linears(source: Source, layers: Sequence[nn.Module]) -> list[Tensor]:
     return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
 
 
+def linear_gelu(source: Source, layer: nn.Module) -> Tensor:
+    """GELU, by its tanh formula, of what ``layer`` gives for ``source``: [..., N].
+
+    ``triton_int8`` computes it where it multiplies, before the one rounding. Where a ``PackedLinear`` of that
+    backend reads the result, ``sources.Gelu`` costs less: quantizing waits for memory, multiplying does not.
+    """
+    (x,) = reads(source, [layer])
+    inner = layer.inner if isinstance(layer, TransformedQuantLinear) else layer
+    if has_kernels(inner) and getattr(layer, "down", None) is None:
+        if isinstance(layer, TransformedQuantLinear):
+            assert isinstance(x, Tensor), "a layer alone shares no read"
+            x, _ = layer.fused_read(x) or layer.prepared(x)
+        y: Tensor = inner(x, gelu=True)
+        return y
+    return functional.gelu(layer(x), approximate="tanh")
+
+
 def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | Prepared]:
     """What to call each of ``layers`` with.
 
@@ -50,7 +68,7 @@ def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | P
         first, shape = next(iter(members.values())), tuple(x.shape)
         one = first.fused_read(x) if _quantize_alike(members.values()) else None
         if one is not None:
-            found |= {i: Prepared(shape, one, None) for i in members}
+            found |= {i: Prepared(shape, *one) for i in members}
             continue
         inner, hidden = first.prepared(x)
         shared = _reads(inner, [layer.inner for layer in members.values()])
@@ -60,7 +78,7 @@ def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | P
 
 def _reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
     """For layers as they are, without transforms."""
-    on_kernels = [_has_kernels(layer) and first_tensor(source).numel() > 0 for layer in layers]
+    on_kernels = [has_kernels(layer) and first_tensor(source).numel() > 0 for layer in layers]
     found: dict[int, Tensor | Read] = {}
     ours = [i for i, has in enumerate(on_kernels) if has]
     others = [i for i, has in enumerate(on_kernels) if not has]
@@ -78,10 +96,11 @@ def _reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
 def _quantize_alike(layers: Iterable[TransformedQuantLinear]) -> bool:
     """Whether one set of integers serves all."""
     kinds = {(one.inner.config.a_bits, one.inner.config.a_symmetric) for one in layers}
-    return len(kinds) == 1 and all(_has_kernels(one.inner) for one in layers)
+    return len(kinds) == 1 and all(has_kernels(one.inner) for one in layers)
 
 
-def _has_kernels(layer: nn.Module) -> bool:
+def has_kernels(layer: nn.Module) -> bool:
+    """Whether ``triton_int8`` executes it."""
     return isinstance(layer, PackedLinear) and layer.executed is Backend.TRITON_INT8
 
 

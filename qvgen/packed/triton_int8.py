@@ -10,7 +10,7 @@ from torch import Tensor
 from qvgen.config import MAX_BITS, MIN_BITS
 from qvgen.fused.switch import DTYPES, MAX_COLUMNS
 from qvgen.hadamard import Hadamard
-from qvgen.packed import triton_linear, triton_reading, triton_rotation
+from qvgen.packed import triton_linear, triton_reading, triton_rotation, triton_scaling
 from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.sources import Source, first_tensor
 from qvgen.packed.triton_linear import Int8Weight, Tokens
@@ -29,9 +29,8 @@ def fits(weight: PackedWeight, activation: ActivationSpec, device: torch.device)
 
 
 def int8_linear(
-    x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None, *,
-    gelu: bool = False, out_dtype: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None, gelu: bool = False
+) -> Tensor:
     """Quantize x [B, ..., K], multiply, correct and scale as in ``layout.Int8Linear``: [B, ..., N].
 
     Args:
@@ -40,18 +39,17 @@ def int8_linear(
         activation: how x is quantized.
         bias: [N] or None, one of the dtypes of x.
         gelu: whether GELU, by its tanh formula, follows before the result is rounded.
-        out_dtype: of the result; that of ``x`` if left out.
 
     Raises:
         ValueError: another dtype.
     """
     _check_dtype(x)
     if not x.numel():
-        return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out_dtype)
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
     w = _joined(weight, activation, bias, gelu)
     return triton_linear.int8_linear(
         x, w.codes, w.bits, w.shape, w.scale, w.zero_point, w.row_sums, w.bias, w.lower, w.upper, w.q_max,
-        w.symmetric, w.gelu, x.dtype if out_dtype is None else out_dtype,
+        w.symmetric, w.gelu, x.dtype,
     )  # fmt: skip
 
 
@@ -80,11 +78,13 @@ def read_tokens(source: Source, specs: Sequence[ActivationSpec], own: Sequence[b
     return triton_reading.read_tokens(source, specs, own)
 
 
-def multiply_tokens(tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """[M, N] of ``dtype`` from quantized tokens."""
+def multiply_tokens(
+    tokens: Tokens, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False
+) -> Tensor:
+    """[M, N] of ``dtype`` from quantized tokens; ``gelu`` as of ``int8_linear``."""
     w = Int8Weight(
         weight.codes, weight.bits, weight.shape, weight.scale, weight.zero_point, None, bias,
-        weight.scale, weight.scale, 0, False,
+        weight.scale, weight.scale, 0, False, gelu,
     )  # fmt: skip
     return triton_reading.multiply_tokens(tokens, w, dtype)
 
@@ -94,6 +94,15 @@ def rotate_tokens(x: Tensor, input_scale: Tensor, rotation: Hadamard, spec: Acti
     if not triton_rotation.rotates(x, input_scale, rotation):
         return None
     return triton_rotation.rotate_tokens(x, input_scale, rotation, spec)
+
+
+def scale_tokens(
+    x: Tensor, input_scale: Tensor, shift: float, spec: ActivationSpec, keep: bool
+) -> tuple[Tokens, Tensor | None] | None:
+    """Integers of shifted and scaled tokens, or None; see ``layout.Int8Linear.scale_tokens``."""
+    if not triton_scaling.scales(x, input_scale):
+        return None
+    return triton_scaling.scale_tokens(x, input_scale, shift, spec, keep=keep)
 
 
 def _joined(

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from qvgen.api import convert_, finish_, quantize_
 from qvgen.config import QuantConfig
 from qvgen.integrations.diffusers import QVGenQuantizationConfig, attach_, register
+from qvgen.integrations.loading import load_packed
 from qvgen.packed.convert import pack_, packed_layers
 from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes
 from tests.qvgen.test_cogvideox import tiny
@@ -195,6 +196,30 @@ def test_damaged_files_are_refused_by_name(
     damaged(tmp_path, change)
     with pytest.raises(ValueError, match=message):
         CogVideoXTransformer3DModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("leaf", "change", "message"),
+    [
+        ("codes", lambda t: t.int(), r"codes is torch\.int32, the model needs torch\.uint8"),
+        ("codes", lambda t: t.view(torch.int8), r"codes is torch\.int8, the model needs torch\.uint8"),
+        ("scale", lambda t: t.half(), r"scale is torch\.float16, the model needs torch\.float32"),
+        ("scale", lambda t: t * torch.inf, "scale has numbers that are not finite"),
+    ],
+)
+def test_what_no_checksum_guards_is_looked_at(
+    leaf: str, change: Callable[[Tensor], Tensor], message: str, stream: bool, tmp_path: Path
+) -> None:
+    """Files that another tool wrote again, without the checksums."""
+    attach_(finished()).save_pretrained(tmp_path)  # type: ignore[operator]
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    load_packed(tmp_path)
+    tensors[f"{NAME}.{leaf}"] = change(tensors[f"{NAME}.{leaf}"])
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        load_packed(tmp_path) if stream else CogVideoXTransformer3DModel.from_pretrained(tmp_path)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

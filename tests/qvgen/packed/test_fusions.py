@@ -12,14 +12,19 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qvgen.api import convert_, quantize_
+from qvgen.config import QuantConfig
 from qvgen.integrations.blocks import FusedCogVideoXBlock, FusedWanBlock, fuse_
-from qvgen.packed import triton_reading
+from qvgen.packed import triton_linear, triton_reading
 from qvgen.packed.backends import Backend
 from qvgen.packed.convert import pack_
 from qvgen.packed.layout import ActivationSpec
+from qvgen.packed.reading import linear_gelu
 from qvgen.packed.sources import Gelu, Normed, Part, Source, plain, shape_of
 from qvgen.packed.triton_linear import Tokens, quantize_groups, split_tokens
+from qvgen.transformed import Transform, TransformedQuantLinear
 from tests.qvgen.packed.models import MODELS, finished, inputs
+from tests.qvgen.packed.test_linear import frozen
 from tests.qvgen.triton_cases import DEVICES, draw
 
 
@@ -164,6 +169,69 @@ def test_fused_blocks_with_kernels(name: str, device: str) -> None:
     usual = float((b - wanted).norm() / wanted.norm())
     assert float((a - wanted).norm() / wanted.norm()) < 1.2 * usual < 0.06
     assert float((a - b).norm() / wanted.norm()) < 1.5 * usual
+
+
+def epilogues(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each product that runs from now on, whether GELU is in it."""
+    seen: list[bool] = []
+    one, run = triton_linear.int8_linear, triton_reading.multiply_tokens
+    monkeypatch.setattr(triton_linear, "int8_linear", lambda *a: (seen.append(a[-2]), one(*a))[1])
+    monkeypatch.setattr(
+        triton_reading, "multiply_tokens", lambda t, w, dtype: (seen.append(w.gelu), run(t, w, dtype))[1]
+    )
+    return seen
+
+
+def behind(device: str, rank: int) -> TransformedQuantLinear:
+    """Scaled and shifted, with a branch of that rank or none."""
+    inner = frozen(QuantConfig(w_bits=4, a_bits=4), (24, 48))
+    layer = TransformedQuantLinear(inner, Transform(scaled=True, shift=0.25, rank=rank))
+    layer.input_scale = draw(48, seed=3).exp()
+    if rank:
+        layer.down, layer.up = draw(rank, 48, seed=4), draw(24, rank, seed=5)
+    return layer.to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["plain", "scaled", "branch"])
+def test_gelu_behind_a_linear(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the product where nothing is added to it afterwards; other backends compute what a model does."""
+    fake = {"plain": frozen(QuantConfig(w_bits=4, a_bits=4), (24, 48)).to(device),
+            "scaled": behind(device, 0), "branch": behind(device, 3)}[kind]  # fmt: skip
+    x = draw(2, 5, 48, seed=1).to(device)
+    seen = epilogues(monkeypatch)
+    for backend in (Backend.TRITON_INT8, Backend.REFERENCE):
+        (layer,) = pack_(nn.Sequential(copy.deepcopy(fake)), backend).requires_grad_(False)
+        seen.clear()
+        got = linear_gelu(x, layer)
+        is_inside = backend is Backend.TRITON_INT8 and kind != "branch"
+        assert any(seen) == is_inside
+        wanted = functional.gelu(layer(x), approximate="tanh")
+        if is_inside:
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["cog", "wan"])
+def test_a_block_whose_second_linear_reads_for_itself(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept in full precision, say: GELU goes into the product of the first."""
+    model = MODELS[name](num_layers=1)
+    linears = [n for n, part in model.named_modules() if isinstance(part, nn.Linear)]
+    keep = [n for n in linears if n.endswith("net.2") or "blocks" not in n]
+    fake = convert_(quantize_(model, QuantConfig(w_bits=4, a_bits=8), keep)).to(device)
+    given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs(name).items()}
+    fused = pack_(copy.deepcopy(fake), Backend.TRITON_INT8)
+    unfused = pack_(copy.deepcopy(fake), Backend.TRITON_INT8, fuse=False)
+    with torch.no_grad():
+        wanted = unfused(**given)[0]
+        seen = epilogues(monkeypatch)
+        got = fused(**given)[0]
+    assert seen.count(True) == 1
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-2, "norms in the reads move codes of 8 bits"
 
 
 def test_what_is_not_fused() -> None:

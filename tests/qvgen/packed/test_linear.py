@@ -279,8 +279,9 @@ class Kernels:
 
     @staticmethod
     def int8_linear(
-        x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None
+        x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None, gelu: bool
     ) -> Tensor:
+        assert not gelu
         Kernels.calls += 1
         operand = Operand(weight.centred(), weight.scale, weight.zero_point - 2 ** (weight.bits - 1))
         y = linear(quantize_activations(x, activation), operand, bias, float64_product, torch.float64)
@@ -290,7 +291,7 @@ class Kernels:
     def read_tokens(*given: Any) -> Any:
         raise AssertionError("one layer alone needs no shared read")
 
-    multiply_tokens = rotate_tokens = read_tokens
+    multiply_tokens = rotate_tokens = scale_tokens = read_tokens
 
 
 def test_kernels_are_called_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,9 @@ def test_damage_is_refused_by_the_tensors_name(tmp_path: Path) -> None:
             load_packed(tmp_path)
         (tmp_path / WEIGHTS).write_bytes(good)
     (tmp_path / WEIGHTS).write_bytes(good[:-40])
-    with pytest.raises(ValueError, match="not valid safetensors"):
+    with pytest.raises(
+        ValueError, match=r"transformer_blocks\.\S+ does not lie within the file; was it cut off"
+    ):
         load_packed(tmp_path)
     with pytest.raises(ValueError, match="does not lie within the file; was it cut off"):
         list(stream_tensors(tmp_path / WEIGHTS))

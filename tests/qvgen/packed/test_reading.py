@@ -193,7 +193,15 @@ def test_layers_behind_the_same_transform(
         turned[now] += 1
         return original(self, x)
 
+    one_pass = TransformedQuantLinear.fused_read
+
+    def counting_passes(self: TransformedQuantLinear, x: Tensor) -> tuple[Any, Tensor | None] | None:
+        found = one_pass(self, x)
+        turned[now] += found is not None
+        return found
+
     monkeypatch.setattr(TransformedQuantLinear, "prepared", counting)
+    monkeypatch.setattr(TransformedQuantLinear, "fused_read", counting_passes)
     with torch.no_grad():
         now = "shared"
         got = shared(**values)[0]
