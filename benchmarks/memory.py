@@ -134,6 +134,7 @@ def denoise(given: argparse.Namespace, limit_s: float) -> dict[str, Any]:
             "allocated_mb": None if peak.allocated is None else peak.allocated / 1e6,
             "reserved_mb": None if peak.reserved is None else peak.reserved / 1e6,
             "process_mb": None if peak.process is None else peak.process / 1e6,
+            "device_mb": None if peak.device is None else peak.device / 1e6,
         }
         del model, call
         gigabytes[f"w{bits[0]}a{bits[1]}"] = None if peak.allocated is None else peak.allocated / 1e9

@@ -37,11 +37,14 @@ class Peak:
         allocated: of tensors, by the GPU's allocator.
         reserved: what that allocator kept from the GPU.
         process: resident size of the process.
+        device: what was in use of the GPU when the block ended, as the driver says: this process with its
+            context and its libraries' workspaces, and every other one on it.
     """
 
     allocated: int | None = None
     reserved: int | None = None
     process: int | None = None
+    device: int | None = None
 
 
 @contextmanager
@@ -60,6 +63,8 @@ def peak_within(device: str) -> Iterator[Peak]:
     if device == "cuda":
         peak.allocated = torch.cuda.max_memory_allocated()
         peak.reserved = torch.cuda.max_memory_reserved()
+        free, whole = torch.cuda.mem_get_info()
+        peak.device = whole - free
     peak.process = _status().get("VmHWM") if is_reset else None
 
 

@@ -78,7 +78,8 @@ def measure_phases(
     Returns:
         For each phase ``calls`` (in the video), ``ms``, ``p10_ms``, ``p90_ms`` (of a call), ``total_ms``
         (of all calls in the video) and the most memory in MB: ``allocated_mb`` and ``reserved_mb`` of
-        the allocator on cuda, ``process_mb`` of the process. ``total`` has ``ms`` of the whole video, and
+        the allocator on cuda, ``device_mb`` in use of the GPU by the driver's count, ``process_mb`` of the
+        process. ``total`` has ``ms`` of the whole video, and
         ``calls_left_out`` says how many of the transformer's are an estimate in it.
     """
     pipeline = getattr(loaded, "pipeline", None)
@@ -162,7 +163,7 @@ def _record(watch: _Watch, at_work: Callable[[], AbstractContextManager[object]]
 
 
 def _largest(peaks: list[Peak]) -> Mapping[str, float | None]:
-    names = ("allocated", "reserved", "process")
+    names = ("allocated", "reserved", "process", "device")
     found: dict[str, float | None] = {}
     for name in names:
         sizes = [size for peak in peaks if (size := getattr(peak, name)) is not None]

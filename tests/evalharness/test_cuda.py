@@ -216,3 +216,18 @@ def test_a_worker_process_uses_the_gpu() -> None:
     assert outcome.failure is None, outcome.traceback
     assert outcome.value["device"] == torch.cuda.get_device_name()
     assert outcome.value["step_ms"] > 0
+
+
+def test_the_driver_counts_more_than_the_allocator() -> None:
+    """The context is in it, so it is more even where the allocator gave everything back."""
+    from evalharness.memory import peak_within
+
+    with peak_within("cuda") as peak:
+        held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    assert peak.allocated is not None and peak.reserved is not None and peak.device is not None
+    assert len(held) <= peak.allocated <= peak.reserved < peak.device
+    del held
+    torch.cuda.empty_cache()
+    with peak_within("cuda") as after:
+        pass
+    assert after.device is not None and 0 < after.device <= peak.device - 2**28
