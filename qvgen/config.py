@@ -9,7 +9,8 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 MIN_BITS, MAX_BITS = 2, 8
 FORMAT_VERSION = 1
@@ -26,6 +27,12 @@ Annealing = Literal["cosine", "linear", "quadratic", "cubic", "sqrt"]
 PhiInit = Literal["error", "zero", "random"]
 Direction = Literal["small", "large", "random"]
 PhiEnd = Literal["decay", "drop", "keep"]
+
+
+class QuantMethod(StrEnum):
+    """How diffusers finds who loads with a config: it asks for the ``value`` of its ``quant_method``."""
+
+    QVGEN = "qvgen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,8 @@ class QuantConfig:
         store_dtype: dtype of unquantized tensors of two or more dimensions in a converted model;
             smaller ones stay float32.
     """
+
+    quant_method: ClassVar[QuantMethod] = QuantMethod.QVGEN
 
     w_bits: int
     a_bits: int
@@ -185,6 +194,8 @@ class QVGenConfig(DecayOptions):
         phi_init: ``error``: best rank-r approximation of W - Q(W); ``zero``: L = 0, R random;
             ``random``: both random.
     """
+
+    quant_method: ClassVar[QuantMethod] = QuantMethod.QVGEN
 
     quant: QuantConfig
     phi_init: PhiInit = "error"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Collection, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from qvgen.api import convert_, quantize_
-from qvgen.config import QuantConfig, from_mapping, to_json
+from qvgen.config import QuantConfig, QuantMethod, QVGenConfig, from_mapping, to_json
 from qvgen.layer_table import make_frozen_
 from qvgen.packed.backends import Backend
 from qvgen.packed.convert import (
@@ -37,15 +36,9 @@ from qvgen.packed.convert import (
 from qvgen.packed.linear import EXACT, PackedLinear
 from qvgen.transformed import TransformedQuantLinear
 
-NAME = "qvgen"
+NAME = QuantMethod.QVGEN.value
 FORMAT_VERSION = 1
 CHECKSUMS = "qvgen_crc32"
-
-
-class _Method(StrEnum):
-    """Diffusers asks for the ``value`` of a method's name."""
-
-    QVGEN = NAME
 
 
 class QVGenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -93,7 +86,7 @@ class QVGenQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if (quant is None) == (w_bits is None or a_bits is None):
             raise ValueError("give either quant, or w_bits and a_bits, the bits of a code, 2..8")
         given = {"w_bits": w_bits, "a_bits": a_bits} if quant is None else quant
-        self.quant_method = _Method.QVGEN
+        self.quant_method = QuantMethod.QVGEN
         self.quant: QuantConfig = from_mapping(QuantConfig, given, "quant")
         self.backend = as_backend(backend)
         self.modules_to_not_convert = list(modules_to_not_convert)
@@ -132,9 +125,14 @@ class QVGenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     quantization_config: QVGenQuantizationConfig
 
-    def __init__(self, quantization_config: QVGenQuantizationConfig, **kwargs: Any) -> None:
-        super().__init__(quantization_config, **kwargs)
-        if self.pre_quantized and not quantization_config.layers:
+    def __init__(
+        self, quantization_config: QVGenQuantizationConfig | QuantConfig | QVGenConfig, **kwargs: Any
+    ) -> None:
+        given = quantization_config
+        given = given.quant if isinstance(given, QVGenConfig) else given  # no training, hence no Phi
+        config = QVGenQuantizationConfig(given) if isinstance(given, QuantConfig) else given
+        super().__init__(config, **kwargs)
+        if self.pre_quantized and not config.layers:
             raise ValueError(
                 "the folder's quantization_config lists no layers: it was not written by save_pretrained"
             )
@@ -223,6 +221,7 @@ class QVGenQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             return join_reads_(prepare_(model)).requires_grad_(False).eval()
         pack_(convert_(quantize_(model, config.quant, config.modules_to_not_convert)), config.backend)
         config.describe_(model)
+        cast(Any, model).register_to_config(quantization_config=config)
         return model
 
     def get_state_dict_and_metadata(

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qvgen.api import convert_, finish_, quantize_
-from qvgen.config import QuantConfig
+from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.integrations.diffusers import QVGenQuantizationConfig, attach_, register
 from qvgen.integrations.loading import load_packed
 from qvgen.packed.convert import pack_, packed_layers
@@ -119,6 +119,25 @@ def test_quantizes_a_full_precision_folder(tmp_path: Path) -> None:
     assert torch.equal(output(model), output(again))
     sizes = [(tmp_path / place / WEIGHTS).stat().st_size for place in ("full", "packed")]
     assert sizes[1] < sizes[0] / 2  # 4 of 32 bits, but scales of rows of 16 weights
+
+
+@pytest.mark.parametrize(
+    "config", [QuantConfig(w_bits=4, a_bits=8), QVGenConfig(quant=QuantConfig(w_bits=4, a_bits=8), rank=2)]
+)
+def test_configs_of_the_library_are_taken_as_they_are(
+    tmp_path: Path, config: QuantConfig | QVGenConfig
+) -> None:
+    """Phi is of training: on loading, its quantizers alone count."""
+    register()
+    tiny().save_pretrained(tmp_path / "full")  # type: ignore[operator]
+    wanted, model = (
+        CogVideoXTransformer3DModel.from_pretrained(tmp_path / "full", quantization_config=each)
+        for each in (QVGenQuantizationConfig(w_bits=4, a_bits=8), config)
+    )
+    assert torch.equal(output(model), output(wanted))
+    model.save_pretrained(tmp_path / "packed")
+    again = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "packed")
+    assert torch.equal(output(model), output(again))
 
 
 class Filled(TorchDispatchMode):
