@@ -31,6 +31,7 @@ class Plot(NamedTuple):
     svg: str
     caption: str
     alt: str
+    is_wide: bool = False
 
 
 def plots(results: Results) -> list[Plot]:
@@ -89,7 +90,10 @@ def _tradeoff(results: Results) -> Plot | None:
     from evalharness.report.tradeoff import draw
 
     drawn = draw(results, _looks(results), _unit(results))
-    return None if drawn is None else Plot(to_svg(drawn[0], "tradeoff"), *drawn[1:])
+    if drawn is None:
+        return None
+    figure, caption, alt = drawn
+    return Plot(to_svg(figure, "tradeoff"), caption, alt, is_wide=len(figure.axes) > 2)
 
 
 def _reference_band(axes: Axes, row: PooledResult, results: Results) -> None:
@@ -113,10 +117,15 @@ def _dimension_dots(results: Results) -> Plot | None:
         _dimension_panel(axes, panel, rows, results)
     all_axes[0].set_yticks(range(len(results.dimensions)), results.dimensions)
     all_axes[0].set_ylim(len(results.dimensions) - 0.4, -0.6)
+    for axes in all_axes[1:]:
+        axes.spines["left"].set_visible(False)
+    for place in range(0, len(results.dimensions), 2):
+        for axes in all_axes:
+            axes.axhspan(place - 0.5, place + 0.5, color=INK, alpha=0.045, lw=0)
     legend(figure, all_axes)
     caption = "Every dimension, all seeds together, with 95 % intervals. The upright bar is full precision."
     alt = "The values stand in the leaderboard's columns for each dimension."
-    return Plot(to_svg(figure, "dimensions"), caption, alt)
+    return Plot(to_svg(figure, "dimensions"), caption, alt, is_wide=len(panels) > 2)
 
 
 def _dimension_panel(axes: Axes, panel: str, rows: Sequence[PooledResult], results: Results) -> None:
@@ -163,7 +172,8 @@ def _training_curves(results: Results) -> Plot | None:
         bottom.set_xlabel("step")
     legend(figure, list(grid[0]))
     caption = f"Training of the quantized weights: {', '.join(names.values())} by step, one line a cell."
-    return Plot(to_svg(figure, "training"), caption, f"Cells: {', '.join(cell.id for cell in cells)}.")
+    alt = f"Cells: {', '.join(cell.id for cell in cells)}."
+    return Plot(to_svg(figure, "training"), caption, alt, is_wide=len(panels) > 2)
 
 
 def _curve(cell: CellResult, prefix: str) -> list[tuple[float, float]]:
