@@ -46,6 +46,7 @@ class Browser:
         )  # fmt: skip
         os.close(to_browser)
         os.close(from_browser)
+        self.pid = self._process.pid
         self._buffer, self._number, self._session = b"", 0, ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

@@ -35,7 +35,7 @@ _LINE_SEPARATORS = {"\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def browser_data(results: Results, run_folder: Path) -> dict[str, Any]:
-    """JSON values: ``rows``, ``focus`` (see ``_focus``), ``prompts`` as ``[id, text]``, the numbers of ``samples``, and ``scores``.
+    """JSON values: ``rows``, ``prompts`` as ``[id, text]``, the numbers of ``samples``, and ``scores``.
 
     ``scores[dimension]`` has ``of``, the places in ``prompts`` that have one, and ``rows``: for each row a
     list with a value for each of these prompts and each of ``samples`` (None where there is none), or None

@@ -41,7 +41,8 @@ _COLORS = (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 
 
-_LONGEST = 44  # characters of a name in a legend: one line must not take the figure's room
+LEGEND = "outside upper left"  # on the page: in sight on a phone, which shows the left part first
+_LONGEST = 30  # characters of a name in a legend: one line must not take the figure's room
 
 
 class Style(NamedTuple):
@@ -93,7 +94,7 @@ def interval_dots(
             axes.plot(*bar, color=style.color, lw=1.2)
 
 
-def legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
+def legend(figure: Figure, all_axes: Sequence[Axes], loc: str = "outside upper center") -> None:
     """One legend above all axes, each label once, in alphabetical order."""
     found: dict[str, Any] = {}
     for axes in all_axes:
@@ -103,7 +104,7 @@ def legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     texts = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}\u2026" for label in labels]
     column = 0.6 + 0.075 * max(map(len, texts), default=0)  # inches of mark and text
     ncols = max(1, min(6, len(labels), int(figure.get_size_inches()[0] / column)))
-    figure.legend([found[label] for label in labels], texts, loc="outside upper center", ncols=ncols)
+    figure.legend([found[label] for label in labels], texts, loc=loc, ncols=ncols)
 
 
 def empty_figure(width: float, height: float) -> Figure:

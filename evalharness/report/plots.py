@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalharness.report.drawing import (
     INK,
+    LEGEND,
     RC,
     Style,
     empty_figure,
@@ -80,7 +81,7 @@ def _mean_by_bits(results: Results) -> Plot | None:
     axes.set_xlim(-0.6, len(ticks) - 0.4)
     axes.set_ylabel(f"mean of {len(results.dimensions)} dimensions{_unit(results)}")
     axes.grid(axis="y", lw=0.3, alpha=0.5)
-    legend(figure, [axes])
+    legend(figure, [axes], LEGEND)
     alt = "; ".join(f"{row.method} {_bits(row)}: {estimate_text(row.mean, results)}" for row in rows)
     caption = "Mean by bit width, all seeds together, with 95 % intervals. The band is full precision."
     return Plot(to_svg(figure, "mean"), caption, f"{alt}.")
@@ -122,7 +123,7 @@ def _dimension_dots(results: Results) -> Plot | None:
     for place in range(0, len(results.dimensions), 2):
         for axes in all_axes:
             axes.axhspan(place - 0.5, place + 0.5, color=INK, alpha=0.045, lw=0)
-    legend(figure, all_axes)
+    legend(figure, all_axes, LEGEND)
     caption = "Every dimension, all seeds together, with 95 % intervals. The upright bar is full precision."
     alt = "The values stand in the leaderboard's columns for each dimension."
     return Plot(to_svg(figure, "dimensions"), caption, alt, is_wide=len(panels) > 2)
@@ -170,7 +171,7 @@ def _training_curves(results: Results) -> Plot | None:
     for top, bottom, panel in zip(grid[0], grid[-1], panels, strict=True):
         top.set_title(panel, fontsize=9.0)
         bottom.set_xlabel("step")
-    legend(figure, list(grid[0]))
+    legend(figure, list(grid[0]), LEGEND)
     caption = f"Training of the quantized weights: {', '.join(names.values())} by step, one line a cell."
     alt = f"Cells: {', '.join(cell.id for cell in cells)}."
     return Plot(to_svg(figure, "training"), caption, alt, is_wide=len(panels) > 2)

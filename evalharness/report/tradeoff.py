@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from evalharness.report.drawing import INK, Style, empty_figure, interval_dots, legend, shown
+from evalharness.report.drawing import INK, LEGEND, Style, empty_figure, interval_dots, legend, shown
 from evalharness.report.rows import bits_label, cost, sorted_pooled
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def draw(results: Results, looks: dict[str, Style], unit: str) -> tuple[Figure, 
     for axes, (of, found) in zip(all_axes, drawn, strict=True):
         _panel(axes, of, found, results, looks)
     all_axes[0].set_ylabel(f"mean of {len(results.dimensions)} dimensions{unit}")
-    legend(figure, all_axes)
+    legend(figure, all_axes, LEGEND)
     caption = "Quality against cost, all seeds together. The line joins the rows that no other row beats."
     if not any(of.is_timed for of, _ in drawn):
         caption += " Every quantized row is simulated, so neither its time nor its peak memory is drawn."

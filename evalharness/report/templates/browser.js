@@ -248,7 +248,10 @@
         return;
       }
       const strip = make("div", undefined, "strip");
-      strip.append(...rows.map((row) => clip(row, prompt, sample, names)));
+      rows.forEach((row, at) => {
+        if (at > 1 && row.bits !== rows[at - 1].bits) strip.append(make("div", undefined, "break"));
+        strip.append(clip(row, prompt, sample, names));
+      });
       const details = make("details");
       details.append(make("summary", "All scores of this prompt"));
       details.addEventListener("toggle", () => {
