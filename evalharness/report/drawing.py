@@ -101,10 +101,15 @@ def legend(figure: Figure, all_axes: Sequence[Axes], loc: str = "outside upper c
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     labels = sorted(found)
-    texts = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}\u2026" for label in labels]
+    texts = [short(label) for label in labels]
     column = 0.6 + 0.075 * max(map(len, texts), default=0)  # inches of mark and text
     ncols = max(1, min(6, len(labels), int(figure.get_size_inches()[0] / column)))
     figure.legend([found[label] for label in labels], texts, loc=loc, ncols=ncols)
+
+
+def short(name: str) -> str:
+    """A name as a figure has room for it; the tables have it whole."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\u2026"
 
 
 def empty_figure(width: float, height: float) -> Figure:

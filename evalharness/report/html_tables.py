@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _SIZES = ("weight_bits", "stored_mb")  # counted, so that a simulation has them too
 
+_CLICKS = "A click on a column's name sorts by it; a click on a method shows its recipe."
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -91,10 +93,7 @@ def cell_table(results: Results, *, is_folded: bool) -> Table:
         )
         for cell in sorted_cells(results)
     )
-    note = (
-        "One row for each method, bit width and seed. A click on a column's name sorts by it; "
-        "a click on a method shows its recipe."
-    )
+    note = f"One row for each method, bit width and seed. {_CLICKS}"
     title = "Every cell" if is_folded else "Leaderboard"
     return Table(title, note, (*texts, *facts, *numbers), rows, is_folded)
 
@@ -115,7 +114,7 @@ def pooled_table(results: Results) -> Table:
         )
         for row in sorted_pooled(results)
     )
-    note = f"{len(results.seeds)} seeds taken together; prompts stay the clusters of the intervals."
+    note = f"{len(results.seeds)} seeds taken together; prompts stay the clusters of the intervals. {_CLICKS}"
     return Table("Leaderboard, all seeds together", note, tuple(columns), rows)
 
 

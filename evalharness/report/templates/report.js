@@ -96,8 +96,18 @@ const pickMethods = (methods) => {
   count.setAttribute("role", "status");
   form.append(make("strong", "Show rows"), label, picked.details, count);
   form.hidden = found.length < 8;
+  // Intervals are drawn as wide as the rows that are left allow.
+  const rescale = (table) => {
+    const shown = [...table.querySelectorAll("tbody tr:not([hidden]) .interval")];
+    const ends = (name) => shown.map((bar) => Number(bar.style.getPropertyValue(name)));
+    const [low, high] = [Math.min(...ends("--lo")), Math.max(...ends("--hi"))];
+    if (!(high > low)) return;
+    table.style.setProperty("--from", low);
+    table.style.setProperty("--span", high - low);
+  };
   const filter = () => {
     for (const row of rows()) row.hidden = Boolean(bits.value) && row.dataset.bits !== bits.value || !picked.has(row.dataset.method);
+    for (const table of document.querySelectorAll("table:has(.interval)")) rescale(table);
     const left = found.filter((row) => !row.hidden).length;
     count.textContent = left === found.length ? "" : `${left} of ${found.length} rows, and full precision`;
   };
