@@ -6,7 +6,9 @@
 The folder is a real one of the toy model at full coverage: a first command makes a few videos, then the
 records of all others are written as the stages write them, with the very hashes that the stages ask for
 (their videos are hard links to one of the first). What is timed are plain commands, each in a process of its
-own, some of them in several turns. On a shared machine seconds of the CPU say more than those of the clock.
+own, some of them in several turns. On a shared machine a command waits for a core: ``quiet_seconds`` are
+those of the clock without that, and ``load`` is how many processes wanted to run when the commands began. With ``--base`` the first side alone
+reads every video; without, it is this one.
 
 With ``--base`` the commands of another checkout are timed on the same folder, in turns with these, and what
 both wrote is compared byte by byte.
@@ -32,6 +34,7 @@ from evalharness.store import atomic_write_text
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ROOT / "benchmarks" / "large_plugins.py"
 SAME = ("scores.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.tex")
+_SECONDS = ("seconds", "quiet_seconds", "cpu_seconds")
 MANIFEST = b' "manifest": '
 SAMPLES_PER_PROMPT = 5
 CELLS = 2
@@ -44,13 +47,18 @@ def command(folder: Path, *more: str) -> list[str]:
 
 
 def timed(words: Sequence[str], prompts: int, root: Path = ROOT) -> dict[str, Any]:
-    """Seconds, seconds of the CPU and peak megabytes of ``python -m evalharness ...`` of a checkout."""
+    """Seconds, those of the CPU, and peak megabytes of ``python -m evalharness ...`` of a checkout.
+
+    ``quiet_seconds`` are seconds less the time that its main thread was ready and others had the cores.
+    """
     code = (
         "import resource, sys; from evalharness.cli.main import main; c = main(sys.argv[1:]); "
         "u = resource.getrusage(resource.RUSAGE_SELF); "
         # Not ru_maxrss, which a process takes over from the one that started it.
         "m = [x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM')][0]; "
-        "print(c, m, u.ru_utime + u.ru_stime, 'torch' in sys.modules, file=sys.stderr)"
+        # Nanoseconds that the kernel let it wait for a core that others had.
+        "w = open('/proc/self/schedstat').read().split()[1]; "
+        "print(c, m, u.ru_utime + u.ru_stime, w, 'torch' in sys.modules, file=sys.stderr)"
     )
     # A first path beats an installed package, and no file of the current folder shadows it.
     code = f"import sys; sys.path.insert(0, {str(root)!r}); {code}"
@@ -63,11 +71,12 @@ def timed(words: Sequence[str], prompts: int, root: Path = ROOT) -> dict[str, An
     )  # fmt: skip
     seconds = time.monotonic() - begin
     *said, last = done.stderr.splitlines()
-    status, kilobytes, cpu, torch = last.split()
+    status, kilobytes, cpu, waited, torch = last.split()
     if status != "0" and words[0] != "check":  # a cell without its size is INCOMPLETE there
         raise RuntimeError("\n".join(said))
     return {
         "seconds": round(seconds, 1),
+        "quiet_seconds": round(seconds - int(waited) / 1e9, 1),
         "cpu_seconds": round(float(cpu), 2),
         "peak_mb": round(int(kilobytes) / 1000),
         "torch": torch == "True",
@@ -124,7 +133,7 @@ def measure(samples: int, folder: Path, roots: Mapping[str, Path], turns: int) -
     prompts = samples // SAMPLES_PER_PROMPT // CELLS
     timed(command(folder, "--limit", "1", "--no-profile"), prompts)
     fill(folder, prompts)
-    found: dict[str, Any] = {"samples": prompts * SAMPLES_PER_PROMPT * CELLS}
+    found: dict[str, Any] = {"samples": prompts * SAMPLES_PER_PROMPT * CELLS, "load": os.getloadavg()[0]}
     taken: dict[str, dict[str, list[dict[str, Any]]]] = {side: {} for side in roots}
     written: dict[str, dict[str, bytes]] = {}
     for turn in range(turns):
@@ -163,7 +172,7 @@ def _commands(folder: Path) -> dict[str, list[str]]:
 
 def _middle(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians of the turns."""
-    middle = {key: statistics.median(turn[key] for turn in turns) for key in ("seconds", "cpu_seconds")}
+    middle = {key: statistics.median(turn[key] for turn in turns) for key in _SECONDS}
     return {**turns[-1], **middle, "peak_mb": max(turn["peak_mb"] for turn in turns), "turns": len(turns)}
 
 
@@ -179,14 +188,19 @@ def document(sizes: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Large runs",
         "",
-        "Made by `python benchmarks/large.py`. Seconds of the CPU / peak MB of each command.",
+        "Made by `python benchmarks/large.py`. Seconds of the CPU / without waiting / of the clock / peak MB.",
         "",
     ]
     lines += ["| samples | " + " | ".join(verbs) + " | report.html, MB |", "|---" * (len(verbs) + 2) + "|"]
     for size in sizes:
-        cells = [f"{size['new'][v]['cpu_seconds']} s / {size['new'][v]['peak_mb']} MB" for v in verbs]
+        cells = [_shown(size["new"][verb]) for verb in verbs]
         lines.append(f"| {size['samples']} | " + " | ".join(cells) + f" | {size['report.html, MB']} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(found: Mapping[str, Any]) -> str:
+    seconds = " / ".join(f"{found[key]} s" for key in ("cpu_seconds", "quiet_seconds", "seconds"))
+    return f"{seconds} / {found['peak_mb']} MB"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

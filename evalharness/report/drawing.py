@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from evalharness.report.rows import scale_of
 
@@ -41,7 +41,9 @@ _COLORS = (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 
 
-LEGEND = "outside upper left"  # on the page: in sight on a phone, which shows the left part first
+LEGEND: Literal["outside upper left"] = (
+    "outside upper left"  # on the page: in sight on a phone, which shows the left part first
+)
 _LONGEST = 30  # characters of a name in a legend: one line must not take the figure's room
 
 
@@ -94,7 +96,11 @@ def interval_dots(
             axes.plot(*bar, color=style.color, lw=1.2)
 
 
-def legend(figure: Figure, all_axes: Sequence[Axes], loc: str = "outside upper center") -> None:
+def legend(
+    figure: Figure,
+    all_axes: Sequence[Axes],
+    loc: Literal["outside upper center", "outside upper left"] = "outside upper center",
+) -> None:
     """One legend above all axes, each label once, in alphabetical order."""
     found: dict[str, Any] = {}
     for axes in all_axes:

@@ -195,8 +195,8 @@ def _mean(row: CellResult | PooledResult, results: Results, ends: tuple[float, f
 
 def _ends(results: Results) -> tuple[float, float]:
     """Where the lowest interval of a mean begins and the highest ends."""
-    means = [each.mean for each in (*results.cells, *results.pooled) if each.mean is not None]
-    found = [end for mean in means for end in (mean.lo, mean.hi) if end is not None]
+    means = [*(cell.mean for cell in results.cells), *(row.mean for row in results.pooled)]
+    found = [end for mean in means if mean is not None for end in (mean.lo, mean.hi) if end is not None]
     return (min(found), max(found)) if found else (0.0, 0.0)
 
 
