@@ -342,6 +342,55 @@ def test_accessible_names_headings_and_landmarks(opened: Browser) -> None:
     assert problems == []
 
 
+CONTRAST = """(() => {
+  const parse = (text) => {
+    const srgb = text.startsWith("color(srgb");
+    const found = text.replace(/^.*?\\((srgb )?/, "").split(/[ ,/)]+/).filter(Boolean).map(Number);
+    return [...found.slice(0, 3).map((part) => srgb ? 255 * part : part), found[3] ?? 1];
+  };
+  const over = (top, under) => [0, 1, 2].map((i) => top[i] * top[3] + under[i] * (1 - top[3])).concat(1);
+  const background = (e) => {
+    const all = [];
+    for (; e; e = e.parentElement) all.push(parse(getComputedStyle(e).backgroundColor));
+    return all.reverse().reduce((under, top) => over(top, under), [255, 255, 255, 1]);
+  };
+  const part = (v) => v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  const ratios = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !e.checkVisibility()) continue;
+    if (e.closest("script, style, svg, option, :disabled")) continue;
+    const under = background(e);
+    const [a, b] = [light(under), light(over(parse(getComputedStyle(e).color), under))];
+    ratios.push((Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return ratios; })()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_what_is_under_it(opened: Browser, scheme: str) -> None:
+    """WCAG's ratio, worked out for each text; the formula first against black and grey on white."""
+    opened.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    opened.run("for (const each of document.querySelectorAll('details')) each.open = true")
+    opened.run("document.getElementById('browse-list').scrollIntoView()")
+    opened.wait(
+        "document.querySelectorAll('#browse-list article table').length > 0 || "
+        "(document.querySelector('#browse-list article details') ?? {}).open === false"
+    )
+    opened.run("for (const each of document.querySelectorAll('details')) each.open = true")
+    opened.wait("document.querySelectorAll('#browse-list .heat').length > 0")
+    ratios = opened.run(CONTRAST)
+    known = "document.body.innerHTML = '<p style=\"background:#fff;color:{0}\">text</p>'"
+    opened.run(known.format("#000"))
+    assert opened.run(CONTRAST) == pytest.approx([21.0])
+    opened.run(known.format("#767676"))
+    assert opened.run(CONTRAST) == pytest.approx([4.54], abs=0.005)
+    opened.call("Emulation.setEmulatedMedia", features=[])
+    assert len(ratios) > 300 and min(ratios) >= 4.5
+
+
 def test_it_prints(opened: Browser) -> None:
     opened.call("Emulation.setEmulatedMedia", media="print")
     hidden = opened.run("getComputedStyle(document.getElementById('browser')).display")
