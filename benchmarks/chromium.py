@@ -26,7 +26,8 @@ def find_chromium() -> str | None:
 class Browser:
     """One page. ``requests`` are the addresses it asked for, ``errors`` what its console complained of."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self.requests: list[str] = []
         self.errors: list[str] = []
         self._profile = tempfile.mkdtemp(prefix="chromium-")
@@ -46,6 +47,7 @@ class Browser:
         )  # fmt: skip
         os.close(to_browser)
         os.close(from_browser)
+        self.pid = self._process.pid
         self._buffer, self._number, self._session = b"", 0, ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -110,7 +112,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._patience
         while b"\0" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._in], [], [], left)[0]:

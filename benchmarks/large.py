@@ -6,10 +6,11 @@
 The folder is a real one of the toy model at full coverage: a first command makes a few videos, then the
 records of all others are written as the stages write them, with the very hashes that the stages ask for
 (their videos are hard links to one of the first). What is timed are plain commands, each in a process of its
-own, some of them in several turns. On a shared machine seconds of the CPU say more than those of the clock.
+own, some of them in several turns. On a shared machine a command waits for a core: ``quiet_seconds`` are
+those of the clock without that, and ``load`` is how many processes wanted to run when the commands began.
 
 With ``--base`` the commands of another checkout are timed on the same folder, in turns with these, and what
-both wrote is compared byte by byte.
+both wrote is compared byte by byte. The first to aggregate then reads every video, the other does not.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from evalharness.store import atomic_write_text
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ROOT / "benchmarks" / "large_plugins.py"
 SAME = ("scores.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.tex")
+_SECONDS = ("seconds", "quiet_seconds", "cpu_seconds")
 MANIFEST = b' "manifest": '
 SAMPLES_PER_PROMPT = 5
 CELLS = 2
@@ -44,13 +46,18 @@ def command(folder: Path, *more: str) -> list[str]:
 
 
 def timed(words: Sequence[str], prompts: int, root: Path = ROOT) -> dict[str, Any]:
-    """Seconds, seconds of the CPU and peak megabytes of ``python -m evalharness ...`` of a checkout."""
+    """Seconds, those of the CPU, and peak megabytes of ``python -m evalharness ...`` of a checkout.
+
+    ``quiet_seconds`` are seconds less the time that its main thread was ready and others had the cores.
+    """
     code = (
         "import resource, sys; from evalharness.cli.main import main; c = main(sys.argv[1:]); "
         "u = resource.getrusage(resource.RUSAGE_SELF); "
         # Not ru_maxrss, which a process takes over from the one that started it.
         "m = [x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM')][0]; "
-        "print(c, m, u.ru_utime + u.ru_stime, 'torch' in sys.modules, file=sys.stderr)"
+        # Nanoseconds that the kernel let it wait for a core that others had.
+        "w = open('/proc/self/schedstat').read().split()[1]; "
+        "print(c, m, u.ru_utime + u.ru_stime, w, 'torch' in sys.modules, file=sys.stderr)"
     )
     # A first path beats an installed package, and no file of the current folder shadows it.
     code = f"import sys; sys.path.insert(0, {str(root)!r}); {code}"
@@ -63,11 +70,12 @@ def timed(words: Sequence[str], prompts: int, root: Path = ROOT) -> dict[str, An
     )  # fmt: skip
     seconds = time.monotonic() - begin
     *said, last = done.stderr.splitlines()
-    status, kilobytes, cpu, torch = last.split()
+    status, kilobytes, cpu, waited, torch = last.split()
     if status != "0" and words[0] != "check":  # a cell without its size is INCOMPLETE there
         raise RuntimeError("\n".join(said))
     return {
         "seconds": round(seconds, 1),
+        "quiet_seconds": round(seconds - int(waited) / 1e9, 1),
         "cpu_seconds": round(float(cpu), 2),
         "peak_mb": round(int(kilobytes) / 1000),
         "torch": torch == "True",
@@ -124,7 +132,7 @@ def measure(samples: int, folder: Path, roots: Mapping[str, Path], turns: int) -
     prompts = samples // SAMPLES_PER_PROMPT // CELLS
     timed(command(folder, "--limit", "1", "--no-profile"), prompts)
     fill(folder, prompts)
-    found: dict[str, Any] = {"samples": prompts * SAMPLES_PER_PROMPT * CELLS}
+    found: dict[str, Any] = {"samples": prompts * SAMPLES_PER_PROMPT * CELLS, "load": os.getloadavg()[0]}
     taken: dict[str, dict[str, list[dict[str, Any]]]] = {side: {} for side in roots}
     written: dict[str, dict[str, bytes]] = {}
     for turn in range(turns):
@@ -149,6 +157,18 @@ def measure(samples: int, folder: Path, roots: Mapping[str, Path], turns: int) -
     return found
 
 
+def shipped(roots: Mapping[str, Path], turns: int) -> dict[str, Any]:
+    """The shipped table against itself: side -> command -> medians."""
+    given = str(ROOT / "results" / "tinyworld")
+    verbs = {"compare": ["compare", given, given], "check": ["check", given, "--against", given]}
+    taken: dict[str, dict[str, list[dict[str, Any]]]] = {side: {} for side in roots}
+    for _ in range(turns):
+        for side, root in roots.items():
+            for name, words in verbs.items():
+                taken[side].setdefault(name, []).append(timed(words, 0, root))
+    return {side: {name: _middle(each) for name, each in times.items()} for side, times in taken.items()}
+
+
 def _commands(folder: Path) -> dict[str, list[str]]:
     two = [f"a={folder}", f"b={folder}", "--output", str(folder.with_name("merged"))]
     return {
@@ -163,7 +183,7 @@ def _commands(folder: Path) -> dict[str, list[str]]:
 
 def _middle(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians of the turns."""
-    middle = {key: statistics.median(turn[key] for turn in turns) for key in ("seconds", "cpu_seconds")}
+    middle = {key: statistics.median(turn[key] for turn in turns) for key in _SECONDS}
     return {**turns[-1], **middle, "peak_mb": max(turn["peak_mb"] for turn in turns), "turns": len(turns)}
 
 
@@ -179,14 +199,19 @@ def document(sizes: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Large runs",
         "",
-        "Made by `python benchmarks/large.py`. Seconds of the CPU / peak MB of each command.",
+        "Made by `python benchmarks/large.py`. Seconds of the CPU / without waiting / of the clock, MB.",
         "",
     ]
     lines += ["| samples | " + " | ".join(verbs) + " | report.html, MB |", "|---" * (len(verbs) + 2) + "|"]
     for size in sizes:
-        cells = [f"{size['new'][v]['cpu_seconds']} s / {size['new'][v]['peak_mb']} MB" for v in verbs]
+        cells = [_shown(size["new"][verb]) for verb in verbs]
         lines.append(f"| {size['samples']} | " + " | ".join(cells) + f" | {size['report.html, MB']} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(found: Mapping[str, Any]) -> str:
+    seconds = " / ".join(f"{found[key]} s" for key in ("cpu_seconds", "quiet_seconds", "seconds"))
+    return f"{seconds} / {found['peak_mb']} MB"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,8 +229,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="large-") as place:
             sizes.append(measure(samples, Path(place) / "run", roots, options.turns))
     print(document(sizes))
+    table = shipped(roots, options.turns)
+    print(json.dumps(table, indent=1))
     if options.output is not None:
-        atomic_write_text(options.output, json.dumps({"sizes": sizes}, indent=1) + "\n")
+        found = {"sizes": sizes, "shipped table": table}
+        atomic_write_text(options.output, json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -1,14 +1,16 @@
-"""The report in a headless Chromium: how long it takes to open, to filter and to order, at many videos.
+"""The report in a headless Chromium: what it takes to open, to filter and to order, at many rows and videos.
 
     python -m benchmarks.report_page --base CHECKOUT --output results/benchmarks/report_page.json
 
-Ten rows, one video a prompt; so 1,000 and 10,000 videos. With ``--base`` the page of another checkout is
-measured in turns with this one's. ``--screenshots FOLDER`` keeps a picture of a desk's and a phone's width.
+Ten rows of 100 and 1,000 prompts, 67 of 80 and 200 of 100, one video a prompt. With ``--base`` the page
+of another checkout is measured in turns with this one's. ``--screenshots FOLDER`` keeps a picture of a
+desk's and a phone's width.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -23,10 +25,10 @@ if TYPE_CHECKING:  # a page is made without it, also by the code of a checkout t
     from benchmarks.chromium import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = (
-    ("bf16", 16), ("rtn", 4), ("lsq", 4), ("qvgen", 4), ("svdquant", 4), ("rtn", 3), ("lsq", 3),
-    ("qvgen", 3), ("efficientdm", 3), ("qdm", 3),
-)  # fmt: skip
+SIZES = ((10, 100), (10, 1000), (67, 80), (200, 100))
+"""Rows and prompts."""
+
+WIDTHS = (4, 3, 8, 2)
 DIMENSIONS = ("subject_consistency", "motion_smoothness", "color", "scene")
 ACTIONS = {
     "order": "form.elements.order.value = 'loss';",
@@ -36,7 +38,14 @@ ACTIONS = {
 }
 
 
-def build(folder: Path, prompts: int) -> None:
+def rows_of(count: int) -> list[tuple[str, int]]:
+    """Method and bits: full precision, and methods at two widths, from 20 rows on at four."""
+    widths = WIDTHS[: 2 if count < 20 else 4]
+    rest = ((f"method-{place // len(widths):02d}", widths[place % len(widths)]) for place in range(count - 1))
+    return [("bf16", 16), *rest]
+
+
+def build(folder: Path, rows: int, prompts: int) -> None:
     """A run folder with made-up scores and one video under many names, and its page."""
     import numpy as np
 
@@ -49,10 +58,10 @@ def build(folder: Path, prompts: int) -> None:
         for i in range(prompts)
     }
     records = []
-    for number, (method, bits) in enumerate(ROWS):
+    for number, (method, bits) in enumerate(rows_of(rows)):
         rng = np.random.default_rng(number)
         level = 0.9 - 0.002 * (16 - bits) * (number % 4)
-        rows = {
+        scores = {
             name: [
                 ScoreRow(prompt, 0, float(np.clip(level + 0.05 * rng.standard_normal(), 0, 1)))
                 for i, prompt in enumerate(texts)
@@ -65,7 +74,7 @@ def build(folder: Path, prompts: int) -> None:
             cell_id=f"{method}-s0" if reference else f"{method}-w{bits}a{bits}-s0",
             model="toy", protocol="toy", method=method, w_bits=bits, a_bits=bits, seed=0,
             source="reference" if reference else "computed", execution="real" if reference else "fake",
-            n_expected={name: len(found) for name, found in rows.items()}, scores=rows,
+            n_expected={name: len(found) for name, found in scores.items()}, scores=scores,
             n_videos_expected=prompts, n_videos_ok=prompts, n_failed=0,
             profile={"step_ms": 10.0, "weights_mb": bits / 2, "weight_bits": float(bits)},
         ))  # fmt: skip
@@ -86,16 +95,27 @@ def build(folder: Path, prompts: int) -> None:
 
 
 def look(browser: Browser, page: Path) -> dict[str, float]:
-    """Milliseconds of the page's main thread for each step; megabytes of the page and of its objects.
+    """Milliseconds of the page's main thread for each step; megabytes, elements, nodes and videos.
 
     They are ticks of that thread, not of the clock: what else runs on the machine does not count.
+    ``complete_ms`` alone is of the clock. Videos are the most that the page has while its first ten prompts
+    are scrolled through.
     """
     browser.call("Page.navigate", url="about:blank")
     browser.call("Performance.disable")
     browser.call("Performance.enable", timeDomain="threadTicks")
     browser.open(page)
     browser.wait("document.querySelectorAll('#browse-list article').length === 10")
-    found = {"page_mb": page.stat().st_size / 1e6, "open_ms": _busy_ms(browser)}
+    clock = "performance.getEntriesByType('navigation')[0].domComplete"
+    found = {
+        "page_mb": page.stat().st_size / 1e6,
+        "open_ms": _busy_ms(browser),
+        "complete_ms": browser.run(clock),
+        "elements": browser.run("document.getElementsByTagName('*').length"),
+    }
+    browser.call("HeapProfiler.collectGarbage")  # the page before is no part of it
+    found["nodes"] = _metric(browser, "Nodes")
+    found |= _scrolled(browser)
     for name, change in ACTIONS.items():
         before = _busy_ms(browser)
         browser.run(
@@ -106,13 +126,54 @@ def look(browser: Browser, page: Path) -> dict[str, float]:
         found[f"{name}_ms"] = _busy_ms(browser) - before
     browser.call("HeapProfiler.collectGarbage")
     heap = browser.call("Runtime.getHeapUsage")["usedSize"]
-    return {**found, "heap_mb": heap / 1e6}
+    return {**found, "heap_mb": heap / 1e6, "process_mb": _renderer_mb(browser)}
+
+
+def _scrolled(browser: Browser) -> dict[str, float]:
+    """From prompt to prompt, a moment at each."""
+    before, most = _busy_ms(browser), 0
+    for place in range(10):
+        there = "document.querySelectorAll('#browse-list article')"
+        browser.run(
+            f"""(() => {{ {there}[Math.min({place}, {there}.length - 1)].scrollIntoView();
+            return new Promise((done) => setTimeout(() => done(1), 150)); }})()"""
+        )
+        most = max(most, browser.run("document.querySelectorAll('video').length"))
+    return {"scroll_ms": _busy_ms(browser) - before, "videos_at_once": most}
 
 
 def _busy_ms(browser: Browser) -> float:
     """All tasks of the main thread since the page began."""
+    return 1000 * _metric(browser, "TaskDuration")
+
+
+def _metric(browser: Browser, name: str) -> float:
     metrics = browser.call("Performance.getMetrics")["metrics"]
-    return 1000 * float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+    return float(next(m["value"] for m in metrics if m["name"] == name))
+
+
+def _renderer_mb(browser: Browser) -> float:
+    """Memory of the largest of the browser's processes that draw pages."""
+    sizes = [0.0]
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                if "--type=renderer" in (folder / "cmdline").read_text() and _ancestor(folder, browser.pid):
+                    line = next(x for x in (folder / "status").read_text().splitlines() if "VmRSS" in x)
+                    sizes.append(int(line.split()[1]) / 1000)
+    return max(sizes)
+
+
+def _ancestor(folder: Path, pid: int) -> bool:
+    """Whether a process descends from another."""
+    for _ in range(8):
+        parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        if parent == pid:
+            return True
+        if parent <= 1:
+            return False
+        folder = folder.parent / str(parent)
+    return False
 
 
 def pictures(browser: Browser, page: Path, folder: Path) -> None:
@@ -130,15 +191,16 @@ def pictures(browser: Browser, page: Path, folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--prompts", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--sizes", nargs="+", default=[f"{r}x{p}" for r, p in SIZES], help="rows x prompts")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--base", type=Path, default=None, help="another checkout, measured in turns")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--screenshots", type=Path, default=None)
     parser.add_argument("--build", type=Path, default=None, help="only make a page there")
     options = parser.parse_args(argv)
+    sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
     if options.build is not None:
-        build(options.build, options.prompts[0])
+        build(options.build, *sizes[0])
         return 0
     from benchmarks.chromium import Browser, find_chromium
 
@@ -147,11 +209,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit("no Chromium on this machine")
     roots = {"base": options.base.resolve()} if options.base is not None else {}
     roots["new"] = ROOT
-    record: dict[str, Any] = {"rows": len(ROWS), "turns": options.turns, "sizes": []}
-    browser = Browser(program)
-    for prompts in options.prompts:
+    record: dict[str, Any] = {"turns": options.turns, "sizes": []}
+    browser = Browser(program, patience=150)  # a page of 4,000 video elements needs it
+    for rows, prompts in sizes:
         with tempfile.TemporaryDirectory(prefix="page-") as place:
-            pages = {side: _made(root, Path(place) / side, prompts) for side, root in roots.items()}
+            pages = {side: _made(root, Path(place) / side, rows, prompts) for side, root in roots.items()}
             turns = [
                 {side: look(browser, page) for side, page in pages.items()} for _ in range(options.turns)
             ]
@@ -162,19 +224,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 }
                 for side in roots
             }
-            record["sizes"].append({"videos": prompts * len(ROWS), "prompts": prompts, **sides})
+            size = {"rows": rows, "videos": prompts * rows, "prompts": prompts}
+            record["sizes"].append({**size, **sides})
             print(json.dumps(record["sizes"][-1], indent=1))
+            if options.output is not None:
+                options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             if options.screenshots is not None:
-                pictures(browser, pages["new"], options.screenshots / str(prompts))
+                pictures(browser, pages["new"], options.screenshots / f"{rows}x{prompts}")
     browser.close()
-    if options.output is not None:
-        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def _made(root: Path, folder: Path, prompts: int) -> Path:
+def _made(root: Path, folder: Path, rows: int, prompts: int) -> Path:
     """A page by the code of a checkout; this file makes it for all of them."""
-    words = ["--build", str(folder), "--prompts", str(prompts)]
+    words = ["--build", str(folder), "--sizes", f"{rows}x{prompts}"]
     code = (
         "import importlib.util, sys; sys.path[:0] = sys.argv[1:3]; "
         "s = importlib.util.spec_from_file_location('page', sys.argv[3]); "

@@ -44,6 +44,8 @@ class Columns:
         Of a video that is there twice the last score counts.
         """
         tables = list(parts)
+        if len(tables) == 1:
+            return cls._of_one(*tables[0])
         names, places = union([table.names for _, table in tables])
         kinds = [_kinds(seed, table) for seed, table in tables]
         rests = tuple(sorted({kind for found, _ in kinds for kind in found}))
@@ -58,6 +60,16 @@ class Columns:
             _joined([table.value for _, table in tables], np.float64),
         )
         return joined._distinct()
+
+    @classmethod
+    def _of_one(cls, seed: int | None, table: ScoreTable) -> Columns:
+        """One table's, made once: a check asks for it at every gate."""
+        known: Columns | None = table.known.get(seed)
+        if known is None or known.names is not table.names:
+            kinds, where = _kinds(seed, table)
+            known = cls(table.names, table.prompt, tuple(kinds), where, table.value)._distinct()
+            table.known[seed] = known
+        return known
 
     def __len__(self) -> int:
         return len(self.value)
@@ -74,6 +86,8 @@ class Columns:
         """Differences on the videos that both have."""
         mine, theirs = together([self, other])
         keys, others = mine.keys(), theirs.keys()
+        if np.array_equal(keys, others):  # as of two cells of one run: nothing to look for
+            return replace(mine, value=mine.value - theirs.value)
         order = np.argsort(others)
         place = np.searchsorted(others, keys, sorter=order)
         place[place == len(others)] = 0
@@ -95,6 +109,8 @@ class Columns:
 
     def _distinct(self) -> Columns:
         keys = self.keys()
+        if _rises(keys):
+            return self
         _, last = np.unique(keys[::-1], return_index=True)
         return self if len(last) == len(keys) else self.take(np.sort(len(keys) - 1 - last))
 
@@ -114,9 +130,12 @@ class Common(NamedTuple):
 
 def together(several: Sequence[Columns]) -> list[Columns]:
     """The same with common ``names`` and ``rests``, so that their places and keys can be compared."""
-    names, places = union([each.names for each in several])
     rests = several[0].rests if several else ()
-    if any(each.rests != rests for each in several):
+    is_alike = all(each.rests == rests for each in several)
+    if is_alike and all(each.names == several[0].names for each in several):
+        return list(several)
+    names, places = union([each.names for each in several])
+    if not is_alike:
         rests = tuple(sorted({kind for each in several for kind in each.rests}))
     at = {kind: index for index, kind in enumerate(rests)}
     found = []
@@ -136,11 +155,13 @@ def common(differences: Sequence[Mapping[str, Columns]]) -> Common:
     parts, keys, prompts = [], [], []
     for _ in dimensions:
         seeds = [next(flat) for _ in differences]
-        common = np.unique(seeds[0].keys())
-        for one in seeds[1:]:
-            common = np.intersect1d(common, one.keys())
+        own = [one.keys() for one in seeds]
+        common = own[0] if _rises(own[0]) else np.unique(own[0])
+        for each in own[1:]:
+            common = common if np.array_equal(common, each) else np.intersect1d(common, each)
         prompt = common // max(1, len(seeds[0].rests))
-        parts.append((prompt, np.array([_at(one, common) for one in seeds], dtype=np.float64)))
+        values = [_at(one, keys_of, common) for one, keys_of in zip(seeds, own, strict=True)]
+        parts.append((prompt, np.array(values, dtype=np.float64)))
         keys.append(common)
         prompts.append(prompt)
     present = np.unique(np.concatenate(prompts)) if prompts else np.zeros(0, np.int64)
@@ -166,16 +187,25 @@ def running_sum(values: Floats) -> float:
     return float(np.cumsum(values)[-1]) if len(values) else 0.0
 
 
-def _at(one: Columns, keys: Integers) -> Floats:
-    """Scores of the videos with these keys, all of which are there."""
-    own = one.keys()
+def _rises(keys: Integers) -> bool:
+    """Whether each is above the one before: in order, without repeats."""
+    return bool((keys[1:] > keys[:-1]).all())
+
+
+def _at(one: Columns, own: Integers, keys: Integers) -> Floats:
+    """Scores of the videos with these keys, all of which are there; ``own`` are all of its keys."""
+    if np.array_equal(own, keys):
+        return one.value
     order = np.argsort(own)
     return one.value[order[np.searchsorted(own, keys, sorter=order)]]
 
 
 def _kinds(seed: int | None, table: ScoreTable) -> tuple[list[Any], Any]:
     """What tells the table's videos of one prompt apart, and the place of each row's among them."""
-    numbers, where = np.unique(table.sample, return_inverse=True)
+    if len(table) and bool((table.sample == table.sample[0]).all()):  # one video a prompt
+        numbers, where = table.sample[:1], np.zeros(len(table), np.int64)
+    else:
+        numbers, where = np.unique(table.sample, return_inverse=True)
     return ([number if seed is None else (seed, number) for number in numbers.tolist()], where)
 
 

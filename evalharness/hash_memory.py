@@ -60,7 +60,7 @@ class HashMemory:
         known = self._find(key)
         if known is not None and known[:32] == mark:
             return bytes(known[32:]).hex()
-        sha256 = file_sha256(Path(path))
+        sha256 = file_sha256(path)
         if time.time_ns() - max(found.st_ctime_ns, found.st_mtime_ns) > SETTLED_NS:
             self._fresh += key + mark + bytes.fromhex(sha256)
         return sha256

@@ -124,9 +124,11 @@ class _Reader:
         if kinds[0] != {str} or kinds[1] != {int} or not kinds[2] <= {int, float}:
             raise _UnusualError
         names = self._names
-        code = np.fromiter((names.setdefault(name, len(names)) for name in ids), np.int32, len(ids))
+        found = list(map(names.get, ids))
+        if None in found:
+            found = [names.setdefault(name, len(names)) for name in ids]
         try:
-            return code, np.array(samples, np.int64), np.array(values, np.float64)
+            return np.array(found, np.int32), np.array(samples, np.int64), np.array(values, np.float64)
         except OverflowError:
             raise _UnusualError from None
 

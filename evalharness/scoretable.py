@@ -47,10 +47,11 @@ class ScoreTable(Sequence[ScoreRow]):
         value: raw score [N].
     """
 
-    __slots__ = ("names", "prompt", "sample", "value")
+    __slots__ = ("known", "names", "prompt", "sample", "value")
 
     def __init__(self, names: Names, prompt: Codes, sample: Integers, value: Floats) -> None:
         self.names, self.prompt, self.sample, self.value = names, prompt, sample, value
+        self.known: dict[int | None, Any] = {}  # what ``columns`` made of it: every gate asks again
 
     @classmethod
     def of(cls, rows: Iterable[tuple[str, int, float]]) -> ScoreTable:

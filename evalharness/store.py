@@ -34,7 +34,7 @@ __all__ = [
 
 TEMP_PREFIX = ".tmp-"
 BLOCK = 1 << 20
-_DECODE = json.JSONDecoder().decode
+_DECODE = json.JSONDecoder().raw_decode
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -261,7 +261,10 @@ class JsonLines:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            record = _DECODE(line.decode())
+            text = line.decode()
+            record, end = _DECODE(text)  # a third of the time of one that looks for spaces around it
+            if text[end:] != "\n":
+                record = _decoded(line)
         except (ValueError, RecursionError):
             record = _decoded(line)
         if not isinstance(record, dict):

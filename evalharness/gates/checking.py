@@ -87,10 +87,11 @@ def _judge_rows(run: Side, reference: Side, gates: Gates) -> list[Verdict]:
     found: list[Verdict | _Judged] = []
     for row in wanted:
         ours = there.get((row.model, row.name))
+        lack = _lack(row, ours, gates)
         for gate in (gate for gate in gates.gates if gate.metric != TIMINGS):
             if gate.rows and row.name not in gate.rows:
                 continue
-            found += _judge(gate, row, ours, run, reference, gates)
+            found += _judge(gate, row, ours, lack, run, reference, gates)
     scale = 100.0 if reference.results.percent else 1.0
     judged = [d for d in found if isinstance(d, _Judged)]
     corrected = _corrected(judged)
@@ -130,10 +131,9 @@ def _check_names(rows: Sequence[Row], reference: Side, gates: Gates) -> None:
 
 
 def _judge(
-    gate: Gate, row: Row, ours: Row | None, run: Side, reference: Side, gates: Gates
+    gate: Gate, row: Row, ours: Row | None, lack: str, run: Side, reference: Side, gates: Gates
 ) -> Iterator[Verdict | _Judged]:
     metrics = reference.results.dimensions if gate.metric == EACH_DIMENSION else [gate.metric]
-    lack = _lack(row, ours, gates)
     for metric in metrics:
         if ours is None or lack:
             status = Status.RECIPE_MISMATCH if lack.startswith("asked for") else Status.INCOMPLETE

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from evalharness.result_schema import CellResult, Results
 
+MOST_ROWS = 24
+"""Videos of one prompt beside each other at first; with more, those of one bit width and full precision."""
+
 MOST_SCORES = 500_000
 """Numbers in the page, some 3 MB. More are cut to the prompts that differ most, and the page says so."""
 
@@ -52,6 +55,7 @@ def browser_data(results: Results, run_folder: Path) -> dict[str, Any]:
         "digits": 1 if results.percent else 3,
         "dimensions": list(results.dimensions),
         "rows": [_row(cell, run_folder) for cell in cells],
+        "focus": _focus(cells),
         "all": len(identifiers),
         "samples": samples,
         "prompts": [[prompt, results.prompts.get(prompt, "")] for prompt in kept],
@@ -76,6 +80,17 @@ def _row(cell: CellResult, run_folder: Path) -> dict[str, Any]:
         "reference": cell.is_reference,
         "videos": quote(f"cells/{cell.id}/videos/") if folder.is_dir() else None,
     }
+
+
+def _focus(cells: Sequence[CellResult]) -> str:
+    """The bit width that a page of many rows opens with: where methods differ most; empty for all."""
+    means: dict[str, list[float]] = {}
+    for cell in cells:
+        if not cell.is_reference and cell.mean is not None and cell.mean.value is not None:
+            means.setdefault(bits_label(cell.w_bits, cell.a_bits), []).append(cell.mean.value)
+    if len(cells) <= MOST_ROWS or not means:
+        return ""
+    return max(means, key=lambda bits: max(means[bits]) - min(means[bits]))
 
 
 def _scores(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from evalharness.report.rows import scale_of
 
@@ -34,8 +34,17 @@ RC: dict[Any, Any] = {
     "legend.frameon": False,
 }
 # Middle tones, legible on white and on near-black; the markers tell them apart without colour.
-_COLORS = ("#2f7fd0", "#e07b1a", "#2e9e6b", "#c4549b", "#8a6fd1", "#b89500", "#3fa3b9", "#d0493e")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COLORS = (
+    "#2f7fd0", "#e07b1a", "#2e9e6b", "#c4549b", "#8a6fd1", "#b89500", "#3fa3b9", "#d0493e",
+    "#8a5a3c", "#7b8794", "#6d8b22", "#5a63c8",
+)  # fmt: skip
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
+
+
+LEGEND: Literal["outside upper left"] = (
+    "outside upper left"  # on the page: in sight on a phone, which shows the left part first
+)
+_LONGEST = 30  # characters of a name in a legend: one line must not take the figure's room
 
 
 class Style(NamedTuple):
@@ -47,11 +56,13 @@ class Style(NamedTuple):
 
 
 def look_of(methods: Iterable[str]) -> dict[str, Style]:
-    """Method -> style, by alphabetical order."""
+    """Method -> style, by alphabetical order; no two are alike up to 144 methods."""
     names = sorted(set(methods))
     return {
         name: Style(
-            _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)], (place + 0.5) / len(names) - 0.5
+            _COLORS[place % len(_COLORS)],
+            _MARKERS[(place + place // len(_COLORS)) % len(_MARKERS)],
+            (place + 0.5) / len(names) - 0.5,
         )
         for place, name in enumerate(names)
     }
@@ -85,14 +96,26 @@ def interval_dots(
             axes.plot(*bar, color=style.color, lw=1.2)
 
 
-def legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
+def legend(
+    figure: Figure,
+    all_axes: Sequence[Axes],
+    loc: Literal["outside upper center", "outside upper left"] = "outside upper center",
+) -> None:
     """One legend above all axes, each label once, in alphabetical order."""
     found: dict[str, Any] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     labels = sorted(found)
-    figure.legend([found[label] for label in labels], labels, loc="outside upper center", ncols=6)
+    texts = [short(label) for label in labels]
+    column = 0.6 + 0.075 * max(map(len, texts), default=0)  # inches of mark and text
+    ncols = max(1, min(6, len(labels), int(figure.get_size_inches()[0] / column)))
+    figure.legend([found[label] for label in labels], texts, loc=loc, ncols=ncols)
+
+
+def short(name: str) -> str:
+    """A name as a figure has room for it; the tables have it whole."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\u2026"
 
 
 def empty_figure(width: float, height: float) -> Figure:
@@ -111,4 +134,4 @@ def to_svg(figure: Figure, prefix: str) -> str:
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", body)
     width = round(figure.get_size_inches()[0] * 96)
-    return f'{head} aria-hidden="true" style="width: {width}px">{body}'
+    return f'{head} aria-hidden="true" style="--drawn: {width}px">{body}'

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evalharness.result_schema import CellResult, Results
+    from evalharness.result_schema import Results
 
 __all__ = ["HtmlReporter"]
 
@@ -45,14 +45,15 @@ def _context(results: Results, run_folder: Path) -> dict[str, Any]:
     from markupsafe import Markup
 
     from evalharness.ranking import ranking
-    from evalharness.report.browser import browser_data, inert_json
+    from evalharness.report.glance import glance
     from evalharness.report.html_tables import cell_table, pooled_table
     from evalharness.report.plots import plots
     from evalharness.report.published import published, published_table
-    from evalharness.report.recipes import pretty, row_recipes
+    from evalharness.report.recipes import grouped, pretty, row_recipes
     from evalharness.report.wording import coverage_line, legend, ranking_sentences, warnings
 
     several = len(results.seeds) > 1
+    rankings = ranking(results)
     script = _asset("report.js") + _asset("browser.js")
     papers = published(results)
     return {
@@ -62,38 +63,38 @@ def _context(results: Results, run_folder: Path) -> dict[str, Any]:
         "script_hash": _sha256_base64(script),
         "overview": _overview(results),
         "warnings": warnings(results),
-        "ranking": ranking_sentences(ranking(results), results),
+        "glance": glance(rankings, results),
+        "ranking": ranking_sentences(rankings, results),
         "tables": [pooled_table(results)] * several + [cell_table(results, is_folded=several)],
         "plots": [plot._replace(svg=Markup(plot.svg)) for plot in plots(results)],  # noqa: S704 - drawn by us
         "legend": legend(results),
         "coverage": coverage_line(results),
+        "is_partial": not all(cell.is_complete for cell in results.cells),
         "published": None if papers is None else published_table(papers, results),
-        "recipes": row_recipes(results),
+        "recipes": grouped(row_recipes(results)),
         "manifest": pretty(dict(results.manifest)),
-        "browser": Markup(inert_json(browser_data(results, run_folder))),  # noqa: S704 - see inert_json
         **_video_context(results, run_folder),
     }
 
 
 def _video_context(results: Results, run_folder: Path) -> dict[str, Any]:
+    """What the browser of prompts works on, and the videos that lie inside the page."""
+    from markupsafe import Markup
+
+    from evalharness.report.browser import browser_data, inert_json
     from evalharness.report.selection import RULE, choose_prompts, shown_cells
-    from evalharness.report.videos import strips
+    from evalharness.report.videos import embedded
 
     cells = shown_cells(results)
-    chosen = strips(results, run_folder, cells, choose_prompts(cells, results.dimensions, SHOWN_PROMPTS))
-    return {
-        "strips": chosen,
+    chosen = choose_prompts(cells, results.dimensions, SHOWN_PROMPTS)
+    clips = embedded(run_folder, cells, chosen)
+    told = {
         "rule": RULE,
-        "linked": sum(clip.is_linked for strip in chosen for group in strip.groups for clip in group),
-        "prompt_count": len(results.prompts) or len(_judged(cells)),
-        "video_seeds": ", ".join(str(seed) for seed in sorted({cell.seed for cell in cells})),
+        "chosen": [choice.prompt_id for choice in chosen] if clips else [],
+        "inside": len(clips),
     }
-
-
-def _judged(cells: list[CellResult]) -> set[str]:
-    from evalharness.scoretable import ScoreTable
-
-    return {name for cell in cells for rows in cell.scores.values() for name in ScoreTable.of(rows).prompts()}
+    data = inert_json({**browser_data(results, run_folder), **told})
+    return {"clips": clips, "browser": Markup(data)}  # noqa: S704 - see inert_json
 
 
 def _overview(results: Results) -> str:

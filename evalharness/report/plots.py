@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalharness.report.drawing import (
     INK,
+    LEGEND,
     RC,
     Style,
     empty_figure,
@@ -31,6 +32,7 @@ class Plot(NamedTuple):
     svg: str
     caption: str
     alt: str
+    is_wide: bool = False
 
 
 def plots(results: Results) -> list[Plot]:
@@ -79,7 +81,7 @@ def _mean_by_bits(results: Results) -> Plot | None:
     axes.set_xlim(-0.6, len(ticks) - 0.4)
     axes.set_ylabel(f"mean of {len(results.dimensions)} dimensions{_unit(results)}")
     axes.grid(axis="y", lw=0.3, alpha=0.5)
-    legend(figure, [axes])
+    legend(figure, [axes], LEGEND)
     alt = "; ".join(f"{row.method} {_bits(row)}: {estimate_text(row.mean, results)}" for row in rows)
     caption = "Mean by bit width, all seeds together, with 95 % intervals. The band is full precision."
     return Plot(to_svg(figure, "mean"), caption, f"{alt}.")
@@ -89,7 +91,10 @@ def _tradeoff(results: Results) -> Plot | None:
     from evalharness.report.tradeoff import draw
 
     drawn = draw(results, _looks(results), _unit(results))
-    return None if drawn is None else Plot(to_svg(drawn[0], "tradeoff"), *drawn[1:])
+    if drawn is None:
+        return None
+    figure, caption, alt = drawn
+    return Plot(to_svg(figure, "tradeoff"), caption, alt, is_wide=len(figure.axes) > 2)
 
 
 def _reference_band(axes: Axes, row: PooledResult, results: Results) -> None:
@@ -113,10 +118,15 @@ def _dimension_dots(results: Results) -> Plot | None:
         _dimension_panel(axes, panel, rows, results)
     all_axes[0].set_yticks(range(len(results.dimensions)), results.dimensions)
     all_axes[0].set_ylim(len(results.dimensions) - 0.4, -0.6)
-    legend(figure, all_axes)
+    for axes in all_axes[1:]:
+        axes.spines["left"].set_visible(False)
+    for place in range(0, len(results.dimensions), 2):
+        for axes in all_axes:
+            axes.axhspan(place - 0.5, place + 0.5, color=INK, alpha=0.045, lw=0)
+    legend(figure, all_axes, LEGEND)
     caption = "Every dimension, all seeds together, with 95 % intervals. The upright bar is full precision."
     alt = "The values stand in the leaderboard's columns for each dimension."
-    return Plot(to_svg(figure, "dimensions"), caption, alt)
+    return Plot(to_svg(figure, "dimensions"), caption, alt, is_wide=len(panels) > 2)
 
 
 def _dimension_panel(axes: Axes, panel: str, rows: Sequence[PooledResult], results: Results) -> None:
@@ -161,9 +171,10 @@ def _training_curves(results: Results) -> Plot | None:
     for top, bottom, panel in zip(grid[0], grid[-1], panels, strict=True):
         top.set_title(panel, fontsize=9.0)
         bottom.set_xlabel("step")
-    legend(figure, list(grid[0]))
+    legend(figure, list(grid[0]), LEGEND)
     caption = f"Training of the quantized weights: {', '.join(names.values())} by step, one line a cell."
-    return Plot(to_svg(figure, "training"), caption, f"Cells: {', '.join(cell.id for cell in cells)}.")
+    alt = f"Cells: {', '.join(cell.id for cell in cells)}."
+    return Plot(to_svg(figure, "training"), caption, alt, is_wide=len(panels) > 2)
 
 
 def _curve(cell: CellResult, prefix: str) -> list[tuple[float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowRecipe:
-    """One row's: ``anchor`` is its place on the page, ``facts`` pairs of words, ``options`` JSON."""
+    """One row's, or one of several that are alike.
+
+    Attributes:
+        anchor: place on the page; of several rows one after another, with spaces.
+        facts: pairs of words.
+        options: JSON.
+    """
 
     anchor: str
     title: str
@@ -46,6 +52,28 @@ def origin_of(results: Results) -> dict[str, str]:
         for cell in cells if isinstance(cells, list) else []:
             found[str(cell)] = f"{entry.get('name')} ({str(entry.get('results_sha256'))[:12]})"
     return found
+
+
+def grouped(recipes: Sequence[RowRecipe]) -> list[tuple[str, list[RowRecipe]]]:
+    """By method, and of its cells those that are alike but for seed and coverage as one."""
+    methods: dict[str, dict[tuple[object, ...], list[RowRecipe]]] = {}
+    for recipe in recipes:
+        facts = dict(recipe.facts)
+        key = (facts["model"], facts["bits"], facts.get("from run"), recipe.options)
+        methods.setdefault(facts["method"], {}).setdefault(key, []).append(recipe)
+    return [(name, [_joined(alike) for alike in rows.values()]) for name, rows in methods.items()]
+
+
+def _joined(alike: Sequence[RowRecipe]) -> RowRecipe:
+    """One of several; what they do not share is listed, each value once."""
+    facts = {
+        name: ", ".join(dict.fromkeys(dict(recipe.facts).get(name, "-") for recipe in alike))
+        for name in dict.fromkeys(name for recipe in alike for name, _ in recipe.facts)
+    }
+    cells = ", ".join(recipe.title for recipe in alike)
+    title = f"{facts['bits']}, seed {facts['seed']}"
+    anchor = " ".join(recipe.anchor for recipe in alike)
+    return RowRecipe(anchor, title, (("cells", cells), *facts.items()), alike[0].options)
 
 
 def pretty(value: Any) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from evalharness.report.drawing import INK, Style, empty_figure, interval_dots, legend, shown
-from evalharness.report.rows import cost, sorted_pooled
+from evalharness.report.drawing import INK, LEGEND, Style, empty_figure, interval_dots, legend, short, shown
+from evalharness.report.rows import bits_label, cost, sorted_pooled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from evalharness.result_schema import CellResult, PooledResult, Results
 
+_NAME = (0.3, 0.06)  # of a panel's width and height
 RUNS_FOR_REAL = ("real", "emulated")
 
 
@@ -68,6 +69,19 @@ def front(found: Iterable[Point]) -> list[Point]:
     return best
 
 
+def named(line: Sequence[Point], room: tuple[float, float]) -> list[Point]:
+    """Of a front those whose names of that width and height do not meet; the best comes first."""
+    found: list[Point] = []
+    for point in reversed([point for point in line if not point.row.is_reference]):
+        near = (
+            abs(point.cost - other.cost) < room[0] and abs(point.mean - other.mean) < room[1]
+            for other in found
+        )
+        if not any(near):
+            found.append(point)
+    return found
+
+
 def panels(results: Results) -> list[tuple[Cost, list[Point]]]:
     """The costs for which there is a quantized row."""
     drawn = [(each, points(results, each)) for each in COSTS]
@@ -84,7 +98,7 @@ def draw(results: Results, looks: dict[str, Style], unit: str) -> tuple[Figure, 
     for axes, (of, found) in zip(all_axes, drawn, strict=True):
         _panel(axes, of, found, results, looks)
     all_axes[0].set_ylabel(f"mean of {len(results.dimensions)} dimensions{unit}")
-    legend(figure, all_axes)
+    legend(figure, all_axes, LEGEND)
     caption = "Quality against cost, all seeds together. The line joins the rows that no other row beats."
     if not any(of.is_timed for of, _ in drawn):
         caption += " Every quantized row is simulated, so neither its time nor its peak memory is drawn."
@@ -98,13 +112,21 @@ def _panel(axes: Axes, of: Cost, found: Sequence[Point], results: Results, looks
     for point in found:
         style = looks.get(point.row.method, Style(INK, "o", 0.0))
         interval_dots(axes, [point.cost], [point.row.mean], results, style, point.row.method)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low - 0.35 * (high - low), high)  # left of a front and above it is room for names
+    sizes = [most - least for least, most in (axes.get_xlim(), axes.get_ylim())]
+    for point in named(line, (_NAME[0] * sizes[0], _NAME[1] * sizes[1])):
+        text = f"{point.row.method} {bits_label(point.row.w_bits, point.row.a_bits)}"
+        place = (point.cost, point.mean)
+        name = axes.annotate(
+            short(text), place, (-5, 4), textcoords="offset points", ha="right", fontsize=7.5
+        )
+        name.set_in_layout(False)  # a long name must not take the panel's room
     axes.set_xlabel(of.label)
     axes.grid(lw=0.3, alpha=0.5)
 
 
 def _names(line: Sequence[Point]) -> str:
-    from evalharness.report.rows import bits_label
-
     return ", ".join(
         f"{p.row.method} {bits_label(p.row.w_bits, p.row.a_bits)} ({p.cost:.4g}, {p.mean:.1f})" for p in line
     )

@@ -149,9 +149,10 @@ def _mark(text: str | None) -> bytes:
     """32 bytes that stand for a hash, or for whatever else stands in its place."""
     if text is None:
         return _NOTHING
-    if len(text) == 2 * _MARK and text.isalnum() and text == text.lower():
-        try:
-            return bytes.fromhex(text)
-        except ValueError:
-            pass
+    try:
+        mark = bytes.fromhex(text)
+    except ValueError:
+        mark = b""
+    if len(mark) == _MARK and mark.hex() == text:
+        return mark
     return sha256(b"not a hash: " + text.encode("utf-8", "surrogatepass")).digest()

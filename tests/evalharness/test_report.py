@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 from evalharness.report import videos
+from evalharness.report.drawing import look_of
 from evalharness.report.html import HtmlReporter, render
 from evalharness.report.plots import plots
 from evalharness.report.rows import coverage_text, leaderboard_columns, leaderboard_rows, number, sorted_cells
@@ -316,33 +317,46 @@ def test_page_is_one_file_that_asks_nothing_of_the_network(run_folder: Path) -> 
     text = path.read_text()
     page = Page(text)
     sources = [str(a[k]) for _, a in page.tags for k in ("src", "href", "poster", "srcset") if k in a]
-    assert sources and all(source.startswith(("data:video/mp4;base64,", "#")) for source in sources)
+    assert sources and all(source.startswith("#") for source in sources)
+    assert len(clips(text)) == 9
     assert not page.all("link") and "url(http" not in text and "@import" not in text
 
 
+def clips(text: str) -> list[tuple[str, int, bytes]]:
+    """Prompt, place of the row and bytes of every video inside the page."""
+    page = Page(text)
+    found = zip(page.all("script"), page.text["script"], strict=True)
+    return [
+        (str(tag["data-prompt"]), int(str(tag["data-row"])), base64.b64decode(inner))
+        for tag, inner in found
+        if tag.get("class") == "clip-data"
+    ]
+
+
 def test_page_holds_the_very_bytes_that_were_scored(rendered: str) -> None:
-    page = Page(rendered)
-    shown = [base64.b64decode(str(video["src"]).split(",")[1]).decode() for video in page.all("video")]
     cells = ["bf16-s0", "rtn-w4a4-s0", "lsq-w3a3-s0", "qvgen-w3a3-s0", "rtn-w3a3-s0"]
     # Prompt 0001 comes first: its rows differ by 0.70, those of 0000 by 0.66.
-    assert shown[:4] == [f"{cell} 0001" for cell in cells if cell != "qvgen-w3a3-s0"]
-    assert shown[4:] == [f"{cell} 0000" for cell in cells]
-    assert sum("absent" in str(a.get("class")) for a in page.all("div")) == 1
-    for video in page.all("video"):
-        assert {"loop", "muted", "playsinline", "controls", "aria-label"} <= video.keys()
-        assert video["preload"] == "none" and "autoplay" not in video, "read when it comes on screen"
+    wanted = [("0001", cell) for cell in cells if cell != "qvgen-w3a3-s0"] + [
+        ("0000", cell) for cell in cells
+    ]
+    assert clips(rendered) == [
+        (prompt, cells.index(cell), f"{cell} {prompt}".encode()) for prompt, cell in wanted
+    ]
+    assert not Page(rendered).all("video"), "made by the page's script when it comes near the screen"
+    data = json.loads(Page(rendered).text["script"][0])
+    assert data["chosen"] == ["0001", "0000"] and data["inside"] == 9
+    assert [row["id"] for row in data["rows"]] == cells
 
 
-def test_videos_too_large_to_embed_are_linked_and_counted(
+def test_videos_too_large_to_embed_stay_in_the_run_folder(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = (run_folder / "cells/bf16-s0/videos/0001-0.mp4").stat().st_size
     monkeypatch.setattr(videos, "EMBED_BYTES", first)
     text = render(full(), run_folder)
-    sources = [str(video["src"]) for video in Page(text).all("video")]
-    assert sources[0].startswith("data:") and sources[1] == "cells/rtn-w4a4-s0/videos/0001-0.mp4"
-    assert "8 of them are too large for this page" in text
-    assert all((run_folder / source).is_file() for source in sources[1:])
+    assert [clip[:2] for clip in clips(text)] == [("0001", 0)]
+    data = json.loads(Page(text).text["script"][0])
+    assert data["inside"] == 1 and data["rows"][1]["videos"] == "cells/rtn-w4a4-s0/videos/"
 
 
 def test_text_from_outside_is_inert(run_folder: Path) -> None:
@@ -351,11 +365,12 @@ def test_text_from_outside_is_inert(run_folder: Path) -> None:
     for text in (render(results, run_folder), render(build(cells), run_folder)):
         page = Page(text)
         assert "pwned" in text and not page.all("img")
-        data, code = page.all("script")
+        data, *inside, code = page.all("script")
+        assert all(tag["type"] == "text/plain" for tag in inside)
         assert data == {"type": "application/json", "id": "browse-data"} and code == {}
         assert "<" not in page.text["script"][0] and json.loads(page.text["script"][0])["prompts"]
         assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-        digest = hashlib.sha256(page.text["script"][1].encode()).digest()
+        digest = hashlib.sha256(page.text["script"][-1].encode()).digest()
         policy = next(str(a["content"]) for a in page.all("meta") if "http-equiv" in a)
         assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
         assert policy.startswith("default-src 'none'")
@@ -364,22 +379,26 @@ def test_text_from_outside_is_inert(run_folder: Path) -> None:
 def test_page_shows_ranking_tables_recipe_and_manifest(run_folder: Path, rendered: str) -> None:
     page = Page(render(full(seeds=(0, 1)), run_folder))
     assert page.text["h1"] == ["Leaderboard: toy"]
-    assert len(page.all("table")) == 3, "all seeds, every cell, published numbers"
+    assert len(page.all("table")) == 4, "at a glance, all seeds, every cell, published numbers"
     headers = [head for head in page.text["th"] if head in ("method", "mean", "mean of each seed")]
-    assert headers == ["method", "mean", "mean of each seed", "method", "mean", "method", "mean"]
+    assert headers == ["method", "method", "mean", "mean of each seed", "method", "mean", "method", "mean"]
     assert any(item.startswith("At W3A3: qvgen 70.5") for item in page.text["li"])
     *recipes, manifest = page.text["pre"]
-    assert len(recipes) == 10 and all('"granularity": "per_token"' in recipe for recipe in recipes)
+    assert len(recipes) == 5, "both seeds have the same recipe"
+    assert page.text["dd"][0] == "bf16-s0, bf16-s1" and all(
+        '"granularity": "per_token"' in recipe for recipe in recipes
+    )
     assert '"commit": "0123abc"' in manifest
     one_seed = Page(rendered)
-    assert len(one_seed.all("table")) == 2
+    assert len(one_seed.all("table")) == 3
 
 
 def test_page_sorts_by_numbers_not_by_what_is_printed(rendered: str) -> None:
     page = Page(rendered)
-    cells = [attributes for tag, attributes in page.tags if tag in ("th", "td") and "data-sort" in attributes]
-    second = [place for place, (tag, _) in enumerate(page.tags) if tag == "table"][1]
-    columns = sum(tag == "th" and a.get("scope") == "col" for tag, a in page.tags[:second])
+    _, board, after = [place for place, (tag, _) in enumerate(page.tags) if tag == "table"]
+    inside = page.tags[board:after]
+    cells = [attributes for tag, attributes in inside if tag in ("th", "td") and "data-sort" in attributes]
+    columns = sum(tag == "th" and a.get("scope") == "col" for tag, a in inside)
     mean = [cells[row * columns + 6]["data-sort"] for row in range(5)]
     assert [float(str(value)) for value in mean] == pytest.approx([0.915, 0.775, 0.715, 0.69, 0.225])
 
@@ -438,6 +457,8 @@ def test_plots_are_well_formed_repeatable_and_themed() -> None:
         identifiers += own
         assert "currentColor" in plot.svg and "#000000" not in plot.svg
     assert len(identifiers) == len(set(identifiers))
+    looks = look_of(f"method {number}" for number in range(30)).values()
+    assert len({(look.color, look.marker) for look in looks}) == 30, "no two methods look alike"
     assert "qvgen W3A3: 71.5 [61.0, 82.0]" in drawn[0].alt
 
 

@@ -8,14 +8,17 @@ from dataclasses import replace
 import pytest
 
 from evalharness.papers import PaperNumber
+from evalharness.ranking import ranking
 from evalharness.report import browser
 from evalharness.report.browser import browser_data, inert_json
+from evalharness.report.glance import glance
+from evalharness.report.html_tables import cell_table
 from evalharness.report.latex import escape, latex
 from evalharness.report.plots import plots
 from evalharness.report.published import published, published_table
-from evalharness.report.recipes import row_recipes
+from evalharness.report.recipes import grouped, row_recipes
 from evalharness.report.tables import LatexReporter, markdown
-from evalharness.report.tradeoff import COSTS, front, points
+from evalharness.report.tradeoff import COSTS, front, named, points
 from evalharness.results import ScoreRow
 from tests.evalharness.test_report import DIMENSIONS, SCRIPT, build, full, partial, record
 
@@ -98,6 +101,62 @@ def test_every_row_has_its_recipe_and_says_which_run_it_is_from() -> None:
     assert recipes["lsq-w3a3-s0"]["failed"] == "1 videos"
     assert recipes["lsq-w3a3-s0"]["coverage"] == "50.0 %, 1 of 2 videos"
     assert "from run" not in recipes["bf16-s0"]
+
+
+def test_recipes_that_are_alike_stand_once() -> None:
+    first, second = full(seeds=(0, 1)), [record("lsq", 3), replace(record("lsq", 3, 1), method_config={})]
+    by_method = dict(grouped(row_recipes(first)))
+    assert list(by_method) == ["bf16", "rtn", "qvgen", "lsq"] and len(by_method["rtn"]) == 2
+    assert by_method["lsq"][0].title == "W3A3, seed 0, 1" and len(by_method["lsq"][0].anchor.split()) == 2
+    assert dict(by_method["lsq"][0].facts)["cells"] == "lsq-w3a3-s0, lsq-w3a3-s1"
+    [(_, alike)] = grouped(row_recipes(build(second)))
+    assert len(alike) == 2, "other options are another recipe"
+
+
+def test_a_glance_by_hand() -> None:
+    """At W3A3 qvgen 71.5, lsq 69.0, rtn 22.5; at W4A4 rtn 77.5 alone; full precision 91.5."""
+    results = full()
+    rankings = ranking(results)
+    found = glance(rankings, results)
+    assert found is not None and found.columns == ("W4A4", "W3A3")
+    rows = {name: [cell.text for cell in cells] for name, cells in found.rows}
+    assert rows == {"rtn": ["77.5", "22.5"], "qvgen": ["-", "71.5"], "lsq": ["-", "69.0"]}
+    cells = {name: cells[1] for name, cells in found.rows}
+    assert (cells["qvgen"].state, cells["qvgen"].small) == ("best", "best")
+    assert cells["qvgen"].fall == pytest.approx(1 - 71.5 / 91.5, abs=1e-3)
+    for lead in rankings[1].rows[0].leads:
+        state = "behind" if lead.is_clear else "here" if lead.is_clear_here else "level"
+        assert cells[lead.over].state == state
+        assert cells[lead.over].small.startswith("\u22122.5" if lead.over == "lsq" else "\u221249.0")
+    assert "Full precision: bf16 91.5" in found.note
+    assert glance(ranking(build([record("bf16", 16), record("rtn", 3)])), results) is None, "one method"
+
+
+def test_intervals_are_drawn_on_one_scale() -> None:
+    results = full()
+    rows = cell_table(results, is_folded=False).rows
+    drawn = [cell.bar for row in rows for cell in row.cells if cell.bar is not None]
+    assert (
+        len(drawn) == len(rows)
+        and min(bar[0] for bar in drawn) == 0.0
+        and max(bar[2] for bar in drawn) == 100.0
+    )
+    assert all(low <= at <= high for low, at, high in drawn)
+
+
+def test_names_on_the_front_do_not_meet() -> None:
+    found = points(full(), COSTS[1])
+    line = front(found)
+    assert [p.row.method for p in named(line, (0.0, 0.0))] == ["rtn", "qvgen"], "all but full precision"
+    assert [p.row.method for p in named(line, (1.0, 10.0))] == ["rtn"], "77.5 and 71.5, half a MB apart"
+
+
+def test_a_page_of_many_rows_opens_with_the_width_that_differs_most(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    assert browser_data(full(), tmp_path)["focus"] == ""
+    monkeypatch.setattr(browser, "MOST_ROWS", 4)
+    assert browser_data(full(), tmp_path)["focus"] == "W3A3"
 
 
 def test_latex_has_the_same_rows_and_escapes_everything(tmp_path) -> None:  # type: ignore[no-untyped-def]

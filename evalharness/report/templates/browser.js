@@ -39,31 +39,34 @@
   const on = document.getElementById("browse-on");
   const page = document.getElementById("browse-page");
   const ends = { back: document.getElementById("browse-end-back"), on: document.getElementById("browse-end-on") };
-  const make = (tag, text, className) => {
-    const element = document.createElement(tag);
-    if (text !== undefined) element.textContent = text;
-    if (className) element.className = className;
-    return element;
-  };
-  const option = (select, value, text) => {
-    const element = make("option", text);
-    element.value = value;
-    select.append(element);
-  };
-  option(form.elements.dimension, "", "any");
-  for (const name of data.dimensions) option(form.elements.dimension, name, name);
-  option(form.elements.bits, "", "all");
+  addOption(form.elements.dimension, "", "any");
+  for (const name of data.dimensions) addOption(form.elements.dimension, name, name);
+  addOption(form.elements.bits, "", "all");
   const widths = new Set(data.rows.filter((row) => !row.reference).map((row) => row.bits));
-  for (const bits of widths) option(form.elements.bits, bits, bits);
+  for (const bits of widths) addOption(form.elements.bits, bits, bits);
+  form.elements.bits.value = data.focus;
+  const picked = pickMethods([...new Set(data.rows.filter((row) => !row.reference).map((row) => row.method))].sort());
+  form.querySelector(".slot").replaceWith(picked.details);
+  const inside = new Map();
+  for (const each of document.querySelectorAll("script.clip-data")) inside.set(`${each.dataset.row}/${each.dataset.prompt}`, each);
+  const chosen = new Map(data.chosen.map((id, at) => [id, at]));
+  if (chosen.size) {
+    const first = new Option("chosen by rule first", "rule");
+    form.elements.order.prepend(first);
+    form.elements.order.value = "rule";
+  }
   const cut = data.all > prompts.length ? ` The ${prompts.length} of ${data.all} on which they differ most.` : "";
-  const haveVideos = data.rows.some((row) => row.videos);
+  const haveVideos = data.rows.some((row) => row.videos) || chosen.size > 0;
+  form.querySelector(".size").hidden = !haveVideos;
+  const seeds = `Rows side by side, the first seed of each${data.focus ? `; of ${data.rows.length} rows those of ${data.focus} at first` : ""}.`;
+  const rule = chosen.size ? ` The first ${chosen.size} prompts: ${data.rule[0].toLowerCase()}${data.rule.slice(1)} Their ${data.inside} videos lie inside this page.` : "";
   document.getElementById("browse-note").textContent =
-    "All rows side by side, the first seed of each; disagreement is the largest difference between two rows' scores."
-    + cut + (haveVideos ? " Videos are read from the run folder as they come on screen." : " This page lies in no run folder, so there are scores alone.");
+    `${seeds} Disagreement is the largest difference between two rows' scores.${cut}${rule}`
+    + (haveVideos ? ` ${chosen.size ? "Others" : "Videos"} are read from the run folder as they come on screen.` : " This page lies in no run folder, so there are scores alone.");
 
   const rowsShown = () => {
     const bits = form.elements.bits.value;
-    return data.rows.map((row, index) => ({ ...row, index })).filter((row) => !bits || row.reference || row.bits === bits);
+    return data.rows.map((row, index) => ({ ...row, index })).filter((row) => row.reference || (!bits || row.bits === bits) && picked.has(row.method));
   };
   const wanted = () => form.elements.dimension.value ? [form.elements.dimension.value] : data.dimensions;
   const namesOf = (prompt) => wanted().filter((name) => data.scores[name].at[prompt.at] >= 0);
@@ -87,20 +90,42 @@
     return most;
   };
 
+  // A video is an element only while it is near the screen: thousands of them, a screenful in memory.
+  const mount = (frame) => {
+    const video = make("video");
+    Object.assign(video, { loop: true, muted: true, playsInline: true, preload: "metadata" });
+    video.setAttribute("aria-label", frame.dataset.label);
+    video.addEventListener("error", () => {
+      if (!video.getAttribute("src")) return;
+      near.unobserve(frame);
+      frame.replaceChildren("no video");
+      frame.classList.add("absent");
+    });
+    video.addEventListener("loadedmetadata", () => {
+      list.style.setProperty("--shape", `${video.videoWidth} / ${video.videoHeight}`);
+      video.classList.toggle("large", video.videoHeight > 144);
+      frame.dispatchEvent(new CustomEvent("ready", { detail: video }));
+    });
+    video.src = inside.get(frame.dataset.key)?.textContent.replace(/^/, "data:video/mp4;base64,") ?? frame.dataset.src;
+    frame.replaceChildren(video);
+  };
+  const unmount = (frame) => {
+    const video = frame.querySelector("video");
+    if (!video) return;
+    video.pause();
+    video.removeAttribute("src");
+    video.load();  // frees the decoder
+    frame.replaceChildren();
+  };
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) {
-      const video = entry.target;
-      if (entry.isIntersecting && !video.src) video.src = video.dataset.src;
-      else if (!entry.isIntersecting && video.src) {
-        video.pause();
-        video.removeAttribute("src");
-        video.load();  // frees the decoder: thousands of videos, a screenful in memory
-      }
+      if (!entry.isIntersecting) unmount(entry.target);
+      else if (!entry.target.firstChild) mount(entry.target);
     }
   }, { rootMargin: "300px" });
 
   // All videos of one prompt follow the first that can play: start, stop, place.
-  const together = (article, videos) => {
+  const together = (article, strip) => {
     const bar = make("div", undefined, "together");
     const button = make("button", "Play");
     button.type = "button";
@@ -109,7 +134,7 @@
     slider.setAttribute("aria-label", "Place in all videos of this prompt");
     bar.append(button, slider);
     let playing = false;
-    const ready = () => videos.filter((video) => video.src && video.duration);
+    const ready = () => [...strip.querySelectorAll("video")].filter((video) => video.duration);
     const follow = () => {
       if (!article.isConnected) return;
       const [leader, ...others] = ready();
@@ -133,77 +158,135 @@
       if (playing) set(false);
       for (const video of ready()) video.currentTime = slider.value * video.duration;
     });
-    for (const video of videos) {
-      video.addEventListener("loadedmetadata", () => {
-        const leader = ready().find((other) => other !== video);
-        if (leader) video.currentTime = leader.currentTime;
-        if (playing) video.play().catch(() => {});
-      });
-    }
+    strip.addEventListener("ready", ({ detail: video }) => {
+      const leader = ready().find((other) => other !== video);
+      if (leader) video.currentTime = leader.currentTime;
+      if (playing) video.play().catch(() => {});
+    }, true);
+    strip.addEventListener("click", (event) => { if (event.target.matches("video")) set(!playing); });
     new IntersectionObserver((entries) => {
       for (const entry of entries) if (!entry.isIntersecting && playing) set(false);
     }).observe(article);
     return bar;
   };
 
+  const shownValue = (value) => value === null ? "-" : value.toFixed(data.digits);
   const clip = (row, prompt, sample, names) => {
     const figure = make("figure", undefined, "clip");
-    if (row.videos) {
-      const video = make("video");
-      Object.assign(video, { loop: true, muted: true, playsInline: true, preload: "metadata", tabIndex: 0 });
-      video.dataset.src = `${row.videos}${encodeURIComponent(`${prompt.id}-${data.samples[sample]}`)}.mp4`;
-      video.setAttribute("aria-label", `${row.method} at ${row.bits}: ${prompt.text || prompt.id}`);
-      video.addEventListener("error", () => {
-        if (video.getAttribute("src")) video.replaceWith(make("div", "no video", "absent"));
-      });
-      near.observe(video);
-      figure.append(video);
+    const key = `${row.index}/${prompt.id}`;
+    const isInside = data.samples[sample] === 0 && inside.has(key);
+    if (row.videos || isInside) {
+      const frame = make("div", undefined, "frame");
+      if (isInside) frame.dataset.key = key;
+      frame.dataset.src = `${row.videos ?? ""}${encodeURIComponent(`${prompt.id}-${data.samples[sample]}`)}.mp4`;
+      frame.dataset.label = `${row.method} at ${row.bits}: ${prompt.text || prompt.id}`;
+      near.observe(frame);
+      figure.append(frame);
     }
     const caption = make("figcaption");
     caption.append(make("b", row.method), ` ${row.bits}`);
-    for (const name of names) {
-      const value = valueOf(name, prompt, row, sample);
-      caption.append(make("br"), `${name} ${value === null ? "-" : value.toFixed(data.digits)}`);
-    }
+    for (const name of names) caption.append(make("br"), `${name} ${shownValue(valueOf(name, prompt, row, sample))}`);
     figure.append(caption);
     return figure;
   };
 
-  const article = (prompt, rows, apart) => {
-    const element = make("article");
+  // All scores of one prompt: rows by dimensions, shaded by the fall from full precision.
+  const grid = (rows, prompt, sample, names) => {
+    const scroll = make("div", undefined, "scroll");
+    scroll.tabIndex = 0;
+    scroll.setAttribute("role", "group");
+    scroll.setAttribute("aria-label", `Scores of ${prompt.text || prompt.id}`);
+    const table = make("table", undefined, "heat");
+    const head = table.createTHead().insertRow();
+    for (const name of ["method", "bits", ...names]) {
+      const cell = make("th", undefined, name === "method" || name === "bits" ? "text" : "");
+      cell.scope = "col";
+      name.split("_").forEach((part, at) => cell.append(...(at ? ["_", make("wbr")] : []), part));
+      head.append(cell);
+    }
+    const body = table.createTBody();
+    const whole = rows.find((row) => row.reference);
+    for (const row of rows) {
+      const line = body.insertRow();
+      if (row.reference) line.className = "reference";
+      const first = make("th", row.method);
+      first.scope = "row";
+      line.append(first, make("td", row.bits));
+      for (const name of names) {
+        const value = valueOf(name, prompt, row, sample);
+        const top = whole ? valueOf(name, prompt, whole, sample) : null;
+        const cell = make("td", shownValue(value));
+        if (value !== null && top > 0) cell.style.setProperty("--fall", Math.min(1, Math.max(0, (top - value) / top)).toFixed(2));
+        line.append(cell);
+      }
+    }
+    scroll.append(table);
+    return scroll;
+  };
+
+  // What stands under a prompt's text: made when it comes near the screen.
+  const fill = (element, prompt, rows, apart) => {
     const all = namesOf(prompt);
     const widths = new Map(all.map((name) => [name, apart(name)[prompt.at]]));
-    const names = [...all].sort((a, b) => widths.get(b) - widths.get(a)).slice(0, NAMES);
+    const sorted = [...all].sort((a, b) => widths.get(b) - widths.get(a));
+    const names = sorted.slice(0, NAMES);
     const left = all.length - names.length;
-    element.append(make("h3", prompt.text || prompt.id));
+    const haveClips = rows.some((row) => row.videos || inside.has(`${row.index}/${prompt.id}`));
     const spread = Math.max(...widths.values());
     const told = Number.isFinite(spread) ? ` · disagreement ${spread.toFixed(data.digits)}` : "";
-    const more = left ? ` · under each video the ${NAMES} dimensions that differ most, of ${all.length}` : "";
-    element.append(make("small", `prompt ${prompt.id}${told}${more}`));
+    const more = left && haveClips ? ` · under each video the ${NAMES} dimensions that differ most, of ${all.length}` : "";
+    const why = chosen.has(prompt.id) ? " · chosen by rule" : "";
+    element.append(make("small", `prompt ${prompt.id}${told}${more}${why}`));
     const has = (sample) => names.some((name) => data.rows.some((_, index) => valueOf(name, prompt, { index }, sample) !== null));
     const samples = data.samples.map((_, sample) => sample).filter(has);
-    const strip = make("div", undefined, "strip");
-    const fill = (sample) => strip.replaceChildren(...rows.map((row) => clip(row, prompt, sample, names)));
-    let bar = null;
-    const build = (sample) => {
-      fill(sample);
-      const videos = [...strip.querySelectorAll("video")];
-      const fresh = videos.length ? together(element, videos) : null;
-      if (bar) bar.replaceWith(...(fresh ? [fresh] : []));
-      bar = fresh;
-      return fresh;
+    let sample = samples[0] ?? 0;
+    const body = make("div");
+    const build = () => {
+      for (const frame of body.querySelectorAll(".frame")) near.unobserve(frame);
+      if (!haveClips) {
+        body.replaceChildren(grid(rows, prompt, sample, sorted));
+        return;
+      }
+      const strip = make("div", undefined, "strip");
+      rows.forEach((row, at) => {
+        if (at > 1 && row.bits !== rows[at - 1].bits) strip.append(make("div", undefined, "break"));
+        strip.append(clip(row, prompt, sample, names));
+      });
+      const details = make("details");
+      details.append(make("summary", "All scores of this prompt"));
+      details.addEventListener("toggle", () => {
+        if (details.open && !details.querySelector("table")) details.append(grid(rows, prompt, sample, sorted));
+      });
+      body.replaceChildren(together(element, strip), strip, details);
     };
-    const first = build(samples[0] ?? 0);
     if (samples.length > 1) {
       const label = make("label", "sample ");
       const select = make("select");
-      for (const sample of samples) option(select, sample, String(data.samples[sample]));
-      select.addEventListener("change", () => build(Number(select.value)));
+      for (const each of samples) addOption(select, each, String(data.samples[each]));
+      select.addEventListener("change", () => { sample = Number(select.value); build(); });
       label.append(select);
       element.append(make("br"), label);
     }
-    if (first) element.append(first);
-    element.append(strip);
+    build();
+    element.append(body);
+  };
+  const waiting = new Map();
+  const soon = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      const make = entry.isIntersecting && waiting.get(entry.target);
+      if (!make) continue;
+      soon.unobserve(entry.target);
+      waiting.delete(entry.target);
+      entry.target.style.removeProperty("min-height");
+      make();
+    }
+  }, { rootMargin: "600px" });
+  const article = (prompt, rows, apart) => {
+    const element = make("article");
+    element.append(make("h3", prompt.text || prompt.id));
+    element.style.minHeight = "60vh";
+    waiting.set(element, () => fill(element, prompt, rows, apart));
+    soon.observe(element);
     return element;
   };
 
@@ -216,12 +299,15 @@
     if (words.length) found = found.filter((prompt) => words.every((word) => prompt.words.includes(word)));
     if (order !== "own") {
       const keys = weights(rows, order, wanted());
-      found.sort((a, b) => (keys[b.at] > keys[a.at]) - (keys[b.at] < keys[a.at]));
+      const turn = (prompt) => order === "rule" ? chosen.get(prompt.id) ?? chosen.size : 0;
+      found.sort((a, b) => turn(a) - turn(b) || (keys[b.at] > keys[a.at]) - (keys[b.at] < keys[a.at]));
     }
     start = Math.max(0, Math.min(start, Math.floor((found.length - 1) / PAGE) * PAGE));
     const shown = found.slice(start, start + PAGE);
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
-    for (const video of list.querySelectorAll("video")) near.unobserve(video);
+    for (const frame of list.querySelectorAll(".frame")) near.unobserve(frame);
+    for (const element of waiting.keys()) soon.unobserve(element);
+    waiting.clear();
     const known = new Map();
     const apart = (name) => known.get(name) ?? known.set(name, weights(rows, "spread", [name])).get(name);
     list.replaceChildren(...shown.map((prompt) => article(prompt, rows, apart)));
@@ -233,7 +319,14 @@
     document.getElementById("browse-pages").textContent = `of ${pages}`;
     document.getElementById("browse-end").hidden = pages === 1;
   };
-  form.addEventListener("input", () => { start = 0; show(); });
+  form.addEventListener("input", (event) => {
+    if (event.target.name === "size") {
+      list.style.setProperty("--clip", `${form.elements.size.value}px`);
+      return;
+    }
+    start = 0;
+    show();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   const turn = (step) => () => {
     start += step;
@@ -252,7 +345,11 @@
 // A link to a row's recipe opens it.
 const openTarget = () => {
   const target = document.getElementById(location.hash.slice(1));
-  if (target instanceof HTMLDetailsElement) target.open = true;
+  for (let each = target; each; each = each.parentElement) if (each instanceof HTMLDetailsElement) each.open = true;
+  target?.scrollIntoView();
 };
 addEventListener("hashchange", openTarget);
+document.addEventListener("click", (event) => {  // the same link twice is no change
+  if (event.target.closest?.("a")?.hash === location.hash) openTarget();
+});
 openTarget();
