@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from evalharness.cli.parsing import Parser
 from evalharness.config import comma_list
 from evalharness.errors import UserError
+from evalharness.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from evalharness.config import RunConfig
@@ -49,7 +50,7 @@ def execute(arguments: list[str]) -> int:
     parser.add_argument("--executor", default="local", help="who judges: local processes, torchrun or ray")
     options = parser.parse_args(arguments)
     folder = Path(options.folder)
-    is_run = (folder / "plan.json").is_file()
+    is_run = RunFolder(folder).is_run
     _check(options, folder, is_run)
 
     from evalharness.config import RunConfig
@@ -98,7 +99,6 @@ def _check(options: argparse.Namespace, folder: Path, is_run: bool) -> None:
 def _rescore(config: RunConfig, console: Console) -> Summary:
     from evalharness.registry import Registry
     from evalharness.rescore import rescore
-    from evalharness.runfolder import RunFolder
 
     return rescore(RunFolder(Path(str(config.output))), config, Registry(config.plugin), console)
 

@@ -25,6 +25,7 @@ from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_
 from evalharness.planfile import record_cells
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
+from evalharness.runlog import mend
 from evalharness.runner import Summary, run_stages, worker_spec
 from evalharness.runstate import Prepared, RunState
 from evalharness.sampling import samples_by_dimension, samples_of
@@ -135,6 +136,7 @@ def _score(
     [cell] = plan.cells
     with run.lock():
         record_cells(run, identity, plan.cells)
+        mend(run, console)
         files = run.cell(cell.id)
         _take_in(files, identity, found, everything, run.hashes)
         state = RunState(

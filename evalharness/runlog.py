@@ -1,0 +1,150 @@
+"""What a run folder's log gives back when one of its small files is lost or damaged.
+
+``events.jsonl`` is only ever appended to, and beside what happened it has every record that is also written
+into a file of its own: with ``begin`` the plan and the manifest's entry, with ``finished`` what the entry
+gets in the end, with ``prepared`` and ``profiled`` a cell's ``prepare.json`` and ``profile.json``. So none of
+these files is the only one that knows. What they say of weights and videos is held against these by hashes,
+wherever it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalharness.errors import UserError
+from evalharness.records import PREPARE, misfit
+from evalharness.runfolder import RunFolder
+from evalharness.store import atomic_write_json, parse_json, read_json
+
+if TYPE_CHECKING:
+    from evalharness.console import Console
+
+__all__ = ["DISCARDED", "PREPARED", "PROFILED", "logged_manifest", "logged_plan", "mend"]
+
+PREPARED, PROFILED, DISCARDED = "prepared", "profiled", "discarded"
+_TAKEN = "was lost or damaged; taken from events.jsonl"
+
+
+def mend(folder: RunFolder, console: Console) -> None:
+    """Write anew the manifest and the cells' records where they are lost and the log has them.
+
+    Only for the holder of the folder's lock.
+    """
+    events = list(_events(folder))
+    if _is_damaged(folder.manifest) and (manifest := logged_manifest(folder, events)) is not None:
+        atomic_write_json(folder.manifest, manifest)
+        console.warn(f"{folder.manifest.name} {_TAKEN}")
+    for path, record in _records(folder, events).items():
+        if record is not None and _is_damaged(path):
+            atomic_write_json(path, record)
+            console.warn(f"{path.relative_to(folder.root).as_posix()} {_TAKEN}")
+
+
+def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
+    """Identity and cells by the log, else by the manifest, as ``plan.json`` has them; None if neither tells.
+
+    A cell of a later command comes again, and counts as it is there.
+    """
+    told = [event for event in _events(folder) if event["event"] == "begin" and "identity" in event]
+    if told:
+        identity, lists = told[0]["identity"], [event.get("plan") for event in told]
+    else:
+        identity, lists = _manifest_plan(folder)
+    if not isinstance(identity, dict):
+        return None
+    cells = [cell for each in lists if isinstance(each, list) for cell in each]
+    return {"identity": identity, "cells": cells}
+
+
+def logged_manifest(folder: RunFolder, events: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+    """All entries that the log has, the last on top; else those that the last results have."""
+    entries: list[dict[str, Any]] = []
+    for event in _events(folder) if events is None else events:
+        if event["event"] == "begin" and isinstance(event.get("manifest"), dict):
+            entries.append(dict(event["manifest"]))
+        elif event["event"] == "finished" and entries:
+            entries[-1] |= {key: event[key] for key in ("finished", "plugins") if key in event}
+    if entries:
+        return {**entries[-1], "history": entries[:-1]}
+    return _published_manifest(folder)
+
+
+def _manifest_plan(folder: RunFolder) -> tuple[Any, list[Any]]:
+    """Of a folder from before the log had plans: the first command's identity, and all commands' cells.
+
+    A later entry may be of a command that scored with other versions, which is not what the folder is made
+    with; and of videos made elsewhere the manifest has no identity at all.
+    """
+    try:
+        manifest = read_json(folder.manifest) or {}
+    except UserError:
+        return None, []
+    history = manifest.get("history")
+    entries = [*(history if isinstance(history, list) else []), manifest]
+    configs = [entry["config"] for entry in entries if isinstance(entry, dict) and _is_table(entry, "config")]
+    if not configs or "model_fingerprint" not in configs[0] or configs[0]["model_fingerprint"] == "given":
+        return None, []
+    return {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}, [
+        config.get("cells") for config in configs
+    ]
+
+
+_NO_IDENTITY = frozenset(
+    ("cells", "prompts", "dimensions", "chosen_metrics", "load", "train", "profile", "peers", "workers")
+    + ("executor", "memory", "plugin_files")
+)
+"""What a manifest's config has beside the identity, see ``RunPlan.record``."""
+
+
+def _published_manifest(folder: RunFolder) -> dict[str, Any] | None:
+    from evalharness.results import read_results
+
+    try:
+        return dict(read_results(folder.results).manifest) if folder.results.is_file() else None
+    except UserError:
+        return None
+
+
+def _records(folder: RunFolder, events: list[dict[str, Any]]) -> Mapping[Path, dict[str, Any] | None]:
+    """File -> its last record; None where the harness itself threw it away since."""
+    found: dict[Path, dict[str, Any] | None] = {}
+    for event in events:
+        kind, name, record = event["event"], event.get("cell"), event.get("record")
+        if kind not in (PREPARED, PROFILED, DISCARDED) or not isinstance(name, str):
+            continue
+        if name != Path(name).name or name in ("", ".", ".."):
+            continue
+        files = folder.cell(name)
+        if kind == DISCARDED:
+            found |= {files.prepare: None, files.profile: None}
+        elif isinstance(record, dict) and (kind == PROFILED or misfit(record, PREPARE) is None):
+            found[files.prepare if kind == PREPARED else files.profile] = record
+    return found
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        return read_json(path) is None
+    except UserError:
+        return True
+
+
+def _is_table(entry: Mapping[str, Any], key: str) -> bool:
+    return isinstance(entry.get(key), dict)
+
+
+def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Whatever lines of the log are whole, also of a damaged one."""
+    try:
+        lines = folder.events.path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        try:
+            event = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            yield event
