@@ -63,7 +63,7 @@ def command(folder: Path) -> list[str]:
 
 def outcome(folder: Path) -> dict[str, bytes]:
     """What must not depend on how a run went; of results.json all but the manifest and the clock."""
-    kept = [folder / "plan.json", folder / "scores.csv"]
+    kept = [folder / "scores.csv"]
     for pattern in ("scores.jsonl", "videos/*", "checkpoint/*", "train.jsonl"):
         kept += folder.glob(f"cells/*/{pattern}")
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
@@ -71,7 +71,10 @@ def outcome(folder: Path) -> dict[str, bytes]:
     del results["manifest"]
     for cell in results["cells"]:
         cell["profile"] = cell["train_minutes"] = None
-    return found | {"results.json": json.dumps(results, sort_keys=True).encode()}
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    del plan["identity"]["batch_size"]  # one kind of fault asks for another
+    whole = {"results.json": results, "plan.json": plan}
+    return found | {name: json.dumps(value, sort_keys=True).encode() for name, value in whole.items()}
 
 
 def run_once(folder: Path, fault: Fault | None = None) -> tuple[int, str]:

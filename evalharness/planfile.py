@@ -6,13 +6,13 @@ Secrets in options are not written (``evalharness.redaction``); the command that
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evalharness.api import Bits
 from evalharness.cells import GIVEN, REFERENCE, Cell
+from evalharness.console import Console
 from evalharness.errors import UserError
 from evalharness.names import check_name
 from evalharness.records import Shape, misfit
@@ -92,7 +92,7 @@ def record_cells(
             told = {is_ours(cell) for cell in cells}
             if False in told and True not in told:
                 raise
-            warnings.warn(f"{folder.plan} {_LOST} this command, no other cell", stacklevel=2)
+            Console().warn(f"{folder.plan.name} {_LOST} this command, no other cell")
         else:
             check_identity(folder, old.identity, identity)
             known = dict(old.cells)
@@ -116,7 +116,7 @@ def _found(folder: RunFolder) -> tuple[PlanFile, bool]:
         if logged is None:
             raise
         plan = _plan(folder, logged)
-        warnings.warn(f"{folder.plan} {_LOST} the run's log", stacklevel=3)
+        Console().warn(f"{folder.plan.name} {_LOST} the run's log")
         return plan, False
 
 

@@ -37,7 +37,8 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
     Raises:
         UserError: not a run folder; its protocol has other prompts now; a plugin is missing.
     """
-    read_plan_file(folder)  # says so if this is no run folder, before anything is locked
+    if not folder.is_run:
+        read_plan_file(folder)  # says so, before anything is locked
     with folder.lock():
         stored = read_plan_file(folder)
         record_cells(folder, stored.identity, ())
