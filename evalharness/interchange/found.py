@@ -58,7 +58,8 @@ class Found:
 def by_name(folder: Path, samples: Sequence[Sample]) -> Found:
     """Read ``{prompt}-{number}`` or ``{sample id}`` from the names of the files directly in ``folder``.
 
-    A prompt that the protocol has twice takes the same file twice, as VBench does.
+    A prompt that the protocol has twice takes the same file twice, as VBench does. Links are followed:
+    ``export`` makes such folders.
 
     Raises:
         UserError: the folder cannot be read.
@@ -82,8 +83,10 @@ def by_manifest(folder: Path, manifest: Path, samples: Sequence[Sample]) -> Foun
     ``folder``; ``sample``, the number from 0 (0 by default); and ``prompt_id`` or ``prompt``.
 
     Raises:
-        UserError: the table cannot be read, a row lacks something, or a file lies outside of ``folder``.
+        UserError: the table cannot be read, a row lacks something, or a file lies outside of ``folder``, also
+            by a link.
     """
+    inside = folder.resolve()
     by_id = {(sample.prompt.id, sample.index): sample.id for sample in samples}
     by_text: dict[tuple[str, int], list[str]] = {}
     for sample in samples:
@@ -99,6 +102,11 @@ def by_manifest(folder: Path, manifest: Path, samples: Sequence[Sample]) -> Foun
         path = folder / name
         if not _is_there(path):
             found.absent.append(name)
+        elif not path.resolve().is_relative_to(inside):
+            raise UserError(
+                f"{manifest}: video {number}: file {name!r} is a link to outside of the folder; copy the "
+                "video there, or leave it out"
+            )
         else:
             _take(found, name, path, ids)
     return _finish(found, samples)

@@ -1,4 +1,4 @@
-"""A run's small files, lost or damaged one at a time and all at once: nothing is made again, nothing mixed."""
+"""A run's small files, lost or damaged one by one and all at once: nothing is made again, nothing mixed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_commands_that_make_nothing_read_a_lost_plan_too(call: Call, toy_run: Ca
     out = tmp_path / "out"
     plan = (out / "plan.json").read_bytes()
     hurt(out / "plan.json", "deleted")
-    shown = call("export", "out", "--output", "exported")
+    shown = call("export", "out", "--out", "exported")
     assert shown.code == 0 and "taken from the run's log" in shown.err
     assert not (out / "plan.json").exists(), "without the lock nothing is written"
     dry = call("run", "--model", "toy", "--workers", "0", "--output", "out", *RUN, "--dry-run")
