@@ -33,6 +33,9 @@ def execute(arguments: list[str]) -> int:
         "--manifest", default=None, metavar="FILE", help="CSV or JSON: file, prompt_id, sample"
     )
     parser.add_argument(
+        "--follow-links", action="store_true", help="of a manifest: files may be links out of the folder"
+    )
+    parser.add_argument(
         "--output", default=None, metavar="RUN", help="of a folder of videos: run folder to make"
     )
     parser.add_argument("--name", default=None, help="of a folder of videos: name of its row (the folder's)")
@@ -109,4 +112,12 @@ def _given(folder: Path, options: argparse.Namespace, config: RunConfig, console
 
     manifest = None if options.manifest is None else Path(options.manifest)
     name = options.name or folder.resolve().name
-    return score_given(folder, config, Registry(config.plugin), console, name=name, manifest=manifest)
+    return score_given(
+        folder,
+        config,
+        Registry(config.plugin),
+        console,
+        name=name,
+        manifest=manifest,
+        follow_links=options.follow_links,
+    )

@@ -46,6 +46,7 @@ def score_given(
     *,
     name: str,
     manifest: Path | None = None,
+    follow_links: bool = False,
 ) -> Summary:
     """Recognise, score and report.
 
@@ -57,6 +58,7 @@ def score_given(
         console: for what is missing or left out, one line each, and progress.
         name: of the row in the tables.
         manifest: a table that says which file is which; by default the files' names do.
+        follow_links: whether files of the manifest may be links to outside of the folder.
 
     Raises:
         UserError: an unknown protocol or dimension, no metric for it, or no video of it in ``folder``.
@@ -69,7 +71,10 @@ def score_given(
     everything = samples_of(
         plan.protocol_prompts, cell.seed, plan.samples_per_prompt, plan.samples_by_dimension
     )
-    found = by_name(folder, everything) if manifest is None else by_manifest(folder, manifest, everything)
+    if manifest is None:
+        found = by_name(folder, everything)
+    else:
+        found = by_manifest(folder, manifest, everything, follow_links=follow_links)
     for note in found.notes():
         console.warn(note)
     if not found.files:

@@ -178,6 +178,8 @@ def test_a_manifest_reaches_no_file_outside_by_a_link(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is a link to outside of the folder") as caught:
             by_manifest(folder, path, samples("a"))
         assert "\n" not in str(caught.value)
+    path.write_text('[{"file": "up/own.mp4", "prompt": "a"}]')
+    assert by_manifest(folder, path, samples("a"), follow_links=True).files
     path.write_text('[{"file": "in.mp4", "prompt": "a"}, {"file": "loop.mp4", "prompt": "b"}]')
     linked = tmp_path / "linked"
     linked.symlink_to(folder)  # the folder itself may be a link
@@ -207,7 +209,10 @@ def test_out_and_in_again_gives_the_same_scores(made: Path, call: Callable[..., 
         + [f"still life - red-{i}.mp4" for i in range(4)]
     )
     assert all(path.is_symlink() for path in (cell / "videos").iterdir())
-    done = call("score", str(cell), *SCORE, "--manifest", str(cell / "manifest.json"), "--name", "mine")
+    command = ("score", str(cell), *SCORE, "--manifest", str(cell / "manifest.json"), "--name", "mine")
+    refused = call(*command)
+    assert refused.code == 2 and len(refused.errors) == 1 and "--follow-links" in refused.err
+    done = call(*command, "--follow-links")
     assert done.code == 0, done.err
     before, after = read_results(made / "out/results.json"), read_results(made / "scored/results.json")
     assert [cell.id for cell in after.cells] == ["mine"]

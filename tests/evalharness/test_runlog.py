@@ -64,7 +64,7 @@ def test_commands_that_make_nothing_read_a_lost_plan_too(call: Call, toy_run: Ca
     out = tmp_path / "out"
     plan = (out / "plan.json").read_bytes()
     hurt(out / "plan.json", "deleted")
-    shown = call("export", "out", "--out", "exported")
+    shown = call("export", "out", "--vbench", "--out", "exported")
     assert shown.code == 0 and "taken from the run's log" in shown.err
     assert not (out / "plan.json").exists(), "without the lock nothing is written"
     dry = call("run", "--model", "toy", "--workers", "0", "--output", "out", *RUN, "--dry-run")
