@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["DISCARDED", "PREPARED", "PROFILED", "logged_manifest", "logged_plan", "mend"]
 
 PREPARED, PROFILED, DISCARDED = "prepared", "profiled", "discarded"
+_FAILURE, _HEAD = b'"event": "failure"', 80
 _TAKEN = "was lost or damaged; taken from events.jsonl"
 
 
@@ -136,15 +137,18 @@ def _is_table(entry: Mapping[str, Any], key: str) -> bool:
 
 
 def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Whatever lines of the log are whole, also of a damaged one."""
+    """Of the log's lines those that tell something here and are whole; one that is damaged is passed over."""
     try:
-        lines = folder.events.path.read_bytes().split(b"\n")
+        file = folder.events.path.open("rb")
     except OSError:
         return
-    for line in lines:
-        try:
-            event = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("event"), str):
-            yield event
+    with file:
+        for line in file:
+            if _FAILURE in line[:_HEAD]:  # there may be one for each of 100,000 videos
+                continue
+            try:
+                event = parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                yield event
