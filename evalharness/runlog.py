@@ -1,10 +1,10 @@
 """What a run folder's log gives back when one of its small files is lost or damaged.
 
 ``events.jsonl`` is only ever appended to, and beside what happened it has every record that is also written
-into a file of its own: with ``begin`` the plan and the manifest's entry, with ``finished`` what the entry
-gets in the end, with ``prepared`` and ``profiled`` a cell's ``prepare.json`` and ``profile.json``. So none of
-these files is the only one that knows. What they say of weights and videos is held against these by hashes,
-wherever it came from.
+into a file of its own: with ``begin`` the run's identity and the manifest's entry, which has the cells, with
+``finished`` what the entry gets in the end, with ``prepared`` and ``profiled`` a cell's ``prepare.json`` and
+``profile.json``. So none of these files is the only one that knows. What they say of weights and videos is
+held against these by hashes, wherever it came from.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
     """
     told = [event for event in _events(folder) if event["event"] == "begin" and "identity" in event]
     if told:
-        identity, lists = told[0]["identity"], [event.get("plan") for event in told]
+        identity, lists = told[0]["identity"], _cells([event.get("manifest") for event in told])
     else:
         identity, lists = _manifest_plan(folder)
     if not isinstance(identity, dict):
@@ -84,12 +84,21 @@ def _manifest_plan(folder: RunFolder) -> tuple[Any, list[Any]]:
         return None, []
     history = manifest.get("history")
     entries = [*(history if isinstance(history, list) else []), manifest]
-    configs = [entry["config"] for entry in entries if isinstance(entry, dict) and _is_table(entry, "config")]
+    configs = _configs(entries)
     if not configs or "model_fingerprint" not in configs[0] or configs[0]["model_fingerprint"] == "given":
         return None, []
-    return {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}, [
-        config.get("cells") for config in configs
-    ]
+    identity = {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}
+    return identity, _cells(entries)
+
+
+def _configs(entries: list[Any]) -> list[dict[str, Any]]:
+    """The resolved options of each entry of a manifest that has some."""
+    found = [entry.get("config") for entry in entries if isinstance(entry, dict)]
+    return [config for config in found if isinstance(config, dict)]
+
+
+def _cells(entries: list[Any]) -> list[Any]:
+    return [config.get("cells") for config in _configs(entries)]
 
 
 _NO_IDENTITY = frozenset(
@@ -130,10 +139,6 @@ def _is_damaged(path: Path) -> bool:
         return read_json(path) is None
     except UserError:
         return True
-
-
-def _is_table(entry: Mapping[str, Any], key: str) -> bool:
-    return isinstance(entry.get(key), dict)
 
 
 def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:

@@ -73,7 +73,6 @@ class RunState:
                 "begin",
                 cells=[cell.id for cell in self.plan.cells],
                 identity=dict(self.identity),
-                plan=[cell.to_json() for cell in self.plan.cells],
                 manifest=entry,
             )
             start_manifest(self.folder.manifest, entry)

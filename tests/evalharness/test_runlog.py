@@ -82,7 +82,7 @@ def test_a_folder_from_before_the_log_had_plans_is_read_from_its_manifest(
     plan = json.loads((out / "plan.json").read_text())
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     for event in events:
-        for key in ("identity", "plan", "manifest", "record"):
+        for key in ("identity", "manifest", "record"):
             event.pop(key, None)
     (out / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     hurt(out / "plan.json", "deleted")
@@ -136,12 +136,13 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
+CONFIGS = st.fixed_dictionaries({"config": VALUES | st.fixed_dictionaries({"cells": VALUES})})
 EVENTS = st.lists(
     st.fixed_dictionaries(
         {"event": st.sampled_from(["begin", "finished", "prepared", "profiled", "discarded", "stage"])},
         optional={
             "cell": st.sampled_from(["../../x", "..", "", "a", "a/b", "/x"]) | VALUES,
-            "identity": VALUES, "plan": VALUES, "manifest": VALUES, "record": VALUES, "plugins": VALUES,
+            "identity": VALUES, "manifest": VALUES | CONFIGS, "record": VALUES, "plugins": VALUES,
         },
     ),
     max_size=6,
