@@ -180,7 +180,7 @@ def _cell(folder: RunFolder, record: Any) -> Cell:
     if problem is None and record["seed"] < 0:
         problem = f"'seed' is {record['seed']}"
     if problem:
-        raise _LostError(f"{folder.plan}: cells: {problem}; {_RESTORE}")
+        raise UserError(f"{folder.plan}: cells: {problem}; {_RESTORE}")
     return Cell.from_json(record)
 
 
