@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalharness.errors import UserError
-from evalharness.records import PREPARE, misfit
+from evalharness.records import PREPARE, Shape, misfit
 from evalharness.runfolder import RunFolder
 from evalharness.store import atomic_write_json, parse_json, read_json
 
@@ -38,7 +38,7 @@ def mend(folder: RunFolder, console: Console) -> None:
         atomic_write_json(folder.manifest, manifest)
         console.warn(f"{folder.manifest.name} {_TAKEN}")
     for path, record in _records(folder, events).items():
-        if record is not None and _is_damaged(path):
+        if record is not None and _is_damaged(path, PREPARE if path.name == "prepare.json" else None):
             atomic_write_json(path, record)
             console.warn(f"{path.relative_to(folder.root).as_posix()} {_TAKEN}")
 
@@ -134,11 +134,12 @@ def _records(folder: RunFolder, events: list[dict[str, Any]]) -> Mapping[Path, d
     return found
 
 
-def _is_damaged(path: Path) -> bool:
+def _is_damaged(path: Path, shape: Shape | None = None) -> bool:
     try:
-        return read_json(path) is None
+        record = read_json(path)
     except UserError:
         return True
+    return record is None or misfit(record, shape or {}) is not None
 
 
 def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
