@@ -40,8 +40,10 @@ CRASHED = 70
 """An exception that reached the top: no fault may do that."""
 AFTERWARDS = ("truncated record", "duplicated records", "damaged video", "truncated JSON", "deleted JSON")
 """What happens to the files between two runs."""
-WHOLE = ("plan.json", "manifest.json", "results.json", ".aggregate.json")
-WHOLE += ("cells/*/prepare.json", "cells/*/profile.json")
+WHOLE = (
+    *("plan.json", "manifest.json", "results.json", ".aggregate.json"),
+    *("cells/*/prepare.json", "cells/*/profile.json"),
+)
 """What is written whole. One is drawn by its name, so that cells do not outweigh the rest."""
 MOST_DRAWS = 20
 MENDED = "lost or damaged; taken from"
