@@ -23,9 +23,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 12
@@ -88,14 +88,21 @@ def serve(slower: float) -> None:
     spec.loader.exec_module(module)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes elsewhere
+    answer_all(module.HOT_PATHS, slower, sys.stdin, answers)
+
+
+def answer_all(
+    paths: Mapping[str, Callable[[], Callable[[], object]]], slower: float, questions: TextIO, answers: TextIO
+) -> None:
+    """Until there are no more questions."""
     action: Callable[[], object] | None = None
     loops = 1
-    for line in sys.stdin:
+    for line in questions:
         question = json.loads(line)
         answer: dict[str, Any] = {}
         try:
             if "prepare" in question:
-                action = module.HOT_PATHS[question["prepare"]]()
+                action = paths[question["prepare"]]()
                 action()
                 answer["seconds"] = min(_timed(action, 1, 0.0) for _ in range(3))
             else:
@@ -125,7 +132,12 @@ def _timed(action: Callable[[], object], loops: int, slower: float) -> float:
     return statistics.median(times[1:] if len(times) > 2 else times)
 
 
-def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: int) -> dict[str, Any]:
+def block(
+    sides: dict[str, tuple[Path, float]],
+    names: Sequence[str],
+    number: int,
+    start: Callable[[Path, float], Side] | None = None,
+) -> dict[str, Any]:
     """Medians of a few turns of every path, each side in a fresh process; or why there are none.
 
     Two processes of the same code differ by some per cent for as long as they live, by where their
@@ -135,7 +147,7 @@ def block(sides: dict[str, tuple[Path, float]], names: Sequence[str], number: in
     """
     order = list(sides)
     random.SystemRandom().shuffle(order)
-    started = {key: Side(*sides[key]) for key in order}
+    started = {key: (start or Side)(*sides[key]) for key in order}
     cpus = sorted(os.sched_getaffinity(0))
     cpu = cpus[number // 2 % len(cpus)]  # one core for all: another may have a busy neighbour
     found: dict[str, Any] = {}

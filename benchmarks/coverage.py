@@ -106,6 +106,16 @@ def crossed_case(draws: int, prompts: int, seeds: int, spread: str, mix: str) ->
     return row("comparison", prompts, seeds, f"seeds differ: {spread}; {mix}", hits, draws)
 
 
+def again(draws: int, record: Path) -> list[dict[str, Any]]:
+    """Comparisons that did not lie within 93 to 97 %, with so many draws."""
+    found = []
+    for r in json.loads(record.read_text(encoding="utf-8")):
+        if r["interval"] == "comparison" and not 93 <= r["coverage_pct"] <= 97:
+            spread, mix = r["case"].removeprefix("seeds differ: ").split("; ")
+            found.append(crossed_case(draws, r["prompts"], r["seeds"], spread, mix))
+    return found
+
+
 def row(interval: str, prompts: int, seeds: int, case: str, hits: int, draws: int) -> dict[str, Any]:
     """One line of the record, with the simulation's own standard error in per cent."""
     share = hits / draws
@@ -146,9 +156,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, nargs="+", default=list(PROMPTS))
     parser.add_argument("--kind", choices=("skew-t", "percentile"), default="skew-t")
     parser.add_argument("--output", type=Path, default=Path("results/statistics"))
+    parser.add_argument(
+        "--again",
+        type=int,
+        default=0,
+        metavar="DRAWS",
+        help="comparisons of the record that lie outside, again",
+    )
     options = parser.parse_args(argv)
     from evalharness.store import atomic_write_text
 
+    if options.again:
+        text = json.dumps(again(options.again, options.output / "coverage.json"), indent=1)
+        atomic_write_text(options.output / "coverage_again.json", text + "\n")
+        print(text)
+        return 0
     rows = [
         *leaderboard(options.draws, options.prompts, options.kind),
         *student(options.draws, options.prompts),

@@ -1,6 +1,6 @@
 """Whole toy runs under injected faults: nothing lost, nothing counted twice, the same bytes in the end.
 
-    python benchmarks/faults.py --faults 200 --output results/reliability
+    python benchmarks/faults.py --faults 204 --output results/reliability
 
 Each fault has a run folder of its own. A run is disturbed once or twice, then the same command is given
 until it
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,15 @@ RUN = ("run", "--model", "toy", "--methods", "toy-train,toy-round", "--bits", "3
 MOST_COMMANDS = 8
 CRASHED = 70
 """An exception that reached the top: no fault may do that."""
-AFTERWARDS = ("truncated record", "duplicated records", "damaged video", "truncated JSON")
+AFTERWARDS = ("truncated record", "duplicated records", "damaged video", "truncated JSON", "deleted JSON")
 """What happens to the files between two runs."""
+WHOLE = (
+    *("plan.json", "manifest.json", "results.json", ".aggregate.json"),
+    *("cells/*/prepare.json", "cells/*/profile.json"),
+)
+"""What is written whole. One is drawn by its name, so that cells do not outweigh the rest."""
+MOST_DRAWS = 20
+MENDED = "lost or damaged; taken from"
 
 _ADVICE = re.compile(r"(?P<path>/\S+?): (?:line (?P<line>\d+)|.*delete it)")
 
@@ -66,7 +73,10 @@ def outcome(folder: Path) -> dict[str, bytes]:
     del results["manifest"]
     for cell in results["cells"]:
         cell["profile"] = cell["train_minutes"] = None
-    return found | {"results.json": json.dumps(results, sort_keys=True).encode()}
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    del plan["identity"]["batch_size"]  # one kind of fault asks for another
+    whole = {"results.json": results, "plan.json": plan}
+    return found | {name: json.dumps(value, sort_keys=True).encode() for name, value in whole.items()}
 
 
 def run_once(folder: Path, fault: Fault | None = None) -> tuple[int, str]:
@@ -95,18 +105,23 @@ def run_once(folder: Path, fault: Fault | None = None) -> tuple[int, str]:
 
 
 def damage(kind: str, folder: Path, rng: random.Random) -> str:
-    """Do to the files what a bad disk or a copy gone wrong does; says what was done."""
-    patterns = {
+    """Do to a file what a bad disk or a copy gone wrong does; says which, or nothing if none is there."""
+    patterns: dict[str, Sequence[str]] = {
         "truncated record": ["cells/*/samples.jsonl", "cells/*/scores.jsonl", "events.jsonl"],
         "duplicated records": ["cells/*/samples.jsonl", "cells/*/scores.jsonl"],
         "damaged video": ["cells/*/videos/*.mp4"],
-        "truncated JSON": ["cells/*/prepare.json", "manifest.json", ".aggregate.json", "results.json"],
-    }[kind]
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.stat().st_size)
-    if not files:
-        return "nothing there yet"
-    path = rng.choice(files)
+        "truncated JSON": WHOLE,
+        "deleted JSON": WHOLE,
+    }
+    there = [sorted(path for path in folder.glob(p) if path.stat().st_size) for p in patterns[kind]]
+    there = [files for files in there if files]
+    if not there:
+        return ""
+    path = rng.choice(rng.choice(there))
     data = path.read_bytes()
+    if kind == "deleted JSON":
+        path.unlink()
+        return path.relative_to(folder).as_posix()
     if kind == "duplicated records":
         lines = data.splitlines(keepends=True)
         again = rng.sample(lines, rng.randint(1, len(lines)))
@@ -141,22 +156,30 @@ def suffer(
 ) -> dict[str, Any]:
     """One fault from beginning to end."""
     rng = random.Random(number)  # noqa: S311 - repeatable, no secrets
-    fault = Fault(
-        kind if kind in KINDS else "kill",
-        rng.randrange(operations),
-        when=rng.choice(("before", "within", "after")),
-        length=rng.choice((1, 5, 10**9)),
-        seed=number,
-    )
-    codes, advice, what = [], 0, ""
-    code, message = run_once(folder, fault)
-    codes.append(code)
-    if kind in AFTERWARDS:
-        what = damage(kind, folder, rng)
+    codes: list[int] = []
+    advice, mended, drawn, what = 0, 0, 0, ""
+    while drawn < MOST_DRAWS:  # until there is something to damage
+        drawn += 1
+        fault = Fault(
+            kind if kind in KINDS else "kill",
+            rng.randrange(operations),
+            when=rng.choice(("before", "within", "after")),
+            length=rng.choice((1, 5, 10**9)),
+            seed=number,
+        )
+        code, message = run_once(folder, fault)
+        codes = [code]
+        what = damage(kind, folder, rng) if kind in AFTERWARDS else ""
+        if what or kind not in AFTERWARDS:
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        raise RuntimeError(f"fault {number}, {kind}: nothing to damage in {MOST_DRAWS} draws")
     while len(codes) < MOST_COMMANDS and (code != 0 or len(codes) == 1):
         # A GPU stays as small as it is, and a smaller batch asked for would be another run.
         code, message = run_once(folder, fault if kind == "out of GPU memory" else None)
         codes.append(code)
+        mended += message.count(MENDED)
         if code == 2 and obey(message):
             advice += 1
     if CRASHED in codes:
@@ -173,7 +196,7 @@ def suffer(
         "same bytes": same and not left,
     }
     if what:
-        record["file"] = what
+        record |= {"file": what, "drawn": drawn, "mended": bool(mended)}
     if not record["same bytes"]:
         record["message"] = message[-2000:]
     return record
@@ -197,61 +220,70 @@ def warm(folder: Path) -> None:
         raise RuntimeError(f"the undisturbed run ended with {code}")
 
 
-def campaign(numbers: Sequence[int], kinds: Sequence[str]) -> list[dict[str, Any]]:
+def campaign(numbers: Sequence[int], kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A record for each fault; the kinds take turns."""
-    records = []
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
         warm(Path(place) / "warm")
         expected, operations = undisturbed(Path(place) / "quiet")
         for number in numbers:
             folder = Path(place) / f"run{number}"
-            records.append(suffer(number, kinds[number % len(kinds)], operations, folder, expected))
+            begin = time.monotonic()
+            record = suffer(number, kinds[number % len(kinds)], operations, folder, expected)
+            yield {**record, "seconds": round(time.monotonic() - begin, 1)}
             shutil.rmtree(folder, ignore_errors=True)
-    return records
 
 
-def document(records: Sequence[dict[str, Any]], seconds: float) -> str:
+def document(records: Sequence[dict[str, Any]]) -> str:
     """Markdown: one line a kind."""
     same = sum(record["same bytes"] for record in records)
+    seconds = sum(record["seconds"] for record in records)
     lines = [
         "# Injected faults",
         "",
         f"Made by `python benchmarks/faults.py --faults {len(records)}` in {seconds / 60:.0f} min.",
         f"{same} of {len(records)} runs ended with the bytes of an undisturbed run.",
         "",
-        "| fault | runs | same bytes | commands until done (most) | a line or file removed as told |",
-        "|---|---|---|---|---|",
+        "| fault | runs | same bytes | commands until done (most) | a line or file removed as told "
+        "| mended from the run's log |",
+        "|---|---|---|---|---|---|",
     ]
     for kind in dict.fromkeys(record["kind"] for record in records):
         mine = [record for record in records if record["kind"] == kind]
         lines.append(
             f"| {kind} | {len(mine)} | {sum(r['same bytes'] for r in mine)} | "
-            f"{max(len(r['exit codes']) for r in mine)} | {sum(r['advice followed'] > 0 for r in mine)} |"
+            f"{max(len(r['exit codes']) for r in mine)} | {sum(r['advice followed'] > 0 for r in mine)} | "
+            f"{sum(r.get('mended', False) for r in mine)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def write(records: Sequence[dict[str, Any]], output: Path) -> None:
+    """Whole after each fault, so that a campaign that was ended can be gone on with (``--first``)."""
+    lines = ",\n ".join(json.dumps(record) for record in records)
+    atomic_write_text(output / "faults.json", f"[\n {lines}\n]\n")
+    atomic_write_text(output / "faults.md", document(records))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 1 if any run ended with other bytes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--faults", type=int, default=200)
-    parser.add_argument("--first", type=int, default=0, help="number of the first, to repeat one")
+    parser.add_argument("--first", type=int, default=0, help="number of the first, to repeat one or to go on")
     parser.add_argument("--kinds", nargs="+", default=[*KINDS, *AFTERWARDS])
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(argv)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    begin = time.monotonic()
-    records = campaign(range(options.first, options.first + options.faults), options.kinds)
-    text = document(records, time.monotonic() - begin)
-    print(text)
-    for record in records:
+    records: list[dict[str, Any]] = []
+    if options.output is not None and options.first:
+        known = json.loads((options.output / "faults.json").read_text(encoding="utf-8"))
+        records = [record for record in known if record["fault"] < options.first]
+    for record in campaign(range(options.first, options.faults + options.first), options.kinds):
+        records.append(record)
         if not record["same bytes"]:
-            print(json.dumps(record))
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        lines = ",\n ".join(json.dumps(record) for record in records)
-        atomic_write_text(options.output / "faults.json", f"[\n {lines}\n]\n")
-        atomic_write_text(options.output / "faults.md", text)
+            print(json.dumps(record), flush=True)
+        if options.output is not None:
+            write(records, options.output)
+    print(document(records))
     return 0 if all(record["same bytes"] for record in records) else 1
 
 

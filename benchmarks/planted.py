@@ -5,9 +5,8 @@
 
 An arm is ``rtn`` at 4 bits with one change of the arithmetic, made in this process. ``make`` generates and
 scores 24 prompts of each arm, on one full-precision run. ``judge`` then draws 20 times 16 of the 24 prompts,
-and holds the arm's scores of them against the clean arm's by the gates of ``results/ci/gates.yaml``. Step
-times (``step_cpu_ms``) are measured in turns, plain and with 5 % of busy waiting added, 20 times each,
-and held against a bound of 2.5 %.
+and holds the arm's scores of them against the clean arm's by the gates of ``results/ci/gates.yaml``. A
+slower step is planted by ``benchmarks.planted_step``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import random
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from evalharness.result_schema import Results
 
 DRAWS, PROMPTS_DRAWN, PROMPTS_MADE = 20, 16, 24
-STEPS, SLOWER, BOUND = 40, 0.05, 0.025
 GATES = Path("results/ci/gates.yaml")
 ROW = "rtn-w4a4"
 
@@ -133,42 +130,6 @@ def judge_scores(work: Path, arms: Sequence[str] = ARMS[1:]) -> dict[str, dict[s
     return found
 
 
-def measure_steps() -> dict[str, Any]:
-    """Processor time of plain steps and of steps with 5 % of busy waiting added, in turns.
-
-    Medians are held against the bound here, not by ``check``: its gates take pairs (``benchmarks.against``).
-    """
-    import torch
-
-    from evalharness.models.tinyworld import TinyWorld
-
-    loaded = TinyWorld().load("cpu")
-    torch.set_num_threads(1)
-    inputs = loaded.step_inputs()
-
-    def once(slower: float = 0.0) -> float:
-        start = time.process_time()
-        loaded.transformer(**inputs)
-        end = start + (time.process_time() - start) * (1 + slower)
-        while time.process_time() < end:
-            pass
-        return 1000 * (time.process_time() - start)
-
-    rises: dict[str, list[float]] = {"plain": [], "slower": []}
-    with torch.inference_mode():
-        for _ in range(5):
-            once()
-        for _ in range(DRAWS):
-            turns = [(once(), once(), once(SLOWER)) for _ in range(STEPS)]
-            reference, plain, slower = (statistics.median(times) for times in zip(*turns, strict=True))
-            rises["plain"].append(plain / reference - 1)
-            rises["slower"].append(slower / reference - 1)
-    return {
-        name: {"draws": DRAWS, "beyond_bound": sum(v > BOUND for v in values), "rises": sorted(values)}
-        for name, values in rises.items()
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -181,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return make(options.work, [arm for arm in options.arms.split(",") if arm])
     from evalharness.store import atomic_write_text
 
-    record = {"arms": judge_scores(options.work), "steps": measure_steps()}
+    record = {"arms": judge_scores(options.work)}
     options.output.mkdir(parents=True, exist_ok=True)
     atomic_write_text(options.output / "planted.json", json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))

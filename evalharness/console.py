@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from evalharness.visible import visible
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -23,6 +25,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """One line, above any bar."""
+        line = visible(line)
         if self._terminal:
             from tqdm import tqdm
 

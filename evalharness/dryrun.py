@@ -36,7 +36,7 @@ def describe(plan: RunPlan, registry: Registry) -> str:
     published = find_checkpoints(plan, registry)
     folder = RunFolder(plan.output)
     folder.refuse_foreign()
-    if folder.plan.exists():
+    if folder.is_run:
         check_identity(folder, read_plan_file(folder).identity, plan.identity())
     model = build_model(registry, plan.model, plan.model_options)
     lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]

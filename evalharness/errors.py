@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from evalharness.redaction import redact_text
+from evalharness.visible import visible
 
 __all__ = ["StorageError", "UserError", "guarded", "is_storage_error", "nearest", "one_line", "unknown"]
 
@@ -45,7 +46,7 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {visible(str(error))}\n")
         return 2
 
 

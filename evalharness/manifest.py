@@ -17,7 +17,7 @@ from evalharness.runfolder import utc_now
 from evalharness.store import atomic_write_json, read_json
 from evalharness.versions import package_version
 
-__all__ = ["finish_manifest", "git_state", "hardware", "probe", "start_manifest"]
+__all__ = ["finish_manifest", "git_state", "hardware", "new_entry", "probe", "start_manifest"]
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -35,10 +35,8 @@ PACKAGES = (
 _SECONDS_FOR_A_PROBE = 10
 
 
-def start_manifest(path: Path, config: Mapping[str, Any], registry: Registry) -> None:
-    """Write the entry of a command that begins to work; earlier entries move into ``history``."""
-    old = read_json(path) or {}
-    history = [*old.get("history", []), {key: value for key, value in old.items() if key != "history"}]
+def new_entry(config: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """The entry of a command that begins to work, without secrets."""
     entry = {
         "schema_version": SCHEMA_VERSION,
         "started": utc_now(),
@@ -52,18 +50,21 @@ def start_manifest(path: Path, config: Mapping[str, Any], registry: Registry) ->
         "code_sha256": tree_sha256(Path(__file__).parent, "*.py"),
         "hardware": hardware(),
         "plugins": registry.provenance(),
-        "history": history if old else [],
     }
-    atomic_write_json(path, redact(entry))
+    return dict(redact(entry))
 
 
-def finish_manifest(path: Path, registry: Registry, *, closing: bool) -> dict[str, Any]:
-    """The manifest; with ``closing`` the time and all plugins used are filled in first."""
-    entry = read_json(path) or {}
-    if closing:
-        entry |= {"finished": utc_now(), "plugins": registry.provenance()}
-        entry = redact(entry)
-        atomic_write_json(path, entry)
+def start_manifest(path: Path, entry: Mapping[str, Any]) -> None:
+    """Write a new entry; earlier ones move into ``history``."""
+    old = read_json(path) or {}
+    history = [*old.get("history", []), {key: value for key, value in old.items() if key != "history"}]
+    atomic_write_json(path, {**entry, "history": history if old else []})
+
+
+def finish_manifest(path: Path, closing: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest, with the time and all plugins used filled in."""
+    entry: dict[str, Any] = redact({**(read_json(path) or {}), **closing})
+    atomic_write_json(path, entry)
     return entry
 
 

@@ -110,6 +110,13 @@ class RunFolder:
     def cell(self, cell_id: str) -> CellFolder:
         return CellFolder(self.root / "cells" / cell_id)
 
+    @property
+    def is_run(self) -> bool:
+        """Whether it holds a run, be it one whose plan was lost."""
+        if self.plan.exists() or any(self.root.glob("cells/*/samples.jsonl")):
+            return True
+        return _was_locked(self.root / LOCK_NAME) and bool(self._names())
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder alone; the system frees the lock when the process ends, however it ends.
@@ -141,11 +148,15 @@ class RunFolder:
         """
         if self.root.exists() and not self.root.is_dir():
             raise StorageError(f"{self.root} is a file; choose a folder with --output")
-        if not self.root.is_dir() or self.plan.exists():
+        if not self.root.is_dir() or self.is_run:
             return
-        names = {path.name for path in self.root.iterdir()}
-        if any(name != LOCK_NAME and not name.startswith(TEMP_PREFIX) for name in names):
+        if self._names():
             raise StorageError(f"{self.root} is not empty and no run folder; choose another with --output")
+
+    def _names(self) -> set[str]:
+        """Of what is there, but the lock and what a killed writer left."""
+        names = {path.name for path in self.root.iterdir()}
+        return {name for name in names if name != LOCK_NAME and not name.startswith(TEMP_PREFIX)}
 
     def _take(self, handle: int) -> None:
         try:
@@ -156,6 +167,15 @@ class RunFolder:
             ) from error
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "started": utc_now()}).encode(), 0)
+
+
+def _was_locked(path: Path) -> bool:
+    """Whether it is a lock that a run took, not some other program's file of that name."""
+    try:
+        record = json.loads(path.read_bytes()[:4096])
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and set(record) == {"pid", "started"}
 
 
 def _holder(handle: int) -> str:

@@ -12,8 +12,10 @@ from evalharness.plan import RunPlan
 from evalharness.planfile import record_cells
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
+from evalharness.runlog import mend
 from evalharness.runstate import RunState, StageCount
 from evalharness.stages import aggregate, generate, prepare, profile, score
+from evalharness.stages.samples import made_as
 
 __all__ = ["Summary", "run_plan", "run_stages", "worker_spec"]
 
@@ -75,7 +77,13 @@ def run_plan(plan: RunPlan, registry: Registry, console: Console) -> Summary:
     folder = RunFolder(plan.output)
     with folder.lock():
         identity = plan.identity()
-        record_cells(folder, identity, plan.cells)
+        record_cells(
+            folder,
+            identity,
+            plan.cells,
+            lambda cell: made_as(identity, folder.cell(cell.id), plan.samples(cell)),
+        )
+        mend(folder, console)
         executor = build_executor(plan.executor, worker_spec(plan), plan.workers)
         state = RunState(
             plan=plan,

@@ -11,11 +11,12 @@ from evalharness.cells import Cell
 from evalharness.console import Console
 from evalharness.errors import StorageError
 from evalharness.executor import Executor, Failure, Outcome, Task
-from evalharness.manifest import finish_manifest, start_manifest
+from evalharness.manifest import finish_manifest, new_entry, start_manifest
 from evalharness.plan import RunPlan
 from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder, utc_now
+from evalharness.store import atomic_write_json, read_json
 
 __all__ = ["Prepared", "RunState", "StageCount"]
 
@@ -67,12 +68,27 @@ class RunState:
         """Record in the manifest that this command changes the folder. Only the first call acts."""
         if not self.started:
             self.started = True
-            start_manifest(self.folder.manifest, self.config, self.registry)
-            self.event("begin", cells=[cell.id for cell in self.plan.cells])
+            entry = new_entry(self.config, self.registry)
+            self.event(  # the log first: what it has can be written anew (``evalharness.runlog``)
+                "begin",
+                cells=[cell.id for cell in self.plan.cells],
+                identity=dict(self.identity),
+                manifest=entry,
+            )
+            start_manifest(self.folder.manifest, entry)
 
     def finish_work(self) -> Mapping[str, Any]:
         """Close this command's entry in the manifest, and return the whole."""
-        return finish_manifest(self.folder.manifest, self.registry, closing=self.started)
+        if not self.started:
+            return read_json(self.folder.manifest) or {}
+        closing = {"finished": utc_now(), "plugins": self.registry.provenance()}
+        self.event("finished", **closing)
+        return finish_manifest(self.folder.manifest, closing)
+
+    def keep(self, path: Path, kind: str, cell: Cell, record: Mapping[str, Any]) -> None:
+        """Write a cell's record into its file and into the log, which can give it back."""
+        self.event(kind, cell=cell.id, record=record)
+        atomic_write_json(path, record)
 
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to ``events.jsonl``."""

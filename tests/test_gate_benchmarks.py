@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,12 @@ from benchmarks.false_alarms import alarms, resampled
 from benchmarks.looks import cases, errors
 from benchmarks.looks import document as looks_document
 from benchmarks.planted import ARMS, DRAWS, HARMLESS, judge_scores, subset
+from benchmarks.planted_step import judge
+from benchmarks.power import MIXES
 from evalharness.compare.selection import Side, rows_of
+from evalharness.effects import Components
 from evalharness.gates.spec import Gates, read_gates
+from evalharness.power import Design, detectable, simulated_power
 from evalharness.results import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -137,3 +142,112 @@ def test_the_documents_have_the_figures_of_the_time_gate() -> None:
         alarm = max(errors(mine, "nothing changed", "REGRESSION"))[0]
         passed = max(errors(mine, "twice the bound slower", "PASS"))[0]
         assert f"| {looks} | {alarm:.1f} % | {passed:.1f} % |" in text
+
+
+def words(path: str) -> str:
+    """A document on one line: where its lines end says nothing."""
+    return " ".join(Path(path).read_text().split())
+
+
+def test_the_documents_have_the_figures_of_planted_regressions() -> None:
+    text = Path("docs/ci.md").read_text()
+    arms = json.loads((STATISTICS / "planted.json").read_text())["arms"]
+    for arm, label in (
+        ("sign", "wrong sign of the zero point"),
+        ("zero", "zero point dropped"),
+        ("clip", "weights clipped to 0.7 of their range"),
+        ("again", "none, made again"),
+        ("reordered", "`s c - s z` in place of `s (c - z)`"),
+    ):
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {label} |")]
+        drops, caught = [cell.strip() for cell in line.split("|")[2:4]]
+        exact = [
+            f"{drop:.1f}".replace("0.0", "0") if drop == 0 else f"{drop:.1f}"
+            for drop in arms[arm]["mean_drop"]
+        ]
+        assert drops.partition(" (")[0] == ", ".join(exact)
+        assert caught == f"{arms[arm]['regressions']} of {arms[arm]['draws']}"
+    alarms_found = json.loads((STATISTICS / "false_alarms.json").read_text())
+    for entry in alarms_found["significance 0.01"]:
+        share = f"{100 * entry['row_false_alarms'] / entry['row_checks']:.1f} %"
+        assert (
+            f"| {entry['prompts']} | {entry['false_alarms']} of {entry['runs']} | "
+            f"{entry['row_false_alarms']} of {entry['row_checks']} ({share}) |"
+        ) in text
+    assert {entry["false_alarms"] for entry in alarms_found["significance None"]} == {100}
+
+
+def test_the_documents_have_the_figures_of_plan_and_of_the_cases_outside() -> None:
+    text = words("docs/ci.md")
+    rows = json.loads((STATISTICS / "power.json").read_text())
+    assert {row["seeds"] for row in rows} == {1, 2, 3, 4, 5}
+    said = []
+    for promised in (80, 50):
+        shares = [row["found_pct"] for row in rows if row["promised_pct"] == promised]
+        assert len(shares) == 40
+        said.append(f"{min(shares):.1f} to {max(shares):.1f} %")
+    draws = {row["draws"] for row in rows}
+    assert draws == {2000}
+    assert (
+        f"Over 40 designs of one to five seeds, 2000 tables each, these shares were {said[0]} where 80 % was "
+        f"promised, {said[1]} where 50 %"
+    ) in text
+    again = json.loads((STATISTICS / "coverage_again.json").read_text())
+    first = json.loads((STATISTICS / "coverage.json").read_text())
+    outside = [r for r in first if r["interval"] == "comparison" and not 93 <= r["coverage_pct"] <= 97]
+    named = ("prompts", "seeds", "case")
+    assert [[r[key] for key in named] for r in again] == [[r[key] for key in named] for r in outside]
+    assert {r["draws"] for r in again} == {30_000} and all(93 <= r["coverage_pct"] <= 97 for r in again)
+    shown = " and ".join(f"{r['coverage_pct']:.1f}" for r in again)
+    assert f"the other two too ({shown} %) when simulated 30,000 times" in text
+
+
+def test_a_design_of_plan_simulated_again_gives_the_same_share() -> None:
+    rows = json.loads((STATISTICS / "power.json").read_text())
+    [row] = [r for r in rows if list(r.values())[:4] == [80.0, 3, 50, "even"]]
+    design = Design(components=Components(*MIXES["even"]), power=0.8)
+    share, _ = simulated_power(design, detectable(design, 50, 3), 50, 3, row["draws"])
+    assert 100 * share == pytest.approx(row["found_pct"], abs=0.01)
+
+
+def test_the_run_of_ci_takes_less_than_five_minutes_on_two_cores() -> None:
+    manifest = read_results(Path("results/ci/results.json")).manifest
+    assert manifest["hardware"]["cores"] == manifest["config"]["workers"] == 2 and not manifest["history"]
+    begun, ended = (datetime.fromisoformat(str(manifest[key])) for key in ("started", "finished"))
+    seconds = (ended - begun).total_seconds()
+    assert seconds < 300 and f"in {seconds:.0f} seconds on two cores" in words("docs/ci.md")
+
+
+def test_check_calls_a_slower_step_slower_and_no_other() -> None:
+    """The stored times of 20 draws, judged again by the command; each has blocks of its own."""
+    record = json.loads((STATISTICS / "planted_step.json").read_text())
+    draws = record["milliseconds"]
+    assert len(draws) == 20 and len({tuple(times["reference"]) for times in draws}) == 20
+    found = judge(record)
+    assert found == record["verdicts"]
+    assert found["5 % slower"]["exit_codes"] == [1] * 20
+    assert found["no-op"]["exit_codes"] == [0] * 20
+    text = Path("docs/ci.md").read_text()
+    for arm, label in (("5 % slower", "5 % slower (waits for 5 % of each call)"), ("no-op", "unchanged")):
+        rises = found[arm]["rises_pct"]
+        assert (
+            f"| {label} | {found[arm]['regressions']} of 20 | {found[arm]['passes']} of 20 | "
+            f"{rises[0]:+.1f} to {rises[-1]:+.1f} % |"
+        ) in text
+    assert f"each of {record['blocks']} blocks" in words("docs/ci.md")
+
+
+def test_the_documents_have_the_figures_of_the_faults() -> None:
+    text = words("docs/reliability.md")
+    records = json.loads((ROOT / "results/reliability/faults.json").read_text())
+    kinds = {record["kind"] for record in records}
+    same = sum(record["same bytes"] for record in records)
+    assert f"--faults {len(records)} --output" in text
+    assert (
+        f"**{same} of {len(records)} ended with the same bytes**, {len(records) // len(kinds)} of each kind"
+        in text
+    )
+    refusing = [r for r in records if r["kind"] in ("disk full", "permission lost", "input/output error")]
+    well = sum(r["exit codes"][0] == 0 for r in refusing)
+    assert {r["exit codes"][0] for r in refusing} <= {0, 2}
+    assert f"did not matter ({well} of {len(refusing)})" in text

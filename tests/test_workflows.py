@@ -54,12 +54,49 @@ def test_the_form(path: Path) -> None:
         assert job["runs-on"].startswith("ubuntu-") and 0 < job["timeout-minutes"] <= 60
         for step in job["steps"]:
             assert ("run" in step) != ("uses" in step)
-            assert "uses" not in step or re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
+            assert "uses" not in step or re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", step["uses"])
             is_checkout = step.get("uses", "").startswith("actions/checkout@")
             assert not is_checkout or step["with"]["persist-credentials"] is False, "no token is left in .git"
             for expression in EXPRESSION.findall(step.get("run", "")):
                 assert not NO_PLACE_FOR_STRANGERS.search(expression), expression
     assert "secrets." not in path.read_text()
+    pins = re.findall(r"uses: (\S+)(.*)", path.read_text())
+    assert pins and all(re.fullmatch(r" # v\d+\.\d+\.\d+", version) for _, version in pins), "for a reader"
+
+
+def test_one_action_has_one_pin() -> None:
+    pins = {step["uses"] for path in FILES for step in steps(path) if "uses" in step}
+    assert len(pins) == len({pin.partition("@")[0] for pin in pins}) == 3
+
+
+PLANTED = {
+    "a job without a machine": ("runs-on: ubuntu-latest", "runs_on: ubuntu-latest"),
+    "an event that is none": ("workflow_dispatch:", "workflow_dispatched:"),
+    "a limit in words": ("timeout-minutes: ", "timeout-minutes: about "),
+    "a right that is none": ("contents: read", "contents: reading"),
+}
+
+
+@pytest.mark.skipif(shutil.which("check-jsonschema") is None, reason="needs check-jsonschema")
+@pytest.mark.parametrize("mistake", [None, *PLANTED])
+def test_the_schema_of_workflows_takes_them_and_refuses_mistakes(mistake: str | None, tmp_path: Path) -> None:
+    """By the schema that check-jsonschema carries: nothing is downloaded."""
+    files = []
+    for path in FILES:
+        text = path.read_text()
+        if mistake is not None:
+            text = text.replace(*PLANTED[mistake])
+            assert text != path.read_text() or mistake == "an event that is none"
+        files.append(tmp_path / path.name)
+        files[-1].write_text(text)
+    if mistake is not None:
+        files = [file for file in files if file.read_text() != (FILES[0].parent / file.name).read_text()]
+    for file in files:
+        done = subprocess.run(
+            ["check-jsonschema", "--builtin-schema", "vendor.github-workflows", str(file)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode == 0) == (mistake is None), (file.name, done.stdout)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -46,7 +46,8 @@ def execute(arguments: list[str]) -> int:
         print(shown, end="")
         return 0
     from evalharness.store import atomic_write_text
+    from evalharness.visible import visible
 
-    atomic_write_text(Path(options.output), shown)
+    atomic_write_text(Path(options.output), visible(shown))
     print(options.output)
     return 0

@@ -6,15 +6,17 @@ Exit codes: 0 all done; 1 something failed and the tables say so; 2 the user mus
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TextIO, cast
 
 from evalharness.errors import UserError, is_storage_error, unknown
 from evalharness.redaction import redact_text
+from evalharness.visible import VisibleStream, visible
 
 __all__ = ["VERBS", "main"]
 
@@ -45,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _dispatch([argument for argument in arguments if argument != "--debug"])
+            with contextlib.redirect_stdout(cast(TextIO, VisibleStream(sys.stdout))):
+                return _dispatch([argument for argument in arguments if argument != "--debug"])
     except KeyboardInterrupt:
         _complain("interrupted; what is finished is kept, and the same command resumes")
         return 130
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, UserError) or (isinstance(error, OSError) and is_storage_error(error)):
             _complain(f"error: {_line(error)}")
             return 2
-        traceback.print_exc()
+        _complain(traceback.format_exc().rstrip("\n"))
         return CRASHED
 
 
@@ -97,7 +100,7 @@ def _line(error: BaseException) -> str:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(redact_text(line) + "\n")
+    sys.stderr.write(visible(redact_text(line)) + "\n")
 
 
 def _show_warning(

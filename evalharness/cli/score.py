@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from evalharness.cli.parsing import Parser
 from evalharness.config import comma_list
 from evalharness.errors import UserError
+from evalharness.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from evalharness.config import RunConfig
@@ -32,6 +33,9 @@ def execute(arguments: list[str]) -> int:
         "--manifest", default=None, metavar="FILE", help="CSV or JSON: file, prompt_id, sample"
     )
     parser.add_argument(
+        "--follow-links", action="store_true", help="of a manifest: files may be links out of the folder"
+    )
+    parser.add_argument(
         "--output", default=None, metavar="RUN", help="of a folder of videos: run folder to make"
     )
     parser.add_argument("--name", default=None, help="of a folder of videos: name of its row (the folder's)")
@@ -49,7 +53,7 @@ def execute(arguments: list[str]) -> int:
     parser.add_argument("--executor", default="local", help="who judges: local processes, torchrun or ray")
     options = parser.parse_args(arguments)
     folder = Path(options.folder)
-    is_run = (folder / "plan.json").is_file()
+    is_run = RunFolder(folder).is_run
     _check(options, folder, is_run)
 
     from evalharness.config import RunConfig
@@ -98,7 +102,6 @@ def _check(options: argparse.Namespace, folder: Path, is_run: bool) -> None:
 def _rescore(config: RunConfig, console: Console) -> Summary:
     from evalharness.registry import Registry
     from evalharness.rescore import rescore
-    from evalharness.runfolder import RunFolder
 
     return rescore(RunFolder(Path(str(config.output))), config, Registry(config.plugin), console)
 
@@ -109,4 +112,12 @@ def _given(folder: Path, options: argparse.Namespace, config: RunConfig, console
 
     manifest = None if options.manifest is None else Path(options.manifest)
     name = options.name or folder.resolve().name
-    return score_given(folder, config, Registry(config.plugin), console, name=name, manifest=manifest)
+    return score_given(
+        folder,
+        config,
+        Registry(config.plugin),
+        console,
+        name=name,
+        manifest=manifest,
+        follow_links=options.follow_links,
+    )

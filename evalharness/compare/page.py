@@ -5,6 +5,7 @@ from __future__ import annotations
 from evalharness.compare import text
 from evalharness.compare.comparison import Comparison
 from evalharness.effects import Effect
+from evalharness.visible import seen
 
 __all__ = ["page"]
 
@@ -28,7 +29,10 @@ def page(comparison: Comparison) -> str:
         return text.value_text(number, percent, signed=True)
 
     environment = Environment(
-        loader=PackageLoader("evalharness.compare"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("evalharness.compare"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=seen,
     )
     environment.filters.update(
         change=text.change_text,

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from evalharness.compare.text import change_text
 from evalharness.gates.status import CheckReport, Status, Verdict
 from evalharness.hashing import jsonable
+from evalharness.visible import visible
 
 __all__ = ["junit", "markdown", "text", "to_json"]
 
@@ -85,10 +86,10 @@ def _columns(verdict: Verdict) -> list[str]:
 
 def _escaped(words: str) -> str:
     """Nothing that Markdown or HTML would take for its own."""
-    safe = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = visible(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(safe.replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`").split())
 
 
 def _printable(words: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(c for c in words if c.isprintable())
+    """Without the control characters that XML cannot hold; those that can be seen are."""
+    return "".join(c for c in visible(words, one_line=True) if c.isprintable())

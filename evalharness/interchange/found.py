@@ -58,7 +58,8 @@ class Found:
 def by_name(folder: Path, samples: Sequence[Sample]) -> Found:
     """Read ``{prompt}-{number}`` or ``{sample id}`` from the names of the files directly in ``folder``.
 
-    A prompt that the protocol has twice takes the same file twice, as VBench does.
+    A prompt that the protocol has twice takes the same file twice, as VBench does. Links are followed:
+    ``export`` makes such folders.
 
     Raises:
         UserError: the folder cannot be read.
@@ -75,15 +76,21 @@ def by_name(folder: Path, samples: Sequence[Sample]) -> Found:
     return _finish(found, samples)
 
 
-def by_manifest(folder: Path, manifest: Path, samples: Sequence[Sample]) -> Found:
+def by_manifest(
+    folder: Path, manifest: Path, samples: Sequence[Sample], *, follow_links: bool = False
+) -> Found:
     """Read which file is which from a table in CSV or JSON.
 
     Columns (CSV) or keys (JSON: a list of objects, or ``{"videos": [...]}``): ``file``, relative to
-    ``folder``; ``sample``, the number from 0 (0 by default); and ``prompt_id`` or ``prompt``.
+    ``folder``; ``sample``, the number from 0 (0 by default); and ``prompt_id`` or ``prompt``. A link in the
+    folder that leads out of it is somebody else's word on which of the user's files are shown, so it is
+    followed only with ``follow_links``.
 
     Raises:
-        UserError: the table cannot be read, a row lacks something, or a file lies outside of ``folder``.
+        UserError: the table cannot be read, a row lacks something, or a file lies outside of ``folder``, also
+            by a link.
     """
+    inside = folder.resolve()
     by_id = {(sample.prompt.id, sample.index): sample.id for sample in samples}
     by_text: dict[tuple[str, int], list[str]] = {}
     for sample in samples:
@@ -99,6 +106,11 @@ def by_manifest(folder: Path, manifest: Path, samples: Sequence[Sample]) -> Foun
         path = folder / name
         if not _is_there(path):
             found.absent.append(name)
+        elif not follow_links and not path.resolve().is_relative_to(inside):
+            raise UserError(
+                f"{manifest}: video {number}: file {name!r} is a link to outside of the folder; copy the "
+                "video there, or add --follow-links if the links are your own"
+            )
         else:
             _take(found, name, path, ids)
     return _finish(found, samples)

@@ -25,6 +25,7 @@ from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_
 from evalharness.planfile import record_cells
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
+from evalharness.runlog import mend
 from evalharness.runner import Summary, run_stages, worker_spec
 from evalharness.runstate import Prepared, RunState
 from evalharness.sampling import samples_by_dimension, samples_of
@@ -45,6 +46,7 @@ def score_given(
     *,
     name: str,
     manifest: Path | None = None,
+    follow_links: bool = False,
 ) -> Summary:
     """Recognise, score and report.
 
@@ -56,6 +58,7 @@ def score_given(
         console: for what is missing or left out, one line each, and progress.
         name: of the row in the tables.
         manifest: a table that says which file is which; by default the files' names do.
+        follow_links: whether files of the manifest may be links to outside of the folder.
 
     Raises:
         UserError: an unknown protocol or dimension, no metric for it, or no video of it in ``folder``.
@@ -68,7 +71,10 @@ def score_given(
     everything = samples_of(
         plan.protocol_prompts, cell.seed, plan.samples_per_prompt, plan.samples_by_dimension
     )
-    found = by_name(folder, everything) if manifest is None else by_manifest(folder, manifest, everything)
+    if manifest is None:
+        found = by_name(folder, everything)
+    else:
+        found = by_manifest(folder, manifest, everything, follow_links=follow_links)
     for note in found.notes():
         console.warn(note)
     if not found.files:
@@ -135,6 +141,7 @@ def _score(
     [cell] = plan.cells
     with run.lock():
         record_cells(run, identity, plan.cells)
+        mend(run, console)
         files = run.cell(cell.id)
         _take_in(files, identity, found, everything, run.hashes)
         state = RunState(

@@ -16,6 +16,7 @@ import numpy as np
 from evalharness.report.rows import bits_label, scale_of
 from evalharness.report.selection import shown_cells, spreads_of
 from evalharness.scoretable import ScoreTable
+from evalharness.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,7 @@ def browser_data(results: Results, run_folder: Path) -> dict[str, Any]:
         "focus": _focus(cells),
         "all": len(identifiers),
         "samples": samples,
-        "prompts": [[prompt, results.prompts.get(prompt, "")] for prompt in kept],
+        "prompts": [[visible(name), visible(results.prompts.get(name, ""))] for name in kept],
         "scores": {name: _scores(tables[name], places, samples, results) for name in results.dimensions},
     }
 
@@ -75,7 +76,7 @@ def _row(cell: CellResult, run_folder: Path) -> dict[str, Any]:
     folder = run_folder / "cells" / cell.id / "videos"
     return {
         "id": cell.id,
-        "method": cell.method,
+        "method": visible(cell.method),
         "bits": "full precision" if cell.is_reference else bits_label(cell.w_bits, cell.a_bits),
         "reference": cell.is_reference,
         "videos": quote(f"cells/{cell.id}/videos/") if folder.is_dir() else None,

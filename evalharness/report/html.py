@@ -33,9 +33,15 @@ def render(results: Results, run_folder: Path) -> str:
     """The text of the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from evalharness.visible import seen
+
     loader = PackageLoader("evalharness.report")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=seen,
     )
     environment.filters.update(code=_code, breakable=_breakable)
     return environment.get_template("report.html.j2").render(_context(results, run_folder))

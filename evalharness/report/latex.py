@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evalharness.report.rows import bits_label, number, scale_of, sorted_pooled, total_columns
 from evalharness.report.wording import warnings
+from evalharness.visible import visible
 
 if TYPE_CHECKING:
     from evalharness.result_schema import Estimate, PooledResult, Results
@@ -32,7 +33,7 @@ _ESCAPES = {
 
 def escape(text: str) -> str:
     """Text that LaTeX prints as it stands, on one line."""
-    return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
+    return "".join(_ESCAPES.get(character, character) for character in " ".join(visible(text).split()))
 
 
 def latex(results: Results) -> str:
@@ -51,7 +52,7 @@ def latex(results: Results) -> str:
             lines.append(r"\midrule")
             previous = (row.w_bits, row.a_bits)
         lines.append(_line([escape(row.method), bits_label(*previous), *_values(row, results)]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return visible("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
 
 
 def _values(row: PooledResult, results: Results) -> list[str]:

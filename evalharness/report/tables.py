@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evalharness.visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
@@ -51,7 +53,7 @@ class MarkdownReporter:
         from evalharness.store import atomic_write_text
 
         path = run_folder / "leaderboard.md"
-        atomic_write_text(path, markdown(results))
+        atomic_write_text(path, visible(markdown(results)))
         return [path]
 
 
@@ -96,7 +98,8 @@ def markdown(results: Results) -> str:
     from evalharness.report.rows import sorted_cells
     from evalharness.report.wording import legend, ranking_sentences, warnings
 
-    parts = [f"# Leaderboard: {results.protocol}", f"**{results.label}**"]
+    parts = [f"# Leaderboard: {visible(results.protocol, one_line=True)}"]
+    parts += [f"**{visible(results.label, one_line=True)}**"]
     parts += [f"> {line}" for line in ["  \n> ".join(warnings(results))] if line]
     if len(results.seeds) > 1:
         parts += [f"## All seeds together ({len(results.seeds)} seeds)", _pooled_table(results)]
@@ -218,5 +221,5 @@ def _dimension_table(cells: Sequence[CellResult], results: Results) -> str:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from tabulate import tabulate
 
-    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    escaped = [[visible(text, one_line=True).replace("|", "\\|") for text in row] for row in rows]
     return tabulate(escaped, headers=list(headers), tablefmt="github", disable_numparse=True)

@@ -50,7 +50,7 @@ def run(state: RunState) -> StageCount:
     protocol: EvalProtocol = state.registry.get("protocols", state.plan.protocol)()
     stale = {cell.id: reason for cell in cells if (reason := _why_stale(state, cell)) is not None}
     wanted = _inputs_hash(state, cells, stale, protocol)
-    record = read_json(state.folder.report_state) or {}
+    record = _report_state(state.folder)
     files = record.get("files", {})
     if record.get("inputs") == wanted and _all_whole(state.folder.root, files):
         return StageCount(kept=len(files))
@@ -80,6 +80,15 @@ def run(state: RunState) -> StageCount:
     if not failed:
         atomic_write_json(state.folder.report_state, {"inputs": wanted, "files": hashes})
     return StageCount(done=len(paths), failed=failed)
+
+
+def _report_state(folder: RunFolder) -> dict[str, Any]:
+    """What was made of what; of a damaged record nothing is known, and all is made again."""
+    try:
+        record = read_json(folder.report_state) or {}
+    except UserError:
+        return {}
+    return record if isinstance(record.get("files"), dict) else {}
 
 
 def harness_sha256() -> str:

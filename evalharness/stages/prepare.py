@@ -36,6 +36,7 @@ from evalharness.records import read_prepare
 from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, utc_now
+from evalharness.runlog import DISCARDED, PREPARED
 from evalharness.runstate import Prepared, RunState, StageCount
 from evalharness.session import Session
 from evalharness.stages.context import StageContext
@@ -59,7 +60,7 @@ def run(state: RunState) -> StageCount:
         published = None if source is None else tree_sha256(source)
         wanted = inputs_hash(state.registry, state.identity, cell, published)
         if not _is_current(state, cell, source, wanted):
-            _discard(state.folder.cell(cell.id))
+            _discard(state, cell)
             due.append((cell, source, wanted))
     kept = len(state.prepared)
     _check_trainings(state, [cell for cell, source, _ in due if source is None])
@@ -152,8 +153,11 @@ def _is_current(state: RunState, cell: Cell, source: Path | None, wanted: str) -
     return True
 
 
-def _discard(files: CellFolder) -> None:
+def _discard(state: RunState, cell: Cell) -> None:
     """Before the work, not after: were it to fail or be killed, the old numbers would pass for new ones."""
+    files = state.folder.cell(cell.id)
+    if files.prepare.exists() or files.profile.exists():
+        state.event(DISCARDED, cell=cell.id)
     files.prepare.unlink(missing_ok=True)
     files.profile.unlink(missing_ok=True)
 
@@ -178,7 +182,7 @@ def _write_references(state: RunState, cells: Sequence[tuple[Cell, str]]) -> Non
     for cell, wanted in cells:
         state.begin_work()
         record = _record(cell, wanted, source="reference", execution="real")
-        atomic_write_json(state.folder.cell(cell.id).prepare, record)
+        state.keep(state.folder.cell(cell.id).prepare, PREPARED, cell, record)
         state.prepared[cell.id] = Prepared(checkpoint=None, key=_module_key(record))
 
 
@@ -272,7 +276,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         checkpoint_sha256=tree_sha256(folder),
         train_minutes=round(seconds / 60, 4) if trained else None,
     )
-    atomic_write_json(files.prepare, record)
+    state.keep(files.prepare, PREPARED, cell, record)
     _discard_trainings(files)
     state.prepared[cell.id] = Prepared(checkpoint=folder, key=_module_key(record))
 

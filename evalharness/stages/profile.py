@@ -37,9 +37,10 @@ from evalharness.peers import PEERS, AbsentError, build_peer, held_bytes
 from evalharness.phases import measure_phases
 from evalharness.records import read_prepare
 from evalharness.runfolder import CellFolder
+from evalharness.runlog import PROFILED
 from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
-from evalharness.store import atomic_write_json, read_json
+from evalharness.store import read_json
 from evalharness.timing import Times, alternate, spread
 from evalharness.versions import package_version
 
@@ -75,11 +76,12 @@ def run(state: RunState) -> StageCount:
         for outcome in state.run_tasks("profile", "cell", tasks, width=1):
             if outcome.failure is None:
                 record = {"hash": outcome.task.payload["hash"], **outcome.value}
-                path = state.folder.cell(outcome.task.key).profile
+                cell = Cell.from_json(outcome.task.payload["cell"])
+                path = state.folder.cell(cell.id).profile
                 before = read_json(path) or {}
                 if before.get("peers") and before.get("hash") == record["hash"]:
                     record["peers"] = {**before["peers"], **record.get("peers", {})}
-                atomic_write_json(path, record)
+                state.keep(path, PROFILED, cell, record)
                 done += 1
             else:
                 state.console.warn(f"{outcome.task.key}: could not be profiled: {outcome.error}")

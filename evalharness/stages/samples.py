@@ -10,7 +10,7 @@ from evalharness.hashing import digest
 from evalharness.records import read_prepare, read_samples
 from evalharness.runfolder import CellFolder
 
-__all__ = ["cell_hash", "latest_samples", "sample_hash", "valid_samples"]
+__all__ = ["cell_hash", "latest_samples", "made_as", "sample_hash", "valid_samples"]
 
 GENERATE_VERSION = 1
 
@@ -47,3 +47,11 @@ def valid_samples(
         and record["status"] == "ok"
         and record["hash"] == sample_hash(shared, sample)
     }
+
+
+def made_as(identity: Mapping[str, Any], files: CellFolder, samples: list[Sample]) -> bool | None:
+    """Whether any video of a cell was made as ``identity`` says; None where there is none to tell by."""
+    is_any = any(record["status"] == "ok" for record in latest_samples(files).values())
+    if cell_hash(identity, files) is None or not is_any:
+        return None
+    return bool(valid_samples(identity, files, samples))

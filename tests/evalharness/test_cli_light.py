@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,22 +51,34 @@ code = 0
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["ls"]], ids=" ".join)
-def test_answers_within_the_promised_time(arguments: list[str]) -> None:
-    """Processor time, the best of up to twenty: a busy machine must not fail it.
+COUNT_CALLS = """
+import sys
+calls = 0
+def count(frame, event, argument):
+    global calls
+    calls += event in ("call", "c_call")
+sys.setprofile(count)
+from evalharness.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+sys.setprofile(None)
+print("\\n@" + str(calls))
+"""
 
-    Modules are compiled, as pip leaves them.
+
+@pytest.mark.parametrize(
+    ("arguments", "most"), [(["--help"], 60_000), (["run", "--help"], 350_000), (["ls"], 350_000)], ids=str
+)
+def test_answers_with_little_work(arguments: list[str], most: int) -> None:
+    """Promised are 0.3 seconds; how many calls it takes, imports included, does not hang on the machine.
+
+    28,000, 232,000 and 255,000 when this was written; NumPy alone takes 145,000.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-    def cost() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "evalharness", *arguments]
-        subprocess.run(command, env=environment, capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert any(cost() < 0.3 for _ in range(20))
+    command = [sys.executable, "-c", COUNT_CALLS, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 10_000 < int(result.stdout.rpartition("@")[2]) < most
 
 
 def ls(toy_site: Path, *arguments: str) -> Any:

@@ -4,10 +4,14 @@ where they make sense, so that a machine without a GPU at least sees that the te
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import itertools
+import math
 import time
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from evalharness.api import Prompt
 from evalharness.executor import SubprocessExecutor, Task, WorkerSpec
@@ -231,3 +237,103 @@ def test_the_driver_counts_more_than_the_allocator() -> None:
     with peak_within("cuda") as after:
         pass
     assert after.device is not None and 0 < after.device <= peak.device - 2**28
+
+
+class SmallMemory(TorchDispatchMode):
+    """A memory on a CPU that has room for so many bytes, and says what a GPU says when more is asked for.
+
+    Attributes:
+        peak: the most bytes that tensors made within it held at a time.
+    """
+
+    def __init__(self, most: float = math.inf) -> None:
+        super().__init__()
+        self.most, self.held, self.peak = most, 0, 0
+        self._users: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._take(tensor, tensor.untyped_storage())
+        if self.held > self.most:
+            raise torch.OutOfMemoryError(f"out of memory: {self.held} bytes of {self.most:.0f}")
+        self.peak = max(self.peak, self.held)
+        return made
+
+    def _take(self, tensor: torch.Tensor, storage: Any) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        if not self._users[place]:
+            self.held += size
+        self._users[place] += 1
+        weakref.finalize(tensor, self._release, place, size)
+
+    def _release(self, place: int, size: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            self.held -= size
+
+
+@contextlib.contextmanager
+def room(device: str, most: float) -> Iterator[None]:
+    """Within it the device has that many bytes; on a GPU the allocator itself refuses more."""
+    if device == "cpu":
+        with SmallMemory(most):
+            yield
+        return
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(most / whole)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def taken(session: Session, batch_size: int, folder: Path) -> tuple[float, float, dict[int, np.ndarray]]:
+    """Bytes that a batch certainly needs, bytes that certainly do for it, and what it makes."""
+    if session.spec.device == "cpu":
+        with SmallMemory() as memory:
+            made = videos(session, folder, [0, 1], batch_size)
+        return memory.peak, memory.peak, made
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    made = videos(session, folder, [0, 1], batch_size)
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), made
+
+
+def test_out_of_memory_within_the_model_halves_the_batch(session: Session, tmp_path: Path) -> None:
+    """The sampler itself runs out, somewhere in the middle of it: on a GPU by a cap on its allocator."""
+    large = 4 if session.spec.device == "cpu" else 64  # so that the small batch fits by far
+    small = large // 4
+    too_little, _, _ = taken(session, large, tmp_path)
+    _, enough, plain = taken(session, small, tmp_path)
+    assert enough < 0.8 * too_little
+    weights = copy.deepcopy(session.loaded.transformer.state_dict())
+    made: list[dict[str, Any]] = []
+    work = generate.work
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "work", lambda *given: made.append(work(*given)) or made[-1])
+        try:
+            with room(session.spec.device, (enough + too_little) / 2):
+                found = videos(session, tmp_path, [0, 1], large)
+            limit = session.batch_limit
+        finally:
+            session.batch_limit = None
+    assert limit is not None and small <= limit < large
+    assert [facts["batch"] for facts in made[0]["videos"]] == [limit] * 2, "recorded with each video"
+    for i, frames in found.items():
+        assert np.abs(frames - plain[i]).max() <= 2 and np.abs(frames - plain[i]).mean() < 0.1
+    now = session.loaded.transformer.state_dict()
+    assert all(torch.equal(now[name], tensor) for name, tensor in weights.items())
+
+
+def test_out_of_memory_with_one_video_is_an_error(session: Session, tmp_path: Path) -> None:
+    """On a GPU one of tinyworld's fits into what the allocator holds anyway."""
+    if session.spec.device != "cpu":
+        pytest.skip("cannot be made so small")
+    try:
+        with room("cpu", 100_000), pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            videos(session, tmp_path, [0, 1], 2)
+    finally:
+        session.batch_limit = None

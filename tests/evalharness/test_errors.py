@@ -89,10 +89,6 @@ def test_deleted_reports_come_back(made: tuple[Path, bytes], toy_run: Call) -> N
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("plan.json", "{", "plan.json: not valid JSON; restore it from a copy, or use another --output"),
-        ("plan.json", '{"schema_version": 1}', "plan.json: 'identity' is missing; restore it"),
-        ("plan.json", '{"schema_version": 1, "identity": {}, "cells": []}', "plan.json: 'model' is missing"),
-        ("cells/bf16-s0/prepare.json", "{}", "prepare.json: 'hash' is missing; delete it"),
         (
             "cells/bf16-s0/samples.jsonl",
             "{}\n",
@@ -100,7 +96,6 @@ def test_deleted_reports_come_back(made: tuple[Path, bytes], toy_run: Call) -> N
         ),
         ("cells/bf16-s0/scores.jsonl", '{"sample": 3}\n', "scores.jsonl: line 1: 'sample' is 3; remove"),
         ("plan.json", '{"schema_version": 99}', "plan.json: schema version 99"),
-        ("cells/bf16-s0/prepare.json", "nonsense", "prepare.json: not valid JSON"),
         ("cells/bf16-s0/samples.jsonl", "nonsense\n{}\n", "samples.jsonl: line 1 is not a JSON record"),
         ("cells/bf16-s0/scores.jsonl", '{"a": 1\n{}\n', "scores.jsonl: line 1 is not a JSON record"),
     ],
@@ -110,6 +105,33 @@ def test_a_corrupt_record_is_one_line_that_names_it(
 ) -> None:
     (made[0] / file).write_text(content)
     result = again(toy_run)
+    assert result.code == 2
+    [line] = [line for line in result.errors if line.startswith("error:")]
+    assert words in line
+
+
+RECORDS = [
+    ("plan.json", "{", "plan.json: not valid JSON; restore it from a copy, or use another --output"),
+    ("plan.json", '{"schema_version": 1}', "plan.json: 'identity' is missing; restore it"),
+    ("plan.json", '{"schema_version": 1, "identity": {}, "cells": []}', "plan.json: 'model' is missing"),
+    ("cells/bf16-s0/prepare.json", "{}", "prepare.json: 'hash' is missing; delete it"),
+    ("cells/bf16-s0/prepare.json", "nonsense", "prepare.json: not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "words"), RECORDS)
+def test_a_corrupt_record_that_the_log_has_is_mended_else_named(
+    made: tuple[Path, bytes], toy_run: Call, call: Call, file: str, content: str, words: str
+) -> None:
+    whole = (made[0] / file).read_bytes()
+    (made[0] / file).write_text(content)
+    result = again(toy_run)
+    assert result.code == 0 and "lost or damaged; taken from" in result.err
+    assert (made[0] / file).read_bytes() == whole and (made[0] / "scores.csv").read_bytes() == made[1]
+    (made[0] / file).write_text(content)
+    for name in ("events.jsonl", "manifest.json"):
+        (made[0] / name).unlink()
+    result = call("score", "out", "--workers", "0", "--device", "cpu")
     assert result.code == 2
     [line] = [line for line in result.errors if line.startswith("error:")]
     assert words in line

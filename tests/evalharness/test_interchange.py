@@ -164,6 +164,29 @@ def test_bad_manifests(text: str | bytes, words: str, tmp_path: Path) -> None:
         by_manifest(tmp_path, tmp_path / "absent.csv", samples("a"))
 
 
+def test_a_manifest_reaches_no_file_outside_by_a_link(tmp_path: Path) -> None:
+    """Neither by a linked file nor through a linked folder; a link to within is like any file."""
+    folder = touch(tmp_path / "v", "x.mp4")
+    touch(tmp_path / "secret", "own.mp4")
+    (folder / "out.mp4").symlink_to(tmp_path / "secret" / "own.mp4")
+    (folder / "up").symlink_to(tmp_path / "secret")
+    (folder / "in.mp4").symlink_to("x.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    path = tmp_path / "m.json"
+    for name in ("out.mp4", "up/own.mp4"):
+        path.write_text(json.dumps([{"file": name, "prompt": "a"}]))
+        with pytest.raises(UserError, match="is a link to outside of the folder") as caught:
+            by_manifest(folder, path, samples("a"))
+        assert "\n" not in str(caught.value)
+    path.write_text('[{"file": "up/own.mp4", "prompt": "a"}]')
+    assert by_manifest(folder, path, samples("a"), follow_links=True).files
+    path.write_text('[{"file": "in.mp4", "prompt": "a"}, {"file": "loop.mp4", "prompt": "b"}]')
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)  # the folder itself may be a link
+    found = by_manifest(linked, path, samples("a", "b"))
+    assert found.files["0000-0"].resolve() == folder / "x.mp4" and found.absent == ["loop.mp4"]
+
+
 # ---- a run out, and in again
 
 
@@ -186,7 +209,10 @@ def test_out_and_in_again_gives_the_same_scores(made: Path, call: Callable[..., 
         + [f"still life - red-{i}.mp4" for i in range(4)]
     )
     assert all(path.is_symlink() for path in (cell / "videos").iterdir())
-    done = call("score", str(cell), *SCORE, "--manifest", str(cell / "manifest.json"), "--name", "mine")
+    command = ("score", str(cell), *SCORE, "--manifest", str(cell / "manifest.json"), "--name", "mine")
+    refused = call(*command)
+    assert refused.code == 2 and len(refused.errors) == 1 and "--follow-links" in refused.err
+    done = call(*command, "--follow-links")
     assert done.code == 0, done.err
     before, after = read_results(made / "out/results.json"), read_results(made / "scored/results.json")
     assert [cell.id for cell in after.cells] == ["mine"]

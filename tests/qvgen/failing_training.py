@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -191,18 +190,17 @@ def cases(root: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def main(root: Path) -> None:
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=30))
+    distributed.init_process_group("gloo", timeout=timedelta(minutes=10))
     told = {}
     try:
         for name, work in cases(root):
-            begun = time.monotonic()
             try:
                 work()
                 found = [None, None]
             except Exception as error:
                 found = [next(k for k, c in [*agreement._KINDS.items(), ("other", Exception)]
                               if isinstance(error, c)), str(error)]  # fmt: skip
-            told[name] = [*found, time.monotonic() - begun]
+            told[name] = found
     finally:
         (root / f"told-{distributed.get_rank()}.json").write_text(json.dumps(told))
         distributed.destroy_process_group()

@@ -40,14 +40,16 @@ EXPECTED = {
 
 @pytest.mark.slow
 def test_one_process_fails_and_both_say_so(tmp_path: Path) -> None:
-    """Seventeen times in one process group: a process left behind would spoil the next training."""
-    done = torchrun(tmp_path, script=failing_training.__file__)
+    """Seventeen times in one process group: a process left behind would spoil the next training.
+
+    By the same words: had one waited for the group's ten minutes, its words would be of that.
+    """
+    done = torchrun(tmp_path, script=failing_training.__file__, seconds=600)
     told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)]
     assert done.returncode == 0, done.stderr
     assert told[0].keys() == told[1].keys() == {*EXPECTED, "damaged", "log"}
-    for name, (kind, text, seconds) in told[0].items():
-        assert told[1][name][:2] == [kind, text], name
-        assert max(seconds, told[1][name][2]) < 15, name
+    for name, (kind, text) in told[0].items():
+        assert told[1][name] == [kind, text], name
         if name in EXPECTED:
             assert (kind, text) == EXPECTED[name]
     assert told[0]["damaged"][0] == "value" and "no readable training state" in told[0]["damaged"][1]

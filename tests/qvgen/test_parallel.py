@@ -20,12 +20,16 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def torchrun(
-    folder: Path, *arguments: str, processes: int = 2, script: str = parallel_training.__file__
+    folder: Path,
+    *arguments: str,
+    processes: int = 2,
+    script: str = parallel_training.__file__,
+    seconds: int = 120,
 ) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *launcher, script, str(folder), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
 
 
 def assert_same_training(folder: Path, other: Path) -> None:

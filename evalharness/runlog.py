@@ -1,0 +1,160 @@
+"""What a run folder's log gives back when one of its small files is lost or damaged.
+
+``events.jsonl`` is only ever appended to, and beside what happened it has every record that is also written
+into a file of its own: with ``begin`` the run's identity and the manifest's entry, which has the cells, with
+``finished`` what the entry gets in the end, with ``prepared`` and ``profiled`` a cell's ``prepare.json`` and
+``profile.json``. So none of these files is the only one that knows. What they say of weights and videos is
+held against these by hashes, wherever it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalharness.errors import UserError
+from evalharness.records import PREPARE, Shape, misfit
+from evalharness.runfolder import RunFolder
+from evalharness.store import atomic_write_json, parse_json, read_json
+
+if TYPE_CHECKING:
+    from evalharness.console import Console
+
+__all__ = ["DISCARDED", "PREPARED", "PROFILED", "logged_manifest", "logged_plan", "mend"]
+
+PREPARED, PROFILED, DISCARDED = "prepared", "profiled", "discarded"
+_FAILURE, _HEAD = b'"event": "failure"', 80
+_TAKEN = "was lost or damaged; taken from events.jsonl"
+
+
+def mend(folder: RunFolder, console: Console) -> None:
+    """Write anew the manifest and the cells' records where they are lost and the log has them.
+
+    Only for the holder of the folder's lock.
+    """
+    events = list(_events(folder))
+    if _is_damaged(folder.manifest) and (manifest := logged_manifest(folder, events)) is not None:
+        atomic_write_json(folder.manifest, manifest)
+        console.warn(f"{folder.manifest.name} {_TAKEN}")
+    for path, record in _records(folder, events).items():
+        if record is not None and _is_damaged(path, PREPARE if path.name == "prepare.json" else None):
+            atomic_write_json(path, record)
+            console.warn(f"{path.relative_to(folder.root).as_posix()} {_TAKEN}")
+
+
+def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
+    """Identity and cells by the log, else by the manifest, as ``plan.json`` has them; None if neither tells.
+
+    A cell of a later command comes again, and counts as it is there.
+    """
+    told = [event for event in _events(folder) if event["event"] == "begin" and "identity" in event]
+    if told:
+        identity, lists = told[0]["identity"], _cells([event.get("manifest") for event in told])
+    else:
+        identity, lists = _manifest_plan(folder)
+    if not isinstance(identity, dict):
+        return None
+    cells = [cell for each in lists if isinstance(each, list) for cell in each]
+    return {"identity": identity, "cells": cells}
+
+
+def logged_manifest(folder: RunFolder, events: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+    """All entries that the log has, the last on top; else those that the last results have."""
+    entries: list[dict[str, Any]] = []
+    for event in _events(folder) if events is None else events:
+        if event["event"] == "begin" and isinstance(event.get("manifest"), dict):
+            entries.append(dict(event["manifest"]))
+        elif event["event"] == "finished" and entries:
+            entries[-1] |= {key: event[key] for key in ("finished", "plugins") if key in event}
+    if entries:
+        return {**entries[-1], "history": entries[:-1]}
+    return _published_manifest(folder)
+
+
+def _manifest_plan(folder: RunFolder) -> tuple[Any, list[Any]]:
+    """Of a folder from before the log had plans: the first command's identity, and all commands' cells.
+
+    A later entry may be of a command that scored with other versions, which is not what the folder is made
+    with; and of videos made elsewhere the manifest has no identity at all.
+    """
+    try:
+        manifest = read_json(folder.manifest) or {}
+    except UserError:
+        return None, []
+    history = manifest.get("history")
+    entries = [*(history if isinstance(history, list) else []), manifest]
+    configs = _configs(entries)
+    if not configs or "model_fingerprint" not in configs[0] or configs[0]["model_fingerprint"] == "given":
+        return None, []
+    identity = {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}
+    return identity, _cells(entries)
+
+
+def _configs(entries: list[Any]) -> list[dict[str, Any]]:
+    """The resolved options of each entry of a manifest that has some."""
+    found = [entry.get("config") for entry in entries if isinstance(entry, dict)]
+    return [config for config in found if isinstance(config, dict)]
+
+
+def _cells(entries: list[Any]) -> list[Any]:
+    return [config.get("cells") for config in _configs(entries)]
+
+
+_NO_IDENTITY = frozenset(
+    ("cells", "prompts", "dimensions", "chosen_metrics", "load", "train", "profile", "peers", "workers")
+    + ("executor", "memory", "plugin_files")
+)
+"""What a manifest's config has beside the identity, see ``RunPlan.record``."""
+
+
+def _published_manifest(folder: RunFolder) -> dict[str, Any] | None:
+    from evalharness.results import read_results
+
+    try:
+        return dict(read_results(folder.results).manifest) if folder.results.is_file() else None
+    except UserError:
+        return None
+
+
+def _records(folder: RunFolder, events: list[dict[str, Any]]) -> Mapping[Path, dict[str, Any] | None]:
+    """File -> its last record; None where the harness itself threw it away since."""
+    found: dict[Path, dict[str, Any] | None] = {}
+    for event in events:
+        kind, name, record = event["event"], event.get("cell"), event.get("record")
+        if kind not in (PREPARED, PROFILED, DISCARDED) or not isinstance(name, str):
+            continue
+        if name != Path(name).name or name in ("", ".", ".."):
+            continue
+        files = folder.cell(name)
+        if kind == DISCARDED:
+            found |= {files.prepare: None, files.profile: None}
+        elif isinstance(record, dict) and (kind == PROFILED or misfit(record, PREPARE) is None):
+            found[files.prepare if kind == PREPARED else files.profile] = record
+    return found
+
+
+def _is_damaged(path: Path, shape: Shape | None = None) -> bool:
+    try:
+        record = read_json(path)
+    except UserError:
+        return True
+    return record is None or misfit(record, shape or {}) is not None
+
+
+def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Of the log's lines those that tell something here and are whole; one that is damaged is passed over."""
+    try:
+        file = folder.events.path.open("rb")
+    except OSError:
+        return
+    with file:
+        for line in file:
+            if _FAILURE in line[:_HEAD]:  # there may be one for each of 100,000 videos
+                continue
+            try:
+                event = parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                yield event

@@ -1,0 +1,174 @@
+"""A run's small files, lost or damaged one by one and all at once: nothing is made again, nothing mixed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalharness.console import Console
+from evalharness.errors import UserError
+from evalharness.planfile import read_plan_file
+from evalharness.runfolder import RunFolder
+from evalharness.runlog import mend
+from tests.evalharness.conftest import files_of
+
+Call = Callable[..., Any]
+RUN = ("--methods", "toy-round,toy-train", "--bits", "3")
+TRAINED = "cells/toy-train-w3a3-s0"
+SMALL = ["plan.json", "manifest.json", f"{TRAINED}/prepare.json", f"{TRAINED}/profile.json"]
+CHANGING = {".lock", ".hashes"}
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files_of(folder).items() if name not in CHANGING}
+
+
+def hurt(path: Path, how: str) -> None:
+    if how == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if how == "emptied" else len(path.read_bytes()) // 2])
+
+
+def test_each_file_comes_back_to_the_byte_and_nothing_is_made_again(toy_run: Call, tmp_path: Path) -> None:
+    """Of two commands, so that plan and manifest have more than one entry."""
+    toy_run("--methods", "toy-round", "--bits", "4")
+    toy_run(*RUN)
+    out = tmp_path / "out"
+    before = kept(out)
+    assert len(json.loads(before["manifest.json"])["history"]) == 1
+    for name in SMALL:
+        for how in ("deleted", "cut in the middle"):
+            hurt(out / name, how)
+            again = toy_run(*RUN)
+            assert again.code == 0 and "nothing to do" in again.err, (name, how, again.err)
+            assert f"{name} was lost or damaged; taken from" in again.err
+            assert kept(out) == before, (name, how)
+    hurt(out / ".aggregate.json", "emptied")
+    hurt(out / "results.json", "cut in the middle")
+    assert toy_run(*RUN).code == 0
+    for name in ("scores.csv", "leaderboard.csv"):
+        assert kept(out)[name] == before[name]
+
+
+def test_commands_that_make_nothing_read_a_lost_plan_too(call: Call, toy_run: Call, tmp_path: Path) -> None:
+    toy_run(*RUN)
+    out = tmp_path / "out"
+    plan = (out / "plan.json").read_bytes()
+    hurt(out / "plan.json", "deleted")
+    shown = call("export", "out", "--vbench", "--out", "exported")
+    assert shown.code == 0 and "taken from the run's log" in shown.err
+    assert not (out / "plan.json").exists(), "without the lock nothing is written"
+    dry = call("run", "--model", "toy", "--workers", "0", "--output", "out", *RUN, "--dry-run")
+    assert "3 cells, 0 videos to make" in dry.out
+    assert call("score", "out", "--workers", "0", "--device", "cpu").code == 0
+    assert (out / "plan.json").read_bytes() == plan
+
+
+def test_a_folder_from_before_the_log_had_plans_is_read_from_its_manifest(
+    call: Call, toy_run: Call, tmp_path: Path
+) -> None:
+    toy_run("--methods", "toy-train", "--bits", "4")
+    toy_run(*RUN)
+    out = tmp_path / "out"
+    plan = json.loads((out / "plan.json").read_text())
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        for key in ("identity", "manifest", "record"):
+            event.pop(key, None)
+    (out / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    hurt(out / "plan.json", "deleted")
+    again = toy_run(*RUN)
+    assert "nothing to do" in again.err
+    assert json.loads((out / "plan.json").read_text()) == plan
+    hurt(out / "manifest.json", "cut in the middle")
+    toy_run(*RUN)
+    entry = json.loads((out / "manifest.json").read_text())
+    assert entry["config"]["prompts_sha256"] == plan["identity"]["prompts_sha256"], "from results.json"
+    assert len(entry["history"]) == 1
+
+
+def test_with_all_that_knew_it_lost_the_videos_say_whose_they_are(toy_run: Call, tmp_path: Path) -> None:
+    toy_run(*RUN, "--no-profile")
+    out = tmp_path / "out"
+    plan, videos = (out / "plan.json").read_bytes(), files_of(out / "cells")
+    for name in ("plan.json", "manifest.json", "events.jsonl", "results.json"):
+        hurt(out / name, "deleted")
+    other = toy_run(*RUN, "--no-profile", "--skip-layers", "none")
+    assert other.code == 2 and len(other.errors) == 1 and "plan.json is gone" in other.errors[0]
+    assert files_of(out / "cells") == videos and not (out / "plan.json").exists()
+    same = toy_run(*RUN, "--no-profile")
+    assert same.code == 0 and "generate" not in same.err.splitlines()[-1]
+    assert (out / "plan.json").read_bytes() == plan
+    assert files_of(out / "cells") == videos, "nothing was made again"
+
+
+def test_what_the_harness_threw_away_does_not_come_back(
+    toy_run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_run("--methods", "toy-train")
+    monkeypatch.setenv("TOY_FAIL", "prepare/toy-train")
+    other = ("--methods", "toy-train", "--set", "toy-train.steps=3")
+    assert toy_run(*other).code == 1
+    again = toy_run(*other)
+    assert again.code == 1 and "taken from" not in again.err
+    assert not (tmp_path / "out" / TRAINED / "prepare.json").exists()
+
+
+def test_a_foreign_folder_with_a_lock_of_its_own_stays_foreign(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text('{"owner": "somebody"}')
+    (tmp_path / "thesis.tex").write_text("x")
+    assert not RunFolder(tmp_path).is_run
+    with pytest.raises(UserError, match="not empty and no run folder"):
+        RunFolder(tmp_path).refuse_foreign()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+CONFIGS = st.fixed_dictionaries({"config": VALUES | st.fixed_dictionaries({"cells": VALUES})})
+EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {"event": st.sampled_from(["begin", "finished", "prepared", "profiled", "discarded", "stage"])},
+        optional={
+            "cell": st.sampled_from(["../../x", "..", "", "a", "a/b", "/x"]) | VALUES,
+            "identity": VALUES, "manifest": VALUES | CONFIGS, "record": VALUES, "plugins": VALUES,
+        },
+    ),
+    max_size=6,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(events=EVENTS, rest=st.binary(max_size=20))
+def test_a_log_of_anything_writes_within_its_folder_or_not_at_all(
+    events: list[dict[str, Any]], rest: bytes
+) -> None:
+    place = Path(tempfile.mkdtemp())
+    try:
+        folder = RunFolder(place / "deep" / "run")
+        folder.root.mkdir(parents=True)
+        text = "".join(json.dumps(event) + "\n" for event in events)
+        folder.events.path.write_bytes(rest + b"\n" + text.encode())
+        mend(folder, Console())
+        try:
+            read_plan_file(folder)
+        except UserError as error:
+            assert "\n" not in str(error)
+        allowed = {"events.jsonl", "manifest.json", "cells/a/prepare.json", "cells/a/profile.json"}
+        outside = {p for p in place.rglob("*") if p.is_file() and not p.is_relative_to(folder.root / "cells")}
+        assert {p.name for p in outside} <= allowed
+        assert all(len(p.relative_to(folder.root).parts) <= 3 for p in outside)
+        assert {p.name for p in place.iterdir()} == {"deep"}
+    finally:
+        shutil.rmtree(place)
