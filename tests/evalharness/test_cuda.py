@@ -224,6 +224,7 @@ def test_a_worker_process_uses_the_gpu() -> None:
     assert outcome.value["step_ms"] > 0
 
 
+@pytest.mark.cuda
 def test_the_driver_counts_more_than_the_allocator() -> None:
     """The context is in it, so it is more even where the allocator gave everything back."""
     from evalharness.memory import peak_within
