@@ -86,8 +86,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_clips(folder: Path, real: Path | None, real_frames: int) -> dict[str, Path]:
     """Files by what is special about them."""
+    from benchmarks.vbench_clips import moving
     from benchmarks.vbench_real import rendered
-    from benchmarks.vbench_speed import moving
     from evalharness.video import read_video, write_video
 
     clips = {}
