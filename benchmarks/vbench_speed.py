@@ -10,7 +10,6 @@ record says how many. The file is written after each dimension and side, so that
 what it measured.
 ``--upstream``: a folder from which ``vbench`` and what it imports can be imported (site-packages of the
 environment that ``evalharness fetch vbench`` makes, or wheels unpacked); not needed in that environment.
-``TQDM_DISABLE=1`` in the environment keeps upstream from showing a bar for each clip.
 A dimension whose packages are missing is left out of both sides and named; so is one that fails.
 """
 
