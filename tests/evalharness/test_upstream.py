@@ -27,7 +27,15 @@ from evalharness.protocols.vbench_suite import DIMENSIONS
 from evalharness.upstream import files
 from evalharness.upstream.download import download
 from evalharness.upstream.driver import Scored, Upstream, UpstreamVideo, score_dimensions
-from evalharness.upstream.environment import RECORD, commands, fetch, find
+from evalharness.upstream.environment import (
+    RECORD,
+    add_detectron2,
+    commands,
+    detectron2_commands,
+    fetch,
+    find,
+    has_detectron2,
+)
 from evalharness.upstream.files import CacheFile
 from evalharness.upstream.pins import NEEDS_DETECTRON2, PINS, WITHOUT_DEPENDENCIES
 from evalharness.upstream.worker import _Failed, _measure, nms
@@ -305,6 +313,36 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "e").exists()
     assert main(["fetch", "vbnech"]) == 2
     assert "did you mean 'vbench'" in capsys.readouterr().err
+
+
+def test_detectron2_is_built_into_an_environment_that_is_there(tmp_path: Path) -> None:
+    folder, ran = tmp_path / "env", list[list[str]]()
+    with pytest.raises(UserError, match="no environment of vbench"):
+        add_detectron2(folder, run=lambda command: ran.append(list(command)))
+    fetch(folder, run=lambda command: folder.mkdir(exist_ok=True))
+    assert not has_detectron2(folder)
+
+    def build(command: Sequence[str]) -> None:
+        ran.append(list(command))
+        if "checkout" in command:
+            (folder / "lib/python3.11/site-packages/detectron2").mkdir(parents=True)
+            (folder / "lib/python3.11/site-packages/detectron2/__init__.py").touch()
+
+    assert add_detectron2(folder, "checkout", run=build)
+    assert has_detectron2(folder) and not add_detectron2(folder, "checkout", run=build)
+    assert ran == detectron2_commands(folder, "checkout")
+    assert {"lvis", "pycocotools"} < set(ran[0])  # what GRiT and detectron2 import
+    assert ran[1][-3:] == ["--no-build-isolation", "--no-deps", "checkout"]
+
+
+def test_the_command_builds_detectron2_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fetch", "vbench", "--env", str(tmp_path / "e"), "--dry-run"]
+    assert main([*command, "--detectron2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("facebookresearch/detectron2@02b5c4e")
+    assert main([*command, "--detectron2", "a/checkout"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("--no-deps a/checkout")
+    assert main(["fetch", "weights", "--detectron2"]) == 2
+    assert "--detectron2 is for: evalharness fetch vbench" in capsys.readouterr().err
 
 
 def test_pins_name_each_package_once() -> None:

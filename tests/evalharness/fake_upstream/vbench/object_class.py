@@ -1,4 +1,5 @@
 import torch
+
 from vbench.third_party.grit_model import DenseCaptioning
 from vbench.utils import entries
 
