@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -121,7 +122,7 @@ class UpstreamMetric:
 
     def _place(self) -> str:
         folder = environment_folder()
-        return "" if folder == default_folder() else f" --env {folder}"
+        return "" if folder == default_folder() else f" --env {shlex.quote(str(folder))}"
 
     def _environment_mark(self) -> WeightFile:
         there = self.upstream is not None and not self._lacks_detectron2()
