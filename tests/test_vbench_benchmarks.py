@@ -310,6 +310,9 @@ def test_records_hold_what_the_scripts_write() -> None:
         if dimension not in vbench_parity.UPSTREAM_ONLY:
             assert found["compared"] == len(found["clips"]) > 0, dimension
             assert found["largest_difference"] <= 1e-5, dimension
+    values = {name: clip["upstream"] for name, clip in parity["motion_smoothness"]["clips"].items()}
+    assert [name for name, value in values.items() if value is None] == ["larger than 512"]  # of two frames
+    assert parity["scene"]["clips"] == {"square": {"upstream": 1.0, "native": None}}
 
 
 def table(first: str) -> dict[str, list[str]]:
