@@ -62,8 +62,9 @@ def detectron2_commands(folder: Path, source: str = DETECTRON2) -> list[list[str
         source: what pip builds: an address, an archive, or the folder of a checkout.
     """
     pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
-    # Its build imports torch, and its bounds would replace what the other dimensions run with.
-    return [[*pip, *WITH_DETECTRON2], [*pip, "--no-build-isolation", "--no-deps", source]]
+    # Its build imports torch. Its bounds, and NumPy's newest for what it imports, would replace what the
+    # other dimensions run with: the pins are asked for again. lvis asks for an OpenCV with windows.
+    return [[*pip, *PINS, *WITH_DETECTRON2], [*pip, "--no-build-isolation", "--no-deps", "lvis", source]]
 
 
 def has_detectron2(folder: Path) -> bool:

@@ -55,7 +55,6 @@ DETECTRON2 = "git+https://github.com/facebookresearch/detectron2@02b5c4e"
 WITH_DETECTRON2 = (
     "cloudpickle",
     "hydra-core",
-    "lvis",
     "matplotlib",
     "ninja",
     "pycocotools",
