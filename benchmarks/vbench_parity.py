@@ -36,6 +36,7 @@ SHAPES = {  # frames, height, width, frames per second
     "20 frames": (20, 136, 136, 8),
 }
 TEXT, STYLE, ACTION = "A person is playing guitar", "oil painting", "playing guitar"
+SCENE = "word"  # the drawn captioner's own vocabulary: each of its captions holds it
 NETWORKS: Mapping[str, tuple[str, ...]] = {
     "temporal_flickering": (),
     "motion_smoothness": ("amt-s",),
@@ -48,9 +49,10 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
     "overall_consistency": ("viclip-l14",),
     "temporal_style": ("viclip-l14",),
     "human_action": ("umt-l16",),
+    "scene": ("tag2text",),
 }
 VOTES = ("dynamic_degree", "human_action")
-UPSTREAM_ONLY = ("motion_smoothness",)
+UPSTREAM_ONLY = ("motion_smoothness", "scene")
 # Networks so large that a few clips must do on a CPU; the others judge all.
 FEW: Mapping[str, tuple[str, ...]] = {
     "subject_consistency": (
@@ -65,6 +67,7 @@ FEW: Mapping[str, tuple[str, ...]] = {
     "overall_consistency": ("portrait", "20 frames"),
     "temporal_style": ("wide",),
     "human_action": ("20 frames",),
+    "scene": ("square",),
 }
 
 
@@ -86,8 +89,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_clips(folder: Path, real: Path | None, real_frames: int) -> dict[str, Path]:
     """Files by what is special about them."""
+    from benchmarks.vbench_clips import moving
     from benchmarks.vbench_real import rendered
-    from benchmarks.vbench_speed import moving
     from evalharness.video import read_video, write_video
 
     clips = {}
@@ -204,7 +207,7 @@ class Comparison:
 def _asked(dimension: str) -> Any:
     from evalharness.api import Prompt, Sample
 
-    labels = {"appearance_style": STYLE, "action": ACTION}
+    labels = {"appearance_style": STYLE, "action": ACTION, "scene": SCENE}
     return Sample(
         prompt=Prompt(id="0000", text=TEXT, dimensions=(dimension,), labels=labels), index=0, seed=0
     )

@@ -10,6 +10,7 @@ is made of; nothing of the package is changed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -23,6 +24,7 @@ from torch import nn
 
 from benchmarks.vbench_networks import Attributes, build, prepare_imports
 
+BERT_WORDS = 30522
 # DINO's repository is in no package: timm's ViT with DINO's rule for positions stands for it.
 HUB = """
 import timm, torch
@@ -102,6 +104,59 @@ def _amt(cache: Path) -> None:
     _saved(cache, "amt_model/amt-s.pth", {"state_dict": network.state_dict()})
 
 
+def _bert(cache: Path) -> Path:
+    """``bert-base-uncased`` with a vocabulary of letters and numbered words; no weights."""
+    folder = cache / "bert-base-uncased"
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    known += ["picture", "of"]
+    words = [*known, *(f"word{number}" for number in range(BERT_WORDS - len(known)))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    sizes |= {"intermediate_size": 3072, "max_position_embeddings": 512, "vocab_size": BERT_WORDS}
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
+    )
+    return folder
+
+
+def _tag2text(cache: Path) -> None:
+    """The captions of scene. Its constructor reads BERT's weights, and then overwrites them."""
+    torch.manual_seed(0)
+    folder = _bert(cache)
+    package = "vbench.third_party.tag2Text"
+    med = importlib.import_module(f"{package}.med")
+    module = importlib.import_module(f"{package}.tag2text")
+    config = med.BertConfig.from_json_file(Path(module.CUR_DIR) / "q2l_config.json")
+    config.encoder_width = 1024
+    text: Any = med.BertModel(config=config, add_pooling_layer=False)
+    card = (folder / "config.json").read_text()
+    text.save_pretrained(folder)
+    (folder / "config.json").write_text(card)
+    with contextlib.chdir(cache):  # where it looks for bert-base-uncased first
+        network = module.tag2text_caption(image_size=384, vit="swin_b")
+    _saved(cache, "caption_model/tag2text_swin_14m.pth", {"model": network.state_dict()})
+
+
+def _grit(cache: Path) -> None:
+    """The detector of four dimensions, with biases that make it see something."""
+    torch.manual_seed(0)
+    _bert(cache)
+    with contextlib.chdir(cache):
+        captions = importlib.import_module("vbench.third_party.grit_src.image_dense_captions")
+        build_model = importlib.import_module("detectron2.modeling").build_model
+        network = build_model(captions.setup_cfg(captions.get_parser(torch.device("cpu"), "")))
+    state = network.state_dict()
+    for name, tensor in state.items():
+        if name.endswith("agn_hm.bias"):
+            tensor.fill_(2.0)
+        elif name.endswith("cls_score.bias"):  # the object, and then what is none
+            tensor.copy_(torch.tensor([6.0, -6.0]))
+    _saved(cache, "grit_model/grit_b_densecap_objectdet.pth", {"model": state})
+
+
 _MAKERS: dict[str, Callable[[Path], None]] = {
     "dino-vitb16": _dino,
     "clip-vit-b32": lambda cache: _clip(cache, "clip-vit-b32", "ViT-B-32.pt"),
@@ -120,6 +175,8 @@ _MAKERS: dict[str, Callable[[Path], None]] = {
     ),
     "viclip-l14": _viclip,
     "amt-s": _amt,
+    "tag2text": _tag2text,
+    "grit": _grit,
 }
 
 

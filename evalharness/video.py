@@ -72,28 +72,61 @@ def decode_video(data: bytes, name: str = "video", *, limit: int = LIMIT_BYTES) 
         ValueError: not a video, truncated, empty, or more than ``limit`` bytes of frames; names the file.
     """
     import av
-    import numpy as np
 
     try:
         with av.open(io.BytesIO(data), mode="r") as container:
             stream = container.streams.video[0]
             rate = stream.average_rate
             expected = stream.frames
-            images: list[np.ndarray] = []
+            frames = _Frames(name, expected, limit)
             for frame in container.decode(stream):
-                if (len(images) + 1) * frame.width * frame.height * 3 > limit:
-                    raise ValueError(
-                        f"{name}: too large, frame {len(images)} of {frame.width}x{frame.height} passes the "
-                        f"limit of {limit} bytes; cut the video or make it smaller"
-                    )
-                images.append(frame.to_ndarray(format="rgb24"))
+                frames.check(frame.width, frame.height)
+                frames.add(frame.to_ndarray(format="rgb24"))
     except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{name}: cannot be decoded ({error}); the file is truncated or no video") from error
-    if not images or rate is None or (expected and len(images) != expected):
-        raise ValueError(f"{name}: {len(images)} frames of {expected} decoded; the file is truncated")
-    if any(image.shape != images[0].shape for image in images):
-        raise ValueError(f"{name}: its frames differ in size; encode it anew")
-    return Video(np.stack(images), float(rate))
+        told = error if data else "it is empty"
+        raise ValueError(f"{name}: cannot be decoded ({told}); the file is truncated or no video") from error
+    if not frames.count or rate is None or (expected and frames.count != expected):
+        raise ValueError(f"{name}: {frames.count} frames of {expected} decoded; the file is truncated")
+    return Video(frames.stacked(), float(rate))
+
+
+class _Frames:
+    """Frames, in one array from the start where the file tells their number: none is held twice."""
+
+    def __init__(self, name: str, expected: int, limit: int) -> None:
+        self._name, self._expected, self._limit = name, expected, limit
+        self._whole: np.ndarray | None = None
+        self._images: list[np.ndarray] = []
+        self._shape: tuple[int, ...] = ()
+        self.count = 0
+
+    def check(self, width: int, height: int) -> None:
+        if (self.count + 1) * width * height * 3 > self._limit:
+            raise ValueError(
+                f"{self._name}: too large, frame {self.count} of {width}x{height} passes the "
+                f"limit of {self._limit} bytes; cut the video or make it smaller"
+            )
+
+    def add(self, image: np.ndarray) -> None:
+        import numpy as np
+
+        if self.count == 0:
+            self._shape = image.shape
+            if 0 < self._expected * image.nbytes <= self._limit:
+                self._whole = np.empty((self._expected, *image.shape), np.uint8)
+        if image.shape != self._shape:
+            raise ValueError(f"{self._name}: its frames differ in size; encode it anew")
+        if self._whole is None:
+            self._images.append(image)
+        elif self.count < self._expected:
+            self._whole[self.count] = image
+        self.count += 1
+
+    def stacked(self) -> np.ndarray:
+        """uint8 [T, H, W, 3]."""
+        import numpy as np
+
+        return np.stack(self._images) if self._whole is None else self._whole
 
 
 def read_video(path: Path) -> Video:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import time
@@ -14,8 +13,11 @@ import pytest
 import torch
 
 from benchmarks import vbench_parity, vbench_real
+from benchmarks.vbench_clips import chosen_shapes, moving
 from benchmarks.vbench_networks import _bare_parents
-from benchmarks.vbench_speed import Timed, _seconds, _shapes, as_they_run, merged, moving, set_math, summary
+from benchmarks.vbench_run import Step, plan, set_math
+from benchmarks.vbench_timing import Side, Timed, seconds_of, time_native, time_upstream
+from benchmarks.vbench_told import as_they_run, merged, summary
 
 RECORDS = Path(__file__).parents[1] / "results" / "benchmarks"
 
@@ -29,14 +31,14 @@ def timed(**seconds: list[float]) -> Timed:
 
 
 def test_the_summary_by_hand() -> None:
-    upstream = timed(a=[4.0, 6.0], b=[2.0])
+    upstream = timed(a=[4.0, 6.0, 5.0], b=[2.0])
     native = timed(decoding=[0.5, 0.5], a=[1.0, 1.0], b=[0.5, 0.25], together=[1.5, 1.5])
     told = summary(upstream, native, ["a", "b"], ["small"])
     row = told["sizes"]["small"]
     assert row["upstream_s"] == {"a": 5.0, "b": 2.0, "together": 7.0}
     assert row["times_faster"] == round(7 / 1.5, 2)
     assert row["times_faster_apart"] == round(7 / (1 + 0.375 + 2 * 0.5), 2)
-    assert row["clips_timed"] == {"native": 2, "upstream": {"a": 2, "b": 1}}
+    assert row["clips_timed"] == {"native": 2, "upstream": {"a": 3, "b": 1}}
     assert told["largest_difference"] == pytest.approx({"a": 0.05, "b": 0.015})
 
 
@@ -124,18 +126,123 @@ def test_as_they_run_is_the_package_s_default_over_our_strict() -> None:
     assert as_they_run({"strict": strict, "default": default}) == {"small": 3.5}
 
 
+def side(
+    clips: list[tuple[str, Path]], *, clock: str = "wall", limit_s: float = 60.0, s: float = 60.0
+) -> Side:
+    return Side(clips=clips, warm=[], device="cpu", clock=clock, limit_s=limit_s, end=time.monotonic() + s)
+
+
 def test_the_processor_s_clock_does_not_run_while_others_do() -> None:
-    given = argparse.Namespace(device="cpu", clock="cpu")
-    assert _seconds(lambda: time.sleep(0.2), given) < 0.1
-    given.clock = "wall"
-    assert _seconds(lambda: time.sleep(0.2), given) >= 0.2
+    def slept() -> float:
+        time.sleep(0.2)
+        return 7.0
+
+    took, value = seconds_of(slept, side([], clock="cpu"))
+    assert took < 0.1 and value == 7.0
+    assert seconds_of(slept, side([]))[0] >= 0.2
+
+
+def paths(count: int) -> list[tuple[str, Path]]:
+    return [(("small", "large")[number % 2], Path(f"{number}.mp4")) for number in range(count)]
+
+
+def length(path: Path) -> float:
+    return float(len(path.name))
+
+
+def test_upstream_goes_on_where_one_dimension_fails() -> None:
+    """At once, or in the middle of the clips."""
+
+    def absent() -> Any:
+        raise ImportError("no detectron2")
+
+    def breaks(path: Path) -> float:
+        if path.name == "2.mp4":
+            raise RuntimeError("out of memory")
+        return 1.0
+
+    found = Timed()
+    yielded = list(
+        time_upstream({"a": lambda: length, "b": absent, "c": lambda: breaks}, side(paths(4)), found)
+    )
+    assert yielded == ["a", "c", "a", "c"]
+    assert found.values == {"a": {f"{number}.mp4": 5.0 for number in range(4)}}
+    assert found.failed == {"b": "ImportError: no detectron2", "c": "RuntimeError: out of memory"}
+    assert found.count("a", "small") == found.count("a", "large") == 2
+    native = timed(decoding=[0.5], a=[1.0], b=[1.5], c=[2.0], together=[5.0])
+    upstream = timed(a=[3.0])
+    upstream.failed = found.failed
+    told = summary(upstream, native, list("abc"), ["small"])
+    assert told["failed"] == {name: {"upstream": found.failed[name]} for name in "bc"}
+    row = told["sizes"]["small"]
+    assert row["native_s"] == {"decoding": 0.5, "a": 1.0, "together": 1.5, "apart": 1.5}
+    assert row["times_faster"] == 2.0
+
+
+def test_fewer_clips_are_taken_where_time_does_not_do_and_that_is_said() -> None:
+    def slow(path: Path) -> float:
+        del path
+        time.sleep(0.05)
+        return 1.0
+
+    found = Timed()
+    list(time_upstream({"a": lambda: slow}, side(paths(20), s=0.35), found))
+    assert 1 <= found.count("a", "small") == found.count("a", "large") <= 3
+    assert found.cut_short.startswith(f"{2 * found.count('a', 'small')} of 20 clips: ")
+    late = Timed()
+    list(time_upstream({"a": lambda: slow}, side(paths(4), s=-1.0), late))
+    assert late.count("a", "small") == late.count("a", "large") == 1  # the first round is always made
+
+
+def test_a_dimension_past_its_limit_takes_no_further_clip() -> None:
+    def slow(path: Path) -> float:
+        time.sleep(0.03)
+        return length(path)
+
+    found = Timed()
+    list(time_upstream({"a": lambda: slow, "b": lambda: length}, side(paths(6), limit_s=0.05), found))
+    assert found.count("a", "small") == 1 and found.count("b", "small") == 3
+
+
+def test_native_goes_on_where_one_dimension_fails(tmp_path: Path) -> None:
+    from evalharness.video import write_video
+
+    clips = []
+    for number in range(3):
+        clips.append(("small", tmp_path / f"{number}.mp4"))
+        write_video(clips[-1][1], moving(number, 2 + number, 64, 96), 8)
+
+    def breaks(video: Any) -> float:
+        if len(video.frames) == 3:
+            raise RuntimeError("no kernel")
+        return 0.0
+
+    found = Timed()
+    judges = {"a": lambda video: float(len(video.frames)), "b": breaks}
+    assert list(time_native(judges, side(clips), found)) == ["together"] * 3
+    assert found.values == {"a": {"0.mp4": 2.0, "1.mp4": 3.0, "2.mp4": 4.0}}
+    assert found.failed == {"b": "RuntimeError: no kernel"}
+    assert found.count("decoding", "small") == 3
+    assert found.count("together", "small") == 1  # of the clips that were judged without it from the start
+
+
+def test_the_most_wanted_comes_first() -> None:
+    assert plan(["strict", "default"], ["float32", "bfloat16"]) == [
+        Step("strict", "native", "float32"),
+        Step("strict", "upstream", "float32"),
+        Step("default", "native", "float32"),
+        Step("default", "upstream", "float32"),
+        Step("default", "another mode", "bfloat16"),
+    ]
+    with pytest.raises(ValueError, match="--math fast: strict, default, one or more"):
+        plan(["fast"], ["float32"])
+    with pytest.raises(ValueError, match="--precisions fp8: float32, bfloat16, compiled"):
+        plan(["strict"], ["float32", "fp8"])
 
 
 def test_sizes_are_named_by_the_frames_that_are_kept() -> None:
-    given = argparse.Namespace(tiny=False, frames=3, sizes=1)
-    assert _shapes(given) == {"3x480x720": (3, 480, 720, 8)}
-    given = argparse.Namespace(tiny=False, frames=0, sizes=2)
-    assert list(_shapes(given)) == ["49x480x720", "81x480x832"]
+    assert chosen_shapes(tiny=False, frames=3, sizes=1) == {"3x480x720": (3, 480, 720, 8)}
+    assert list(chosen_shapes(tiny=False, frames=0, sizes=2)) == ["49x480x720", "81x480x832"]
 
 
 def test_math_is_torch_s_own_or_strict() -> None:
@@ -203,6 +310,9 @@ def test_records_hold_what_the_scripts_write() -> None:
         if dimension not in vbench_parity.UPSTREAM_ONLY:
             assert found["compared"] == len(found["clips"]) > 0, dimension
             assert found["largest_difference"] <= 1e-5, dimension
+    values = {name: clip["upstream"] for name, clip in parity["motion_smoothness"]["clips"].items()}
+    assert [name for name, value in values.items() if value is None] == ["larger than 512"]  # of two frames
+    assert parity["scene"]["clips"] == {"square": {"upstream": 1.0, "native": None}}
 
 
 def table(first: str) -> dict[str, list[str]]:
@@ -247,3 +357,11 @@ def test_the_table_of_seconds_is_its_record() -> None:
     both = row["upstream_s"], row["native_s"]
     assert shown == {name: [f"{side[name]:.2f}" for side in both] for name in both[0] if name != "together"}
     assert max(record["math"]["default"]["float32"]["largest_difference"].values()) <= 1e-5
+
+
+def test_the_second_scoring_s_seconds_are_their_record() -> None:
+    record = json.loads((RECORDS / "vbench_cache.json").read_text())
+    told = record["second_run_s"]
+    said = f"takes {told['median']} s (median of five, at best {told['least']} s)"
+    assert said in " ".join((Path(__file__).parents[1] / "docs" / "protocols.md").read_text().split())
+    assert record["videos"] == 1255 and told["median"] < 2

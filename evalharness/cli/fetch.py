@@ -16,6 +16,7 @@ _THINGS = ("vbench", "weights")
 _OF = {
     "env": "vbench",
     "python": "vbench",
+    "detectron2": "vbench",
     "only": "weights",
     "vbench_cache": "weights",
     "out": "MODEL",
@@ -40,6 +41,14 @@ def execute(arguments: list[str]) -> int:
     )
     parser.add_argument("--env", default=None, metavar="DIR", help="vbench: where to (in the user's cache)")
     parser.add_argument("--python", default=None, metavar="EXE", help="vbench: Python 3.11 (this one)")
+    parser.add_argument(
+        "--detectron2",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="SOURCE",
+        help="vbench: build detectron2 into it, from a checkout or archive (from GitHub)",
+    )
     parser.add_argument("--only", default=None, metavar="A,B", help="weights: of these dimensions (all)")
     parser.add_argument("--vbench-cache", default=None, metavar="DIR", help="weights: where to (VBench's)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
@@ -94,21 +103,29 @@ def _model(options: argparse.Namespace) -> int:
 
 
 def _environment(options: argparse.Namespace) -> int:
-    from evalharness.upstream.environment import commands, default_folder, fetch
-    from evalharness.upstream.pins import NEEDS_DETECTRON2
+    from evalharness.upstream import environment
+    from evalharness.upstream.pins import DETECTRON2, NEEDS_DETECTRON2
 
-    folder = Path(options.env) if options.env else default_folder()
+    folder = Path(options.env) if options.env else environment.default_folder()
     python = options.python or sys.executable
+    wanted = options.detectron2 is not None
+    source = options.detectron2 or DETECTRON2
     if options.dry_run:
-        for command in commands(folder, python):
+        commands = environment.commands(folder, python)
+        for command in commands + (environment.detectron2_commands(folder, source) if wanted else []):
             print(" ".join(command))
         return 0
-    done = fetch(folder, python=python)
+    done = environment.fetch(folder, python=python)
     print(f"{folder}: {'made' if done else 'is there, nothing to do'}")
-    print(
-        f"not in it: detectron2, which is not on PyPI; {', '.join(NEEDS_DETECTRON2)} need it built from "
-        "source (https://github.com/facebookresearch/detectron2) into this environment"
-    )
+    if wanted:
+        done = environment.add_detectron2(folder, source)
+        print(f"detectron2: {f'built from {source}' if done else 'is there, nothing to do'}")
+    elif not environment.has_detectron2(folder):
+        print(
+            f"not in it: detectron2, which is not on PyPI; {', '.join(NEEDS_DETECTRON2)} need it built from "
+            "source (https://github.com/facebookresearch/detectron2): --detectron2, with the folder of a "
+            "checkout behind it where GitHub cannot be reached"
+        )
     return 0
 
 

@@ -91,7 +91,8 @@ def _check(options: argparse.Namespace, folder: Path, is_run: bool) -> None:
         if is_run and getattr(options, name) is not None:
             raise UserError(f"--{name}: {folder} is a run folder; that option is for a folder of videos")
     if folder.is_file():
-        raise UserError(f"{folder} is a file, not a run folder")
+        wanted = "run folder" if options.protocol is None else "folder of videos"
+        raise UserError(f"{folder} is a file, not a {wanted}")
     if not is_run and options.protocol is None:
         raise UserError(
             f"{folder} is not a run folder (it has no plan.json); for a folder of videos give --protocol, "

@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="A,B", help=f"of {', '.join(CATALOGUE)} (all)")
     options = parser.parse_args(arguments)
     names = [name for name in options.only.split(",") if name] or list(CATALOGUE)
+    if not options.vbench_cache.is_dir():
+        raise UserError(
+            f"{options.vbench_cache}: no such folder; VBench's cache is ~/.cache/vbench by default"
+        )
     refused = 0
     for name in names:
         if name not in CATALOGUE:

@@ -13,7 +13,6 @@ from evalharness.native.base import NativeMetric
 __all__ = ["DynamicDegree", "flow_statistic", "large_enough", "verdict"]
 
 RATE = 8.0  # frames per second that are looked at
-SHARE = 0.05
 PIXELS_PER_256 = 6.0
 PAIRS_PER_16 = 4.0
 
@@ -55,16 +54,17 @@ class DynamicDegree(NativeMetric):
             raise Skip(f"dynamic degree needs at least 2 frames at 8 fps, the video has {len(kept)}")
         large_enough(video, "dynamic degree")
         network = self.network("raft-things")
-        from evalharness.native.flow import pair_strengths
+        from evalharness.native.flow import DYNAMIC_SHARE, pair_strengths
 
         strengths = pair_strengths(
             network,  # type: ignore[arg-type]
             video.frames,
             list(itertools.pairwise(kept)),
-            share=SHARE,
+            share=DYNAMIC_SHARE,
             batch=self.batch,
             device=self.device,
             dtype=self.dtype(),
+            known=video.memo(self.memo_key("raft"), lambda _: {}),
         )
         return verdict(strengths, len(kept), min(video.frames.shape[1:3]))
 

@@ -1,12 +1,13 @@
 """How far the fastest parts of a picture move between two frames, by RAFT: one number a pair.
 
-Each frame is encoded once, however many pairs it is in, and pairs go through the update in batches.
+Each frame is encoded once, however many pairs it is in, and pairs go through the update in batches. A pair
+that both the static filter and dynamic degree look at is judged once, for the shares of both.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,20 +19,25 @@ from evalharness.native.raft import Raft, padded
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["pair_strengths"]
+__all__ = ["DYNAMIC_SHARE", "STATIC_SHARE", "Known", "pair_strengths"]
 
 CORRELATION_BYTES = 1 << 30
+STATIC_SHARE, DYNAMIC_SHARE = 0.02, 0.05  # of the pixels, VBench's
+
+Pair = tuple[int, int]
+Known = MutableMapping[Pair, dict[float, float]]  # strengths of a pair by share
 
 
 def pair_strengths(
     network: Raft,
     frames: np.ndarray,
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[Pair],
     *,
     share: float,
     batch: int,
     device: str,
     dtype: torch.dtype = torch.float32,
+    known: Known | None = None,
 ) -> list[float]:
     """Mean flow length, in pixels, of the ``share`` of pixels that move farthest, for each pair.
 
@@ -43,13 +49,30 @@ def pair_strengths(
         batch: pairs at a time, fewer where their correlations would pass 1 GiB.
         device: where to run.
         dtype: of the network; the flow is averaged in float64.
+        known: of pairs of these frames by this network; those in it are not run again, others are added.
     """
+    known = {} if known is None else known
+    fresh = [pair for pair in dict.fromkeys(pairs) if share not in known.get(pair, {})]
+    shares = sorted({share, STATIC_SHARE, DYNAMIC_SHARE})
+    for pair, strengths in _judged(network, frames, fresh, shares, batch, device, dtype):
+        known[pair] = strengths
+    return [known[pair][share] for pair in pairs]
+
+
+def _judged(
+    network: Raft,
+    frames: np.ndarray,
+    pairs: Sequence[Pair],
+    shares: Sequence[float],
+    batch: int,
+    device: str,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Pair, dict[float, float]]]:
     last_use = {index: number for number, pair in enumerate(pairs) for index in pair}
     encoded: dict[int, tuple[Tensor, Tensor]] = {}
-    strengths: list[float] = []
     size = _pairs_at_once(frames.shape[1:3], batch, dtype.itemsize)
-    with torch.inference_mode():
-        for numbers in _batches(len(pairs), size):
+    for numbers in _batches(len(pairs), size):
+        with torch.inference_mode():
             chosen = [pairs[number] for number in numbers]
             fresh = sorted({index for pair in chosen for index in pair} - encoded.keys())
             if fresh:
@@ -59,16 +82,17 @@ def pair_strengths(
             first = torch.stack([encoded[a][0] for a, _ in chosen])
             second = torch.stack([encoded[b][0] for _, b in chosen])
             flow = network.flow(first, second, torch.stack([encoded[a][1] for a, _ in chosen]))
-            strengths += _strengths(flow, share)
-            encoded = {index: held for index, held in encoded.items() if last_use[index] > numbers[-1]}
-    return strengths
+            strengths = _strengths(flow, shares)
+        yield from zip(chosen, strengths, strict=True)
+        encoded = {index: held for index, held in encoded.items() if last_use[index] > numbers[-1]}
 
 
-def _strengths(flow: Tensor, share: float) -> list[float]:
+def _strengths(flow: Tensor, shares: Sequence[float]) -> list[dict[float, float]]:
     lengths = flow.float().square().sum(dim=1).sqrt().flatten(1)
-    count = max(1, int(share * lengths.shape[1]))
-    means: list[float] = lengths.topk(count, dim=1, sorted=False).values.double().mean(dim=1).tolist()
-    return means
+    counts = [max(1, int(share * lengths.shape[1])) for share in shares]
+    farthest = lengths.topk(max(counts), dim=1).values.double()
+    means = [farthest[:, :count].mean(dim=1).tolist() for count in counts]
+    return [dict(zip(shares, row, strict=True)) for row in zip(*means, strict=True)]
 
 
 def _pairs_at_once(size: Sequence[int], batch: int, itemsize: int) -> int:

@@ -16,7 +16,6 @@ from evalharness.native.dynamic_degree import large_enough
 
 __all__ = ["StaticFilter", "is_static"]
 
-SHARE = 0.02
 PIXELS_PER_256 = 3.0
 PAIRS_PER_16 = 2.0
 
@@ -38,7 +37,7 @@ class StaticFilter(NativeMetric):
         at_least(video, 2, "the static filter")
         large_enough(video, "the static filter")
         network = self.network("raft-things")
-        from evalharness.native.flow import pair_strengths
+        from evalharness.native.flow import STATIC_SHARE, pair_strengths
 
         last = len(video.frames) - 1
         pairs = [*itertools.pairwise(range(last + 1)), (0, last), (last, 0)]
@@ -46,10 +45,11 @@ class StaticFilter(NativeMetric):
             network,  # type: ignore[arg-type]
             video.frames,
             pairs,
-            share=SHARE,
+            share=STATIC_SHARE,
             batch=self.batch,
             device=self.device,
             dtype=self.dtype(),
+            known=video.memo(self.memo_key("raft"), lambda _: {}),
         )
         threshold = PIXELS_PER_256 * min(video.frames.shape[1:3]) / 256.0
         allowed = round(PAIRS_PER_16 * len(video.frames) / 16.0)

@@ -12,9 +12,18 @@ from evalharness.errors import UserError
 from evalharness.hashing import digest
 from evalharness.store import atomic_write_json, read_json
 from evalharness.upstream.driver import Upstream
-from evalharness.upstream.pins import PINS, WITHOUT_DEPENDENCIES
+from evalharness.upstream.pins import DETECTRON2, PINS, WITH_DETECTRON2, WITHOUT_DEPENDENCIES
 
-__all__ = ["commands", "default_folder", "fetch", "find", "pins_hash"]
+__all__ = [
+    "add_detectron2",
+    "commands",
+    "default_folder",
+    "detectron2_commands",
+    "fetch",
+    "find",
+    "has_detectron2",
+    "pins_hash",
+]
 
 RECORD = "evalharness.json"
 Runner = Callable[[Sequence[str]], None]
@@ -43,6 +52,42 @@ def commands(folder: Path, python: str) -> list[list[str]]:
         [*pip, *PINS],
         [*pip, "--no-deps", *WITHOUT_DEPENDENCIES],
     ]
+
+
+def detectron2_commands(folder: Path, source: str = DETECTRON2) -> list[list[str]]:
+    """What is run to build detectron2 into the environment at ``folder``, in order.
+
+    Args:
+        folder: of the environment.
+        source: what pip builds: an address, an archive, or the folder of a checkout.
+    """
+    pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
+    # Its build imports torch. Its bounds, and NumPy's newest for what it imports, would replace what the
+    # other dimensions run with: the pins are asked for again. lvis asks for an OpenCV with windows.
+    return [[*pip, *PINS, *WITH_DETECTRON2], [*pip, "--no-build-isolation", "--no-deps", "lvis", source]]
+
+
+def has_detectron2(folder: Path) -> bool:
+    """Whether detectron2 is installed in the environment at ``folder``."""
+    return any(folder.glob("lib/python*/site-packages/detectron2/__init__.py"))
+
+
+def add_detectron2(folder: Path, source: str = DETECTRON2, *, run: Runner | None = None) -> bool:
+    """Build detectron2 into an environment that ``fetch`` made, unless it is there.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        UserError: no environment is there, or a command failed; names the command.
+    """
+    if find(folder) is None:
+        raise UserError(f"{folder}: no environment of vbench; make it with: evalharness fetch vbench")
+    if has_detectron2(folder):
+        return False
+    for command in detectron2_commands(folder, source):
+        (run or _run)(command)
+    return True
 
 
 def fetch(folder: Path, *, python: str = sys.executable, run: Runner | None = None) -> bool:

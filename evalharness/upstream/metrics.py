@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,7 @@ from typing import ClassVar
 from evalharness.api import MetricInfo, Sample, Skip, Verdict, Video, WeightFile
 from evalharness.hash_memory import HashMemory
 from evalharness.upstream.driver import Scored, Upstream, UpstreamVideo, VideoScore, score_dimensions
-from evalharness.upstream.environment import default_folder, find, pins_hash
+from evalharness.upstream.environment import default_folder, find, has_detectron2, pins_hash
 from evalharness.upstream.files import cache_folder, files_of, lacking
 from evalharness.upstream.pins import NEEDS_DETECTRON2
 
@@ -25,7 +26,6 @@ ENVIRONMENT_VARIABLE = "EVALHARNESS_VBENCH"
 ABSENT = "absent"
 FETCH = "python -m evalharness fetch"
 _COSINES = ("appearance_style", "overall_consistency", "temporal_style")
-_DETECTRON2 = "git+https://github.com/facebookresearch/detectron2@02b5c4e"
 _COLD_SECONDS = 2 * 3600.0
 
 
@@ -107,7 +107,7 @@ class UpstreamMetric:
         if self._lacks_detectron2():
             return (
                 f"{self.dimension} needs detectron2, which is not on PyPI; build it with: "
-                f"{self.upstream.python} -m pip install --no-build-isolation {_DETECTRON2}"
+                f"{FETCH} vbench{self._place()} --detectron2 (a checkout's folder may follow)"
             )
         gone = lacking(self.dimension, self.folder)
         if gone:
@@ -118,8 +118,11 @@ class UpstreamMetric:
     def _lacks_detectron2(self) -> bool:
         if self.dimension not in NEEDS_DETECTRON2 or self.upstream is None:
             return False
-        root = self.upstream.python.parent.parent
-        return not any(root.glob("lib/python*/site-packages/detectron2/__init__.py"))
+        return not has_detectron2(self.upstream.python.parent.parent)
+
+    def _place(self) -> str:
+        folder = environment_folder()
+        return "" if folder == default_folder() else f" --env {shlex.quote(str(folder))}"
 
     def _environment_mark(self) -> WeightFile:
         there = self.upstream is not None and not self._lacks_detectron2()

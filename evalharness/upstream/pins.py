@@ -6,7 +6,13 @@ is installed without its requirements, and these stand in for them.
 
 from __future__ import annotations
 
-__all__ = ["NEEDS_DETECTRON2", "PINS", "WITHOUT_DEPENDENCIES"]
+__all__ = [
+    "DETECTRON2",
+    "NEEDS_DETECTRON2",
+    "PINS",
+    "WITHOUT_DEPENDENCIES",
+    "WITH_DETECTRON2",
+]
 
 PINS = (
     "torch==2.13.0",
@@ -44,3 +50,16 @@ PINS = (
 )
 WITHOUT_DEPENDENCIES = ("torchvision==0.28.0", "vbench==0.1.5", "pyiqa==0.1.15.post2")
 NEEDS_DETECTRON2 = ("object_class", "multiple_objects", "color", "spatial_relationship")
+# Built from source, as it is not on PyPI; beside it what it and GRiT import, its own bounds being older.
+DETECTRON2 = "git+https://github.com/facebookresearch/detectron2@02b5c4e"
+WITH_DETECTRON2 = (
+    "cloudpickle",
+    "hydra-core",
+    "matplotlib",
+    "ninja",
+    "pycocotools",
+    "tabulate",
+    "termcolor",
+    "wheel",
+    "yacs",
+)

@@ -22,8 +22,10 @@ from typing import Any
 # These hand the device to detectron2, which wants a torch.device; motion_smoothness compares it with a
 # string; the others take either.
 WANT_DEVICE_OBJECT = ("object_class", "multiple_objects", "color", "spatial_relationship")
+GRIT = WANT_DEVICE_OBJECT
 DROPS_VIDEOS = ("color",)
 VALUE = "video_results"
+ENOUGH_ALIKE = 3  # videos that fail alone with the same words, before the others are not tried
 
 
 def main() -> int:
@@ -50,7 +52,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
             videos[video["id"]] = {"value": None, "error": problem}
         else:
             staged[_stage(Path(job["work"]), video)] = video
-    videos.update(_measure(compute, staged, job["dimension"]))
+    videos.update(_measure(compute, staged, job["dimension"], _Failed()))
     return {"error": _common_error(videos[video["id"]] for video in staged.values()), "videos": videos}
 
 
@@ -63,6 +65,7 @@ def _common_error(records: Iterable[dict[str, Any]]) -> str | None:
 def _computer(job: dict[str, Any]) -> Any:
     """``compute(paths by video)``: the package's own function with its models' paths."""
     _mend_torchvision()
+    _without_gradients()
     from vbench.utils import init_submodules
 
     dimension = job["dimension"]
@@ -74,6 +77,7 @@ def _computer(job: dict[str, Any]) -> Any:
     submodules = init_submodules([dimension], local=job["local"], read_frame=False)[dimension]
     function = getattr(importlib.import_module(f"vbench.{dimension}"), f"compute_{dimension}")
     information = Path(job["work"]) / "full_info.json"
+    swallowed = _noted_failures() if dimension in GRIT else []
 
     def compute(staged: dict[str, Any]) -> Any:
         entries = [
@@ -86,15 +90,68 @@ def _computer(job: dict[str, Any]) -> Any:
             for path, video in staged.items()
         ]
         information.write_text(json.dumps(entries), encoding="utf-8")
-        return function(str(information), device, submodules)
+        swallowed.clear()
+        found = function(str(information), device, submodules)
+        if swallowed:
+            raise swallowed[0]
+        return found
 
     return compute
 
 
-def _measure(compute: Any, staged: dict[str, Any], dimension: str) -> dict[str, Any]:
+def _without_gradients() -> None:
+    """Some dimensions keep what gradients would need: scene passes 22 GB on a clip of 64 x 64 pixels."""
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_grad_enabled(False)
+
+
+def _noted_failures() -> list[Exception]:
+    """Where failures of the detector are put: object_class takes each for an empty picture, a score of 0."""
+    from vbench.third_party.grit_model import DenseCaptioning
+
+    noted: list[Exception] = []
+    run = DenseCaptioning.run_caption_tensor
+
+    def noting(self: Any, image: Any) -> Any:
+        try:
+            return run(self, image)
+        except Exception as error:
+            noted.append(error)
+            raise
+
+    DenseCaptioning.run_caption_tensor = noting
+    return noted
+
+
+class _Failed:
+    """Videos that failed alone, and whether any passed: what tells a video's fault from the dimension's."""
+
+    def __init__(self) -> None:
+        self._alone: list[str] = []
+        self._passed = False
+
+    def note(self, error: str | None) -> None:
+        """One video by itself: what it failed with; None for any that passed."""
+        if error is None:
+            self._passed = True
+        else:
+            self._alone.append(error)
+
+    @property
+    def everywhere(self) -> str | None:
+        """What all videos fail with, as it seems: so many did, alike, and none passed."""
+        alike = len(self._alone) >= ENOUGH_ALIKE and len(set(self._alone)) == 1
+        return self._alone[0] if alike and not self._passed else None
+
+
+def _measure(compute: Any, staged: dict[str, Any], dimension: str, failed: _Failed) -> dict[str, Any]:
     """Records of all staged videos. One that the package cannot take is found by halving the list."""
     if not staged:
         return {}
+    if failed.everywhere is not None:
+        return {video["id"]: {"value": None, "error": failed.everywhere} for video in staged.values()}
     try:
         _, rows = compute(staged)
     except Exception as error:
@@ -102,23 +159,22 @@ def _measure(compute: Any, staged: dict[str, Any], dimension: str) -> dict[str, 
             rows = []
         elif len(staged) == 1:
             [video] = staged.values()
+            failed.note(_line(error))
             return {video["id"]: {"value": None, "error": _line(error)}}
         else:
-            return _halved(compute, staged, dimension, _line(error))
+            return _halved(compute, staged, dimension, failed)
+    failed.note(None)
     return _records(rows, staged, dimension)
 
 
-def _halved(compute: Any, staged: dict[str, Any], dimension: str, error: str) -> dict[str, Any]:
+def _halved(compute: Any, staged: dict[str, Any], dimension: str, failed: _Failed) -> dict[str, Any]:
+    """The first alone, as it tells most of a fault that all share, and then each half of the rest."""
     items = list(staged.items())
-    first = _measure(compute, dict(items[:1]), dimension)
-    [alone] = first.values()
-    if alone.get("error") == error:  # not the fault of one video
-        return {video["id"]: {"value": None, "error": error} for video in staged.values()}
     middle = (1 + len(items)) // 2
-    rest = [part for part in (items[1:middle], items[middle:]) if part]
-    for part in rest:
-        first.update(_measure(compute, dict(part), dimension))
-    return first
+    found: dict[str, Any] = {}
+    for part in (items[:1], items[1:middle], items[middle:]):
+        found.update(_measure(compute, dict(part), dimension, failed))
+    return found
 
 
 def _records(rows: Any, staged: dict[str, Any], dimension: str) -> dict[str, Any]:
@@ -168,7 +224,10 @@ def _unreadable(path: str) -> str | None:
 
 
 def _mend_torchvision() -> None:
-    """A CPU torch beside a CUDA torchvision lacks two operators that its import asks for; declare them."""
+    """A CPU torch beside a CUDA torchvision lacks two operators that its import asks for.
+
+    They are declared, and the one that detectors use, nms, is given; roi_align has a form in Python.
+    """
     try:
         import torchvision  # noqa: F401
     except ImportError:
@@ -183,10 +242,37 @@ def _mend_torchvision() -> None:
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.impl("nms", nms, "CPU")
         _KEPT.append(library)
+        boxes: Any = importlib.import_module("torchvision.ops.boxes")
+        boxes._assert_has_ops = lambda: None
 
 
 _KEPT: list[Any] = []  # a library that is collected takes its operators with it
+
+
+def nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:
+    """Indices of the boxes that stay, the surest first: each takes those that overlap it more with it.
+
+    Args:
+        boxes: [N, 4], (left, top, right, bottom).
+        scores: [N].
+        iou_threshold: intersection over union above which the less sure one goes.
+    """
+    import torch
+
+    order = scores.argsort(descending=True, stable=True)
+    left, top, right, bottom = boxes[order].unbind(1)
+    areas = (right - left) * (bottom - top)
+    alive = torch.ones(len(order), dtype=torch.bool)
+    for i in range(len(order)):
+        if alive[i]:
+            width = (right.clamp(max=right[i]) - left.clamp(min=left[i])).clamp(min=0)
+            height = (bottom.clamp(max=bottom[i]) - top.clamp(min=top[i])).clamp(min=0)
+            shared = width * height
+            gone = shared / (areas + areas[i] - shared) > iou_threshold
+            alive[i + 1 :] &= ~gone[i + 1 :]
+    return order[alive]
 
 
 def _number(value: Any) -> float | None:

@@ -11,10 +11,13 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evalharness.api import Prompt
 from evalharness.cli.main import main
@@ -24,9 +27,18 @@ from evalharness.protocols.vbench_suite import DIMENSIONS
 from evalharness.upstream import files
 from evalharness.upstream.download import download
 from evalharness.upstream.driver import Scored, Upstream, UpstreamVideo, score_dimensions
-from evalharness.upstream.environment import RECORD, commands, fetch, find
+from evalharness.upstream.environment import (
+    RECORD,
+    add_detectron2,
+    commands,
+    detectron2_commands,
+    fetch,
+    find,
+    has_detectron2,
+)
 from evalharness.upstream.files import CacheFile
 from evalharness.upstream.pins import NEEDS_DETECTRON2, PINS, WITHOUT_DEPENDENCIES
+from evalharness.upstream.worker import _Failed, _measure, nms
 from evalharness.video import write_video
 
 FAKE = Path(__file__).with_name("fake_upstream")
@@ -156,6 +168,75 @@ def test_a_torchvision_for_another_torch_is_mended(tmp_path: Path, clips: Path) 
     assert scored.videos["0000-0"].extras["device"] == "device(type='cpu')"
 
 
+def test_a_detector_that_fails_is_not_nothing_detected(upstream: Upstream, clips: Path) -> None:
+    """The package takes every exception of GRiT for an empty picture, which would be a score of 0."""
+    texts = ("a cat", "an empty room", "a broken cat", "another cat")
+    videos = [
+        video(n, clips / "dark.mp4", text, "object_class", object="cat") for n, text in enumerate(texts)
+    ]
+    scored = score(upstream, videos, "object_class")
+    assert [scored.videos[f"{n:04d}-0"].value for n in range(4)] == [1.0, 0.0, None, 1.0]
+    assert scored.videos["0002-0"].error == "RuntimeError: the detector has no kernel"
+    assert scored.mean is None and scored.error is None
+    assert scored.videos["0000-0"].extras["gradients"] is False  # memory for which would be kept
+
+
+@pytest.mark.parametrize("broken", [(0,), (2, 3), (0, 1), (6,), (0, 6)])
+def test_videos_that_the_package_refuses_cost_no_other_its_score(
+    upstream: Upstream, clips: Path, broken: tuple[int, ...]
+) -> None:
+    """Wherever in the list they stand."""
+    texts = ["explode" if n in broken else "fine" for n in range(7)]
+    videos = [video(n, clips / "dark.mp4", text) for n, text in enumerate(texts)]
+    found = score(upstream, videos).videos
+    told = {n for n in range(7) if found[f"{n:04d}-0"].error == "RuntimeError: cannot take this one"}
+    assert told == set(broken)
+    assert all((found[f"{n:04d}-0"].value is None) is (n in told) for n in range(7))
+
+
+def test_what_fails_for_all_is_not_tried_with_each() -> None:
+    tried: list[int] = []
+
+    def compute(staged: dict[str, Any]) -> Any:
+        tried.append(len(staged))
+        raise RuntimeError("no weights")
+
+    staged = {f"{n}.mp4": {"id": str(n)} for n in range(64)}
+    found = _measure(compute, staged, FLICKER, _Failed())
+    assert found == {str(n): {"value": None, "error": "RuntimeError: no weights"} for n in range(64)}
+    assert len(tried) <= 8
+
+
+def test_detectors_overlapping_boxes_go_where_torchvision_has_no_kernel(tmp_path: Path, clips: Path) -> None:
+    path = (str(FAKE), str(FAKE.with_name("fake_upstream_cpu")))
+    upstream = Upstream(python=Path(sys.executable), path=path, cache=tmp_path)
+    videos = [video(0, clips / "dark.mp4", "a crowded room", "object_class", object="cat")]
+    scored = score(upstream, videos, "object_class")
+    assert scored.error is None and scored.videos["0000-0"].value == 1.0  # the surest of the boxes
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(0, 6)] * 2, st.integers(0, 9)), max_size=12),
+    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+def test_overlapping_boxes_by_hand(found: list[tuple[int, int, int, int, int]], threshold: float) -> None:
+    """Greedily, in whole numbers; equally sure boxes in their order."""
+    boxes = [(x, y, x + w, y + h) for x, y, w, h, _ in found]
+
+    def shared(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int]:
+        across = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+        areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+        return across, areas - across
+
+    kept: list[int] = []
+    for i in sorted(range(len(boxes)), key=lambda i: -found[i][4]):
+        pairs = [shared(boxes[i], boxes[j]) for j in kept]
+        if not any(both and across / both > threshold for across, both in pairs):
+            kept.append(i)
+    tensors = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4), torch.tensor([f[4] for f in found])
+    assert nms(*tensors, threshold).tolist() == kept
+
+
 def test_a_timeout_ends_the_worker_and_its_children(
     upstream: Upstream, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +313,36 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "e").exists()
     assert main(["fetch", "vbnech"]) == 2
     assert "did you mean 'vbench'" in capsys.readouterr().err
+
+
+def test_detectron2_is_built_into_an_environment_that_is_there(tmp_path: Path) -> None:
+    folder, ran = tmp_path / "env", list[list[str]]()
+    with pytest.raises(UserError, match="no environment of vbench"):
+        add_detectron2(folder, run=lambda command: ran.append(list(command)))
+    fetch(folder, run=lambda command: folder.mkdir(exist_ok=True))
+    assert not has_detectron2(folder)
+
+    def build(command: Sequence[str]) -> None:
+        ran.append(list(command))
+        if "checkout" in command:
+            (folder / "lib/python3.11/site-packages/detectron2").mkdir(parents=True)
+            (folder / "lib/python3.11/site-packages/detectron2/__init__.py").touch()
+
+    assert add_detectron2(folder, "checkout", run=build)
+    assert has_detectron2(folder) and not add_detectron2(folder, "checkout", run=build)
+    assert ran == detectron2_commands(folder, "checkout")
+    assert {"pycocotools", *PINS} < set(ran[0])  # what both import must not replace the pins
+    assert ran[1][-4:] == ["--no-build-isolation", "--no-deps", "lvis", "checkout"]
+
+
+def test_the_command_builds_detectron2_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fetch", "vbench", "--env", str(tmp_path / "e"), "--dry-run"]
+    assert main([*command, "--detectron2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("facebookresearch/detectron2@02b5c4e")
+    assert main([*command, "--detectron2", "a/checkout"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("--no-deps lvis a/checkout")
+    assert main(["fetch", "weights", "--detectron2"]) == 2
+    assert "--detectron2 is for: evalharness fetch vbench" in capsys.readouterr().err
 
 
 def test_pins_name_each_package_once() -> None:

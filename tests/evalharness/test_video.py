@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections import deque
 from pathlib import Path
 
@@ -93,3 +94,22 @@ def test_a_file_that_is_no_video_is_refused() -> None:
 def test_frames_that_cannot_be_encoded_are_refused(frames: np.ndarray, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         encode_video(frames, 8)
+
+
+def test_no_frame_is_held_twice() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), np.uint8)
+    data = encode_video(frames, 8)
+    decode_video(data)  # what is loaded once
+    tracemalloc.start()
+    try:
+        video = decode_video(data)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert video.frames.nbytes == frames.nbytes
+    assert most < 1.2 * frames.nbytes
+
+
+def test_an_empty_file_is_called_that() -> None:
+    with pytest.raises(ValueError, match=r"x\.mp4: cannot be decoded \(it is empty\)"):
+        decode_video(b"", "x.mp4")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from evalharness.api import Skip
+from evalharness.errors import UserError
 from evalharness.native import catalogue, convert, weights
 from evalharness.native.catalogue import CATALOGUE, Entry
 from evalharness.native.likeness import FrameLikeness
@@ -200,3 +201,8 @@ def test_a_broken_card_is_named(folder: Path) -> None:
     (folder / "weights.json").write_text('{"dino_vitb16.safetensors": {}}')
     with pytest.raises(ValueError, match=r"weights\.json: an entry lacks its sha256"):
         weights.missing(["dino-vitb16"])
+
+
+def test_a_mistyped_cache_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder; VBench's cache is"):
+        convert.main(["--vbench-cache", str(tmp_path / "nowhere")])

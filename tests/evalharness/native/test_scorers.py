@@ -282,6 +282,28 @@ def test_pairs_in_batches_equal_pairs_alone(networks: dict[str, nn.Module], movi
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_pair_is_judged_once_for_both_who_look_at_it(
+    networks: dict[str, nn.Module], moving: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = networks["raft-things"]
+    assert isinstance(network, Raft)
+    frames, known = moving(3, 130, 138), dict[tuple[int, int], dict[float, float]]()
+    options: dict[str, Any] = {"batch": 4, "device": "cpu", "known": known}
+    pair_strengths(network, frames, [(0, 1), (1, 2)], share=0.02, **options)
+    run: list[int] = []
+    flow = network.flow
+
+    def counted(first: torch.Tensor, *rest: Any) -> torch.Tensor:
+        run.append(len(first))
+        return flow(first, *rest)
+
+    monkeypatch.setattr(network, "flow", counted)
+    found = pair_strengths(network, frames, [(1, 2), (0, 2), (0, 1), (0, 2)], share=0.05, **options)
+    assert run == [1]  # (0, 2), once
+    expected = [strength(network, frames[a], frames[b], 0.05) for a, b in ((1, 2), (0, 2), (0, 1), (0, 2))]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("fps", "kept"), [(8.0, 5), (24.0, 2)])
 def test_dynamic_degree_equals_the_vote_over_pairs(
