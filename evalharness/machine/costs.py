@@ -233,9 +233,9 @@ def _live_channels(shape: TransformerShape) -> int:
 
 
 def weights_bytes(spec: ModelSpec) -> float:
-    """On disk, at two bytes a number."""
-    numbers = spec.text_parameters + spec.experts * _shape(spec).parameters + spec.decoder_parameters
-    return 2.0 * numbers
+    """On disk, as the repository stores them; tokenizers and configurations are megabytes beside it."""
+    numbers = (spec.text_parameters, spec.experts * _shape(spec).parameters, spec.decoder_parameters)
+    return float(sum(count * size for count, size in zip(numbers, spec.stored_bytes, strict=True)))
 
 
 def training_memory(

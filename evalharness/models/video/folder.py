@@ -36,11 +36,14 @@ def models_cache() -> Path:
 def resolve_folder(spec: ModelSpec, weights: str | None, revision: str | None) -> Path:
     """The folder to load from: the one given, else the one that ``evalharness fetch`` made.
 
+    What was fetched must be of the pinned revision; a folder that is given, only of one that is asked for.
+
     Raises:
         UserError: there is none, or its revision is not the one asked for.
     """
+    wanted = revision or spec.revision
     if weights is not None:
-        folder = Path(weights)
+        folder, wanted = Path(weights), revision
         if not folder.is_dir():
             raise UserError(f"--weights {weights}: no such folder")
     else:
@@ -52,7 +55,7 @@ def resolve_folder(spec: ModelSpec, weights: str | None, revision: str | None) -
                 f"model {spec.name}: its weights are not here; get them with: evalharness fetch {spec.name} "
                 "(or give --weights DIR)"
             )
-    _check_revision(folder, spec, revision or spec.revision)
+    _check_revision(folder, spec, wanted)
     return folder
 
 
