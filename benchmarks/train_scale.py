@@ -220,7 +220,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
         built.settings, frames=options.frames, height=options.height, width=options.width
     )
     asked = Training.of(dataclasses.asdict(recipe), options.rank, world_size())
-    predicted = training_memory(spec, settings, **dataclasses.asdict(asked))
+    predicted = training_memory(spec, settings, **asked.of_a_step())
     context.facts = {
         "model": options.model,
         "tiny": options.tiny,

@@ -23,6 +23,7 @@ from evalharness.machine.costs import (
     call_seconds,
     expert_bytes,
     memory_needs,
+    observing_memory,
     start_memory,
     training_memory,
     video_seconds,
@@ -376,6 +377,50 @@ def test_what_lies_elsewhere_is_no_memory_of_a_gpu() -> None:
     assert Training.of(recipe, 32, 2).words.endswith("teacher host, offload moments")
 
 
+@pytest.mark.parametrize("name", ["cogvideox-2b", "wan2.1-1.3b", "wan2.1-14b"])
+def test_batches_that_are_looked_at(name: str) -> None:
+    """Two blocks of full width and full size of a clip, in float32 on the meta device."""
+    built = model(name)
+    spec, joint = built.spec, built.spec.shape.joint_text
+    settings = dataclasses.replace(built.settings, frames=49, height=480, width=720 if joint else 832)
+    import diffusers
+
+    with torch.device("meta"):
+        module = getattr(diffusers, spec.transformer)(**{**spec.shape.config, "num_layers": 2})
+        size = (2, 13, 16, 60, 90) if joint else (2, 16, 13, 60, 104)
+        inputs = torch.empty(size), torch.empty(2, spec.shape.text_tokens, 4096)
+    with Alive() as alive, NoAttention(), torch.inference_mode():
+        time = torch.zeros(2, dtype=torch.long, device="meta")
+        module(hidden_states=inputs[0], encoder_hidden_states=inputs[1], timestep=time, return_dict=False)
+    on_top = observing_memory(spec, settings, 2, 1) - 4 * spec.shape.parameters
+    assert on_top == pytest.approx(alive.most, rel=0.02)
+    # Several: the model as it was read, and one of its blocks in float32.
+    shared = observing_memory(spec, settings, 2, 4) - on_top
+    assert shared == pytest.approx((2 + 4 / spec.shape.layers) * spec.shape.parameters)
+
+
+def test_a_look_that_does_not_fit_is_refused() -> None:
+    """On 8 GPUs a step of 14B with offload takes 39 GB, and a batch of 8 clips of Q-DM's authors more."""
+    built = model("wan2.1-14b", generation={"frames": 81, "height": 480, "width": 832})
+    recipe = {"batch_size": 1, "gradient_checkpointing": True, "teacher": "sharded", "offload": "moments"}
+    preflight(built.spec, built.settings, Training.of(recipe, 0, 8), 85e9)
+    with pytest.raises(UserError, match="before its first step, while the method looks at batches of 8 in"):
+        preflight(built.spec, built.settings, Training.of(recipe, 0, 8, observed=8), 85e9)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "samples"),
+    [
+        ("qdm", {}, 8), ("efficientdm", {"data": "clips"}, 8), ("efficientdm", {}, 2),
+        ("lsq", {"recipe": {"batch_size": 5}}, 5),
+    ],
+)  # fmt: skip
+def test_methods_say_what_they_look_at(method: str, option: dict[str, Any], samples: int) -> None:
+    cls: Any = Registry().get("methods", method)
+    made = [cls(w_bits=4, a_bits=4, mode=mode, **option) for mode in ("author", "fair")]
+    assert [each.observed_samples for each in made] == [samples, 0]
+
+
 def test_the_prepare_stage_asks_before_it_trains(
     flags: Callable[..., list[str]],
     capfd: pytest.CaptureFixture[str],
@@ -387,16 +432,19 @@ def test_the_prepare_stage_asks_before_it_trains(
 
     asked: list[Any] = []
 
-    def refuse(self: VideoModel, recipe: dict[str, Any], rank: int, gpus: int) -> None:
-        asked.append((recipe["steps"], rank, gpus))
-        raise UserError("too large")
+    def refuse(self: VideoModel, recipe: dict[str, Any], rank: int, gpus: int, observed: int = 0) -> None:
+        asked.append((recipe["steps"], rank, gpus, observed))
+        if recipe["steps"] == 77:
+            raise UserError("too large")
 
     monkeypatch.setattr(VideoModel, "check_training", refuse)
     monkeypatch.setattr("evalharness.plan.resolve_device", lambda asked: "cuda")
     monkeypatch.chdir(tmp_path)
     run = ["run", *flags("wan2.1"), "--protocol", "smoke", "--workers", "0", "--data", "teacher",
-           "--methods", "rtn,qvgen", "--set", "qvgen.recipe.steps=77", "--output", "out"]  # fmt: skip
+           "--methods", "rtn,efficientdm,qvgen", "--set", "efficientdm.mode=author",
+           "--set", "efficientdm.recipe.steps=3", "--set", "qvgen.recipe.steps=77",
+           "--output", "out"]  # fmt: skip
     assert main(run) == 2
     assert "error: too large" in capfd.readouterr().err
-    assert asked == [(77, 32, 1)]
+    assert asked == [(3, 0, 1, 2), (77, 32, 1, 0)]
     assert not list(Path("out").glob("cells/*/prepare.json"))
