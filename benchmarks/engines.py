@@ -192,10 +192,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     engines = [name for name in given.engines.split(",") if name != "ray" or has_ray()]
     around = surroundings(torch.device("cpu"))
     record: dict[str, Any] = json.loads(given.output.read_text()) if given.output.is_file() else {}
+    commit = {"commit": around.pop("commit")}  # of each part
     record |= {**around, "versions": {**around["versions"], "ray": version("ray")}}
 
     def told(part: str) -> Callable[[dict[str, Any]], None]:
-        return lambda found: write_json(given.output, record | {part: record.setdefault(part, {}) | found})
+        return lambda found: write_json(given.output, record | {part: record.get(part, {}) | found | commit})
 
     for part in given.parts.split(","):
         if part == "workers":

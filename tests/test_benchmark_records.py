@@ -311,3 +311,13 @@ def test_the_data_pipeline() -> None:
     ) in text
     assert (found["real_clips"], found["ways"]["killed"]["killed"]) == (4, 2) and "killed twice" in text
     assert found["same_bytes"] and found["every_clip_where_its_kind_says"]
+
+
+@pytest.mark.parametrize("engine", ["local", "torchrun", "ray"])
+def test_every_engine_leaves_the_same_bytes(engine: str) -> None:
+    found = json.loads((ROOT / "results" / "reliability" / "engines.json").read_text())
+    workers, kills = (found[part]["engines"][engine] for part in ("workers", "kills"))
+    assert workers["workers"] == 4 and workers["same_bytes"] and kills["same_bytes"]
+    counts = [str(kills[key]) for key in ("killed", "commands")]
+    shown = ["the same", *counts, "the same", str(kills["done_twice"])]
+    assert row("models/README.md", f"`{engine}`") == shown and kills["killed"] == 20
