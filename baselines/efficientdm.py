@@ -78,6 +78,11 @@ class EfficientDM(TrainedMethod):
         config = timestep_config(self.mode, self.w_bits, self.a_bits, self.buckets)
         return config if self.mode == "fair" else dataclasses.replace(config, range_init="minmax")
 
+    @property
+    def observed_samples(self) -> int:
+        """Of a batch that is looked at before the training, at full precision."""
+        return OBSERVED[self.data or _DATA[self.mode]][1] if self.mode == "author" else 0
+
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         from baselines.adapter import attach_adapters_
         from baselines.inputs import InputStats

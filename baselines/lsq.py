@@ -74,12 +74,19 @@ class LSQ(TrainedMethod):
             clip_first=True,
         )
 
+    @property
+    def observed_samples(self) -> int:
+        """Of a batch that is looked at before the training, at full precision."""
+        return self.recipe.batch_size if self.mode == "author" else 0
+
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         from baselines.static_steps import start_lsq_
         from baselines.training import observe_and_train_
         from qvgen.training.run import quantize_and_train_
 
-        config, size = self.quant_config(), self.recipe.batch_size
+        config = self.quant_config()
         if self.mode == "fair":
             return quantize_and_train_(model, config, self.recipe, ctx)
-        return observe_and_train_(model, config, self.recipe, ctx, start_lsq_, observed=(1, size))
+        return observe_and_train_(
+            model, config, self.recipe, ctx, start_lsq_, observed=(1, self.observed_samples)
+        )

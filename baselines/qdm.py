@@ -60,6 +60,11 @@ class QDM(TrainedMethod):
         config = timestep_config(self.mode, self.w_bits, self.a_bits, self.buckets)
         return config if self.mode == "fair" else dataclasses.replace(config, w_symmetric=True)
 
+    @property
+    def observed_samples(self) -> int:
+        """Of a batch that is looked at before the training, at full precision."""
+        return OBSERVED[1] if self.mode == "author" else 0
+
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:
         """Quantize and train ``model``.
 

@@ -7,7 +7,7 @@ import gc
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 
 from baselines.rtn import RTN
 from benchmarks.driver import on_device
-from benchmarks.measuring import Deadline, ratio
+from benchmarks.measuring import Deadline, held_mb, ratio
 from benchmarks.random_pipelines import open_model
 from evalharness.conditions import conditions
 from evalharness.cost import executed_as
@@ -33,14 +33,19 @@ SIZES = {"wan_14b": {"height": 480, "width": 832, "shift": 3.0}}
 DENOISE_ONLY = ("wan_14b",)
 BITS = 4
 EXECUTIONS = ("packed", "bf16", "fake")
+# Of a GPU's memory, what a process can fill; and how much longer than the longest run the next may take.
+_USABLE, _LONGER = 0.95, 1.3
+# A decoder's workspaces are in no prediction: whole decodes of other sizes tell what they depend on.
+DECODES = {"cog_2b": ((49, 240, 360), (25, 480, 720)), "wan_1_3b": ((33, 240, 416), (33, 480, 832))}
 
 
 @dataclass
 class Watch:
-    """Seconds and most memory of the phases of one video."""
+    """Seconds and most memory of the phases of one video; ``told`` after each."""
 
     device: torch.device
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    told: Callable[[], None] = lambda: None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -54,6 +59,8 @@ class Watch:
             "seconds": round(time.perf_counter() - start, 3),
             **{key: None if size is None else round(size / 1e9, 3) for key, size in sizes.items()},
         }
+        print(f"    {name}: {self.found[name]}", flush=True)
+        self.told()
 
 
 class Context:
@@ -80,48 +87,117 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
     print(f"  {name} opened in {found['opened_s']} s", flush=True)
     executions: dict[str, nn.Module] = {}
     is_tile_known = name in DENOISE_ONLY  # a tiled decoder is alone on the device, whatever ran before
+    longest = 0.0
     for run in sorted(given.runs, key=lambda run: EXECUTIONS.index(run.partition(":")[0])):
         execution, _, preset = run.partition(":")
-        if name in DENOISE_ONLY and preset == "resident":
-            found["skipped"][run] = "only denoising is measured"
+        predicted = prediction(opened, execution, preset)
+        reason = left_out(name, preset, predicted, device, given)
+        if reason is None and deadline.left <= longest * _LONGER:
+            reason = f"{deadline.left:.0f} s were left, the longest run took {longest:.0f}"
+        if reason is not None:
+            found["skipped"][run] = reason
+            print(f"  {name}, {run}: {reason}", flush=True)
+            given.save(found)
             continue
-        if deadline.passed:
-            found["skipped"][run] = "no time was left"
-            continue
+        print(f"  {name}, {run}: begins, {deadline.left:.0f} s are left", flush=True)
+        begun, entry = time.perf_counter(), {}
+        found["runs"][run] = entry
         try:
             if execution not in executions:
                 executions.clear()  # one at a time in memory
                 gc.collect()
                 executions[execution] = made(opened, execution, device)
+            entry["made_s"] = round(time.perf_counter() - begun, 1)
             is_tiled = preset != "resident"
-            entry = one_video(opened, executions[execution], preset, decode=not (is_tiled and is_tile_known))
+            one_video(
+                opened, executions[execution], preset, entry, name not in DENOISE_ONLY,
+                decode=not (is_tiled and is_tile_known), told=lambda: given.save(found),
+            )  # fmt: skip
         except Exception as error:  # the others must not pay for it
             traceback.print_exc()
-            found["skipped"][run] = f"{type(error).__name__}: {error}"
-            continue
-        is_tile_known = is_tile_known or is_tiled
-        predicted = prediction(opened, execution, preset)
-        entry["predicted_gb"] = {key: round(size / 1e9, 3) for key, size in predicted.phases.items()}
-        found["runs"][run] = entry
-        if name in DENOISE_ONLY:
-            entry["phases"].pop("text")  # of one layer: no figure of that model
-        measured = {key: phase["allocated_gb"] for key, phase in entry["phases"].items()}
-        found["ratios"][run] = {
-            key: ratio(measured[key], entry["predicted_gb"][key])
-            for key in predicted.phases
-            if key in measured
-        }
-        print(f"  {name}, {run}: {measured} GB, predicted {entry['predicted_gb']}", flush=True)
+            found["skipped"][run] = entry["error"] = f"{type(error).__name__}: {error}"
+        else:
+            is_tile_known = is_tile_known or is_tiled
+        longest = max(longest, time.perf_counter() - begun)
+        found["ratios"][run] = compared(entry, predicted)
+        print(f"  {name}, {run}: measured over predicted {found['ratios'][run]}", flush=True)
         given.save(found)
+    executions.clear()
+    if name not in DENOISE_ONLY:
+        decode_sizes(name, opened, found, deadline, given)
     return found
+
+
+def compared(entry: dict[str, Any], predicted: MemoryNeed) -> dict[str, float | None]:
+    """Measured over predicted, of the phases that ran; both stay in ``entry``."""
+    entry["predicted_gb"] = {key: round(size / 1e9, 3) for key, size in predicted.phases.items()}
+    phases = entry.get("phases", {})
+    return {
+        key: ratio(phases[key]["allocated_gb"], entry["predicted_gb"][key])
+        for key in predicted.phases
+        if key in phases
+    }
+
+
+def left_out(
+    name: str, preset: str, predicted: MemoryNeed, device: torch.device, given: argparse.Namespace
+) -> str | None:
+    """Why a run makes no sense here; None if it does."""
+    if name in DENOISE_ONLY and preset == "resident":
+        return "only denoising is measured"
+    if device.type != "cuda" or given.tiny:
+        return None
+    need = predicted.phases["denoise"] if name in DENOISE_ONLY else predicted.peak
+    room = torch.cuda.get_device_properties(device).total_memory * _USABLE
+    return None if need < room else f"needs {need / 1e9:.0f} GB, {room / 1e9:.0f} are there"
+
+
+def decode_sizes(
+    name: str, loaded: Any, found: dict[str, Any], deadline: Deadline, given: argparse.Namespace
+) -> None:
+    """The decoder alone, whole, at the sizes of ``DECODES``: most memory on top of its own weights."""
+    device, vae = loaded.device, loaded.pipeline.vae
+    loaded._full = None
+    loaded._hold(None)
+    loaded.pipeline.text_encoder.to("cpu")
+    vae.disable_tiling()
+    vae.to(device)
+    channels = vae.config.get("z_dim") or vae.config.latent_channels
+    for frames, height, width in ((9, 32, 32),) if given.tiny else DECODES.get(name, ()):
+        if deadline.passed:
+            break
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (1, channels, 1 + frames // 4, height // 8, width // 8)
+        latents = torch.randn(shape, generator=generator, device=device, dtype=vae.dtype)
+        size, watch, before = f"{frames}x{height}x{width}", Watch(device), held_mb(device)
+        try:
+            with torch.inference_mode(), watch.phase(size):
+                vae.decode(latents, return_dict=False)
+        except Exception as error:
+            traceback.print_exc()
+            found["skipped"][f"decode {size}"] = f"{type(error).__name__}: {error}"
+        else:
+            if before is not None:
+                on_top = watch.found[size]["allocated_gb"] * 1e9 - before * 1e6
+                watch.found[size]["bytes_for_a_pixel"] = round(on_top / (height * width))
+            found.setdefault("decodes", {}).update(watch.found)
+        given.save(found)
 
 
 def pipeline_of(name: str, device: torch.device, given: argparse.Namespace) -> Any:
     """The pipeline, its transformer not quantized yet."""
-    layers = 1 if name in DENOISE_ONLY else 24
     size = {} if given.tiny else SIZES.get(name, {})
     return open_model(
-        name, device, given.tiny, memory="phases", steps=given.steps, text_layers=layers, **size
+        name,
+        device,
+        given.tiny,
+        memory="phases",
+        steps=given.steps,
+        whole_text=name not in DENOISE_ONLY,
+        **size,
     )
 
 
@@ -136,9 +212,15 @@ def made(loaded: Any, execution: str, device: torch.device) -> nn.Module:
     return method.pack(module) if execution == "packed" else module
 
 
-def one_video(loaded: Any, module: nn.Module, preset: str, *, decode: bool) -> dict[str, Any]:
-    """Each phase of a video under ``preset``; the first of an execution also loads kernels."""
-    device = loaded.device
+def one_video(
+    loaded: Any, module: nn.Module, preset: str, entry: dict[str, Any], encode: bool = True,
+    *, decode: bool, told: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Each phase of a video under ``preset``; the first of an execution also loads kernels.
+
+    What is found goes into ``entry``, ``told`` after each phase. Without ``encode`` embeddings are drawn.
+    """
+    device, settings = loaded.device, loaded.settings
     loaded.placement = Placement(device, preset)
     loaded.pipeline.vae.disable_tiling() if preset == "resident" else loaded.pipeline.vae.enable_tiling()
     loaded.placement.settle(module, loaded.pipeline.text_encoder, loaded.pipeline.vae)
@@ -147,28 +229,31 @@ def one_video(loaded: Any, module: nn.Module, preset: str, *, decode: bool) -> d
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    watch = Watch(device)
+    watch = Watch(device, told=told)
+    entry["executed_as"], entry["phases"] = executed_as(module), watch.found
+    entry["transformer_gb"] = (
+        sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) / 1e9
+    )
     with torch.inference_mode():
-        with watch.phase("text"):
-            loaded.embed([PROMPT, loaded.settings.negative_prompt])
+        if encode:
+            with watch.phase("text"):
+                loaded.embed([PROMPT, settings.negative_prompt])
+        else:
+            width = loaded._config.text_dim
+            for number, text in enumerate((PROMPT, settings.negative_prompt)):
+                generator = torch.Generator().manual_seed(number)
+                loaded._texts[text] = torch.randn(1, settings.text_length, width, generator=generator)
         with watch.phase("denoise"):
             latents = loaded._denoise([PROMPT], [0])
-        finite = bool(torch.isfinite(latents).all())
+        entry["latents_are_finite"] = bool(torch.isfinite(latents).all())
         if decode:
             with watch.phase("decode"), loaded.placement.turn(loaded.pipeline.vae, module):
                 frames = loaded._frames(latents)
             with watch.phase("write"), tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "video.mp4"
-                path.write_bytes(encode_video(frames, loaded.settings.fps))
+                path.write_bytes(encode_video(frames, settings.fps))
                 assert read_video(path).frames.shape == frames.shape
-    return {
-        "executed_as": executed_as(module),
-        "phases": watch.found,
-        "seconds": round(sum(phase["seconds"] for phase in watch.found.values()), 2),
-        "latents_are_finite": finite,
-        "transformer_gb": sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
-        / 1e9,
-    }
+    entry["seconds"] = round(sum(phase["seconds"] for phase in watch.found.values()), 2)
 
 
 def prediction(loaded: Any, execution: str, preset: str) -> MemoryNeed:

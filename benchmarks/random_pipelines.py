@@ -57,12 +57,12 @@ class RandomSource:
         spec: which model.
         device: where weights are made; parts that rest on the host are moved there by the pipeline.
         tiny: modules of the same classes that a CPU runs in milliseconds.
-        text_layers: of the text encoder, where all of it is not wanted.
+        whole_text: the text encoder of full size; else it has one layer and knows a few letters.
     """
 
-    def __init__(self, spec: ModelSpec, device: torch.device, tiny: bool, text_layers: int = 24) -> None:
+    def __init__(self, spec: ModelSpec, device: torch.device, tiny: bool, whole_text: bool = True) -> None:
         self.spec, self.device, self.tiny = spec, device, tiny
-        self._text_layers = 1 if tiny else text_layers
+        self._whole_text = whole_text and not tiny
 
     def pipeline(self, cls: Any, dtypes: dict[str, torch.dtype]) -> Any:
         words = _tokenizer()
@@ -111,10 +111,13 @@ class RandomSource:
         import transformers
 
         kind = "T5" if self._is_cog else "UMT5"
-        vocabulary = words if self.tiny else {"T5": 32128, "UMT5": 256384}[kind]
+        vocabulary = {"T5": 32128, "UMT5": 256384}[kind] if self._whole_text else words
         sizes = _TINY_ENCODER if self.tiny else _ENCODER
         config = getattr(transformers, f"{kind}Config")(
-            vocab_size=vocabulary, num_layers=self._text_layers, feed_forward_proj="gated-gelu", **sizes
+            vocab_size=vocabulary,
+            num_layers=24 if self._whole_text else 1,
+            feed_forward_proj="gated-gelu",
+            **sizes,
         )
         return self._made(getattr(transformers, f"{kind}EncoderModel"), dtype, config)
 
@@ -145,7 +148,7 @@ def open_model(
     *,
     memory: str,
     steps: int,
-    text_layers: int = 24,
+    whole_text: bool = True,
     **settings: Any,
 ) -> LoadedVideo:
     """The model ``name`` of ``MODELS`` at its default settings but for ``steps`` and ``settings``."""
@@ -158,7 +161,7 @@ def open_model(
     chosen: VideoSettings = model.settings
     spec = dataclasses.replace(model.spec)
     module, _, loaded = model.loaded_class.partition(":")
-    source = RandomSource(spec, device, tiny, text_layers)
+    source = RandomSource(spec, device, tiny, whole_text)
     opened: LoadedVideo = getattr(importlib.import_module(module), loaded)(
         spec, chosen, source, str(device), options
     )

@@ -31,7 +31,7 @@ def write_folder(target: Path, *, tiny: bool) -> None:
     from benchmarks.driver import on_device
     from benchmarks.random_pipelines import open_model
 
-    loaded = open_model("wan_1_3b", on_device(), tiny, memory="resident", steps=1, text_layers=1)
+    loaded = open_model("wan_1_3b", on_device(), tiny, memory="resident", steps=1, whole_text=False)
     import diffusers
     import torch
 

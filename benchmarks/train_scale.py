@@ -1,12 +1,14 @@
-"""Training steps of a full-size Wan with random weights, on as many GPUs as ``torchrun`` starts.
+"""Training steps of a full-size model with random weights, on as many GPUs as ``torchrun`` starts.
 
     torchrun --nproc-per-node 2 -m benchmarks.train_scale --model wan2.1-14b --offload moments \
-        --teacher sharded --output out
+        --teacher sharded --measure 3 --output out
 
 The whole way is run and measured: quantizing block by block, sharding, steps, a saved state if asked
 for, and the finished model; seconds and peak memory of each, beside what the preflight predicts. Every
 process makes the same random bfloat16 weights on its GPU, from where the training takes them. After each
-phase ``train_scale.json`` is written with what there is.
+phase ``train_scale.json`` is written with what there is. ``--measure N`` ends the training after N of its
+steps, ``--limit-s`` where another one has no time left; then nothing is converted. With ``--against
+FOLDER``, of the same training on fewer GPUs, ``scaling`` is recorded.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from benchmarks.measuring import ratio, surroundings
 from benchmarks.qat_training import Batch
 from evalharness.machine.costs import training_memory
 from evalharness.machine.preflight import Training, need_of
@@ -31,14 +35,26 @@ from evalharness.modeloptions import ModelOptions
 from evalharness.registry import Registry
 from evalharness.store import atomic_write_text
 from qvgen.config import QuantConfig, QVGenConfig
-from qvgen.training.parallel import rank, world_size
+from qvgen.training.parallel import agreed, rank, world_size
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.run import quantize_and_train_
 
-TINY: dict[str, Any] = {
-    "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 12,
-    "freq_dim": 8, "ffn_dim": 36, "num_layers": 2,
+TINY: dict[str, dict[str, Any]] = {
+    "WanTransformer3DModel": {
+        "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+        "text_dim": 12, "freq_dim": 8, "ffn_dim": 36, "num_layers": 2,
+    },
+    "CogVideoXTransformer3DModel": {
+        "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4,
+        "num_layers": 2, "time_embed_dim": 16, "text_embed_dim": 12, "max_text_seq_length": 4,
+        "sample_width": 4, "sample_height": 4, "sample_frames": 5,
+    },
 }  # fmt: skip
+_UNTIMED = 1  # steps that load kernels and allocate
+
+
+class EnoughError(Exception):
+    """As many steps as were asked for have been measured."""
 
 
 class Measured:
@@ -47,8 +63,10 @@ class Measured:
     seed = 0
     skip_layers = ()
 
-    def __init__(self, options: argparse.Namespace, device: torch.device, config: Mapping[str, Any]) -> None:
-        self.device, self.config, self.options = device, config, options
+    def __init__(
+        self, options: argparse.Namespace, device: torch.device, kind: str, config: Mapping[str, Any]
+    ) -> None:
+        self.device, self.kind, self.config, self.options = device, kind, config, options
         self.state_folder = options.state
         self.phases: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
@@ -68,7 +86,28 @@ class Measured:
         self._begun = time.perf_counter()
         if rank() == 0:
             print(found, flush=True)
-            self.save({**self.facts, "phases": self.phases, "losses": [r["loss"] for r in self.records]})
+            self.save(self.found())
+
+    def found(self) -> dict[str, Any]:
+        """What there is so far."""
+        losses = [record["loss"] for record in self.records]
+        return {**self.facts, **self.steps(), "phases": self.phases, "losses": losses}
+
+    def steps(self) -> dict[str, Any]:
+        """Of the steps after the first: seconds, and peak memory over what was predicted."""
+        steps = [phase for phase in self.phases if phase["name"].startswith("step ")][_UNTIMED:]
+        if not steps:
+            return {}
+        found: dict[str, Any] = {"step_s": statistics.median(step["seconds"] for step in steps)}
+        if "peak_gb" in steps[0]:
+            most = max(step["peak_gb"] for step in steps)
+            found |= {
+                "step_peak_gb": most,
+                "peak_to_predicted": ratio(most, self.facts["predicted_step_peak_gb"]),
+            }
+        if self.options.against is not None:
+            found["scaling"] = scaling(self.options.against, self.facts, found["step_s"])
+        return found
 
     def save(self, found: Mapping[str, Any]) -> None:
         """Write what there is."""
@@ -79,16 +118,19 @@ class Measured:
 
     def teacher(self) -> nn.Module:
         self.phase("student quantized and sharded")
-        return transformer(self.config, self.device, seed=0).eval().requires_grad_(False)
+        return transformer(self.kind, self.config, self.device, seed=0).eval().requires_grad_(False)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         o, config = self.options, self.config
-        size = ((o.frames - 1) // 4 + 1, o.height // 8, o.width // 8)
+        frames, height, width = (o.frames - 1) // 4 + 1, o.height // 8, o.width // 8
+        channels, is_wan = config["in_channels"], self.kind.startswith("Wan")
+        size = (channels, frames, height, width) if is_wan else (frames, channels, height, width)
+        text_width = config["text_dim" if is_wan else "text_embed_dim"]
         generator = torch.Generator(self.device).manual_seed(1)
         draw: dict[str, Any] = {"device": self.device, "dtype": torch.bfloat16, "generator": generator}
         while True:
-            latents = torch.randn(batch_size, config["in_channels"], *size, **draw)
-            text = torch.randn(batch_size, o.text, config["text_dim"], **draw)
+            latents = torch.randn(batch_size, *size, **draw)
+            text = torch.randn(batch_size, o.text, text_width, **draw)
             timestep = torch.randint(0, 1000, (batch_size,), device=self.device, generator=generator)
             yield Batch(
                 {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}, latents
@@ -103,21 +145,53 @@ class Measured:
 
     def track(self, steps: range, what: str) -> Iterator[int]:
         self.phase("teacher in place")
+        longest = 0.0
         for step in steps:
+            begun = time.perf_counter()
             yield step
             self.phase(f"step {step}")
+            longest = max(longest, time.perf_counter() - begun)
+            late = time.monotonic() - self.options.begun + longest > self.options.limit_s
+            if step + 1 == self.options.measure or agreed(late, self.device):
+                raise EnoughError
 
 
-def transformer(config: Mapping[str, Any], device: torch.device, seed: int) -> nn.Module:
+def scaling(folder: Path, facts: Mapping[str, Any], step_s: float) -> dict[str, Any]:
+    """How much faster this training's step is than the one recorded in ``folder``, for each GPU added.
+
+    Raises:
+        ValueError: that was another training.
+    """
+    base = json.loads((folder / "train_scale.json").read_text())
+    for name in ("model", "clip", "rank", "device"):
+        if base[name] != facts[name]:
+            raise ValueError(f"--against {folder}: {name} {base[name]}, here {facts[name]}")
+    recipe = json.loads(json.dumps(facts["recipe"]))
+    differ = [name for name in recipe if base["recipe"][name] != recipe[name] and name != "teacher"]
+    if differ:
+        raise ValueError(f"--against {folder}: another recipe: {', '.join(differ)}")
+    if "step_s" not in base:
+        raise ValueError(f"--against {folder}: it has no step after the first")
+    more = facts["gpus"] / base["gpus"]
+    faster = base["step_s"] / step_s
+    return {
+        "gpus": base["gpus"],
+        "step_s": base["step_s"],
+        "faster": faster,
+        "efficiency": ratio(faster, more),
+    }
+
+
+def transformer(kind: str, config: Mapping[str, Any], device: torch.device, seed: int) -> nn.Module:
     """Random bfloat16 weights, the same in each process."""
-    from diffusers import WanTransformer3DModel
+    import diffusers
 
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model: nn.Module = WanTransformer3DModel(**config)
+            model: nn.Module = getattr(diffusers, kind)(**config)
     finally:
         torch.set_default_dtype(before)
     return model
@@ -125,8 +199,11 @@ def transformer(config: Mapping[str, Any], device: torch.device, seed: int) -> n
 
 def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """One training; its phases and predictions."""
-    spec = Registry().get("models", options.model)(ModelOptions()).spec
-    config = TINY if options.tiny else spec.shape.config
+    built = Registry().get("models", options.model)(ModelOptions())
+    spec = built.spec
+    config = TINY[spec.transformer] if options.tiny else spec.shape.config
+    options.width = options.width or (720 if spec.shape.joint_text else 832)
+    options.text = options.text or spec.shape.text_tokens
     recipe = TrainRecipe(
         steps=options.steps, batch_size=options.batch_size, accumulate=options.passes * world_size(),
         lr_weights=3e-5, precision="bf16", gradient_checkpointing=True, checkpointing_keeps=options.keeps,
@@ -138,19 +215,17 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     qat: Any = quant
     if options.rank:
         qat = QVGenConfig(quant=quant, rank=options.rank, phi_init="random" if quick else "error")
-    context = Measured(options, device, config)
+    context = Measured(options, device, spec.transformer, config)
     settings = dataclasses.replace(
-        Registry().get("models", options.model)(ModelOptions()).settings,
-        frames=options.frames, height=options.height, width=options.width,
-    )  # fmt: skip
+        built.settings, frames=options.frames, height=options.height, width=options.width
+    )
     asked = Training.of(dataclasses.asdict(recipe), options.rank, world_size())
-    predicted = training_memory(spec, settings, **dataclasses.asdict(asked))
+    predicted = training_memory(spec, settings, **asked.of_a_step())
     context.facts = {
         "model": options.model,
         "tiny": options.tiny,
         "gpus": world_size(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
+        **surroundings(device),
         "clip": [options.frames, options.height, options.width],
         "start": options.start,
         "rank": options.rank,
@@ -159,19 +234,29 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
         "predicted_step_peak_gb": round(sum(predicted.values()) / 1e9, 2),
         "preflight_gb": round(need_of(spec, settings, asked)[0] / 1e9, 2),
     }
-    model = transformer(config, device, seed=0)
-    context.phase("weights made")
-    quantize_and_train_(model, qat, recipe, context)
-    context.phase("converted")
-    return {
-        **context.facts, "phases": context.phases, "losses": [record["loss"] for record in context.records]
-    }  # fmt: skip
+    if rank() == 0:
+        print(json.dumps(context.facts), flush=True)
+    if options.against is not None:
+        scaling(options.against, context.facts, 1.0)  # a mistake is told before the work
+    try:
+        model = transformer(spec.transformer, config, device, seed=0)
+        context.phase("weights made")
+        quantize_and_train_(model, qat, recipe, context)
+        context.phase("converted")
+    except EnoughError:
+        pass
+    except Exception as error:
+        context.facts = {**context.facts, "error": f"{type(error).__name__}: {error}"}
+        if rank() == 0:
+            context.save(context.found())
+        raise
+    return context.found()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="wan2.1-14b", help="a Wan of known size")
+    parser.add_argument("--model", default="wan2.1-14b", help="a Wan, or CogVideoX-2B")
     parser.add_argument(
         "--tiny", action="store_true", help="two small blocks and a small clip instead, to try the script"
     )
@@ -180,8 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--passes", type=int, default=1, help="of each process in a step")
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=832)
-    parser.add_argument("--text", type=int, default=512, help="tokens of a caption")
+    parser.add_argument("--width", type=int, default=0, help="default: 832, of CogVideoX 720")
+    parser.add_argument("--text", type=int, default=0, help="tokens of a caption; default: the model's")
     parser.add_argument("--rank", type=int, default=32, help="of Phi; 0: kd-qat")
     parser.add_argument(  # torchrun would take --start for an option of its own
         "--begin", dest="start", choices=("quick", "full"), default="full",
@@ -193,8 +278,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, default=None, help="folder of training states")
     parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--save-async", action="store_true")
+    parser.add_argument("--measure", type=int, default=0, help="end after so many steps; 0: after the last")
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), help="no step begins that ends after it"
+    )
+    parser.add_argument("--against", type=Path, default=None, help="folder of a record on fewer GPUs")
     parser.add_argument("--output", type=Path, default=None, help="folder for train_scale.json")
     options = parser.parse_args(argv)
+    options.begun = time.monotonic()
     if options.tiny:
         options.frames, options.height, options.width, options.text = 5, 32, 32, 4
     cuda = torch.cuda.is_available()

@@ -15,6 +15,7 @@ import queue
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,9 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol
 
+from evalharness.errors import is_storage_error, one_line
 from evalharness.modeloptions import ModelOptions
+from evalharness.redaction import redact_text
 
 __all__ = [
     "EventHandler",
@@ -35,6 +38,7 @@ __all__ = [
     "WorkerSpec",
     "as_outcome",
     "build_executor",
+    "failed_reply",
     "local_executor",
 ]
 
@@ -260,6 +264,17 @@ class _Worker:
         for line in self._process.stdout:
             replies.put((self, json.loads(line)))
         replies.put((self, None))
+
+
+def failed_reply(error: Exception) -> dict[str, str]:
+    """What a worker answers instead of a value; to be called where ``error`` is handled."""
+    failure = Failure.USER if isinstance(error, ValueError) else Failure.ERROR
+    if isinstance(error, FloatingPointError):
+        failure = Failure.DIVERGED
+    if is_storage_error(error):
+        failure = Failure.STORAGE
+    text = redact_text(str(error)) if failure.is_final else one_line(error)
+    return {"failure": failure.value, "error": text, "traceback": traceback.format_exc()}
 
 
 def as_outcome(task: Task, reply: Mapping[str, Any]) -> Outcome:

@@ -12,13 +12,10 @@ import os
 import queue
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from evalharness.errors import is_storage_error, one_line
-from evalharness.executor import Failure, WorkerSpec
-from evalharness.redaction import redact_text
+from evalharness.executor import WorkerSpec, failed_reply
 from evalharness.session import Session
 
 __all__ = ["TaskRunner", "main"]
@@ -47,13 +44,7 @@ class TaskRunner:
             work = importlib.import_module(_HANDLERS[kind]).work
             return {"value": work(self._session, payload)}
         except Exception as error:
-            failure = Failure.USER if isinstance(error, ValueError) else Failure.ERROR
-            if isinstance(error, FloatingPointError):
-                failure = Failure.DIVERGED
-            if is_storage_error(error):
-                failure = Failure.STORAGE
-            text = redact_text(str(error)) if failure.is_final else one_line(error)
-            return {"failure": failure.value, "error": text, "traceback": traceback.format_exc()}
+            return failed_reply(error)
 
 
 def main() -> None:

@@ -385,11 +385,22 @@ def test_the_data_pipeline() -> None:
     kinds, became = found["found"], found["real_clips_became"]
     kept = sum(count for kind, count in kinds.items() if kind[0].isdigit()) - sum(became.values())
     text = " ".join((ROOT / "docs" / "models" / "README.md").read_text().split())
-    assert f"small Wan pipeline on {sum(found['wanted'].values())} clips" in text
+    assert f"small Wan pipeline on {sum(found['wanted'].values()):,} clips" in text
     assert (
-        f"{kept} wide, vertical, sounding and varying ones and the four real ones in their buckets, "
+        f"{kept:,} wide, vertical, sounding and varying ones and the four real ones in their buckets, "
         f"{kinds['damaged']} damaged, {kinds['too short']} too short, "
         f"{kinds['no caption']} without a caption; "
+        f"killed {found['ways']['killed']['killed']} times on the way"
     ) in text
-    assert (found["real_clips"], found["ways"]["killed"]["killed"]) == (4, 2) and "killed twice" in text
+    assert found["real_clips"] == 4
     assert found["same_bytes"] and found["every_clip_where_its_kind_says"]
+
+
+@pytest.mark.parametrize("engine", ["local", "torchrun", "ray"])
+def test_every_engine_leaves_the_same_bytes(engine: str) -> None:
+    found = json.loads((ROOT / "results" / "reliability" / "engines.json").read_text())
+    workers, kills = (found[part]["engines"][engine] for part in ("workers", "kills"))
+    assert workers["workers"] == 4 and workers["same_bytes"] and kills["same_bytes"]
+    counts = [str(kills[key]) for key in ("killed", "commands")]
+    shown = ["the same", *counts, "the same", str(kills["done_twice"])]
+    assert row("models/README.md", f"`{engine}`") == shown and kills["killed"] == 20

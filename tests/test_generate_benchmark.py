@@ -32,6 +32,8 @@ def test_generation(tmp_path: Path) -> None:
     assert parts["wan_1_3b"]["skipped"] == {}
     assert parts["wan_14b"]["skipped"] == {"bf16:resident": "only denoising is measured"}
     assert len(parts["wan_1_3b"]["runs"]) == 2
+    assert list(parts["wan_1_3b"]["decodes"]) == ["9x32x32"]
+    assert list(parts["wan_14b"]["runs"]["packed:phases"]["phases"]) == ["denoise"]
     for run in parts["wan_1_3b"]["runs"].values():
         assert list(run["phases"]) == ["text", "denoise", "decode", "write"]
         assert run["latents_are_finite"]
@@ -57,12 +59,44 @@ def test_a_transformer_drawn_again_is_the_same() -> None:
         assert torch.equal(a, b)
 
 
+def test_a_run_that_fails_or_has_no_time_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import generate_parts
+
+    path, whole = tmp_path / "g.json", generate_parts.one_video
+
+    def failing(
+        loaded: Any, module: Any, preset: str, entry: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        whole(loaded, module, preset, entry, *args, **kwargs)
+        if preset == "blocks":
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(generate_parts, "one_video", failing)
+    some = ["--parts", "wan_1_3b", "--runs", "packed:blocks,packed:phases", "--steps", "1"]
+    assert main(["--tiny", "--output", str(path), *some]) == 0
+    part = json.loads(path.read_text())["parts"]["wan_1_3b"]
+    assert part["skipped"] == {"packed:blocks": "RuntimeError: out of memory"}
+    assert set(part["ratios"]["packed:blocks"]) == {"text", "denoise", "decode"}  # what it did is kept
+    assert "seconds" in part["runs"]["packed:phases"] and "error" not in part["runs"]["packed:phases"]
+    assert main(["--tiny", "--output", str(path), *some, "--wan-1-3b-s", "0"]) == 0
+    part = json.loads(path.read_text())["parts"]["wan_1_3b"]
+    assert part["runs"] == {} and "s were left" in part["skipped"]["packed:phases"]
+
+
 def test_every_execution_makes_a_video() -> None:
     loaded = open_model("cog_2b", CPU, True, memory="phases", steps=1)
     for execution in ("packed", "bf16", "fake"):
         module = made(loaded, execution, CPU)
         assert bool(list(packed_layers(module))) == (execution == "packed")
-        found = one_video(loaded, module, "phases", decode=execution == "packed")
+        found: dict[str, Any] = {}
+        phases: list[list[str]] = []
+        one_video(
+            loaded, module, "phases", found, decode=execution == "packed",
+            told=lambda kept=found, said=phases: said.append(list(kept["phases"])),  # type: ignore[misc]
+        )  # fmt: skip
+        assert phases[:2] == [["text"], ["text", "denoise"]]
         assert ("decode" in found["phases"]) == (execution == "packed")
         assert (found["executed_as"] is None) == (execution != "packed")
 

@@ -34,3 +34,22 @@ def test_a_small_training_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     assert parts["student, gradients, moments"] == pytest.approx(8 * 14.29 + 1.61, rel=0.01)
     assert (tmp_path / "state" / "train_state.safetensors").exists()
     assert '"model": "wan2.1-14b"' in capsys.readouterr().out
+
+
+def test_a_training_that_ends_early_against_a_slower_one(tmp_path: Path) -> None:
+    """As many steps as were asked for, CogVideoX's layout, and the rate against a record."""
+    sizes = ["--tiny", "--model", "cogvideox-2b", "--rank", "2", "--begin", "quick", "--steps", "8"]
+    assert main([*sizes, "--measure", "3", "--output", str(tmp_path / "one")]) == 0
+    found = json.loads((tmp_path / "one" / "train_scale.json").read_text())
+    assert [phase["name"] for phase in found["phases"]][-1] == "step 2" and len(found["losses"]) == 3
+    assert {"versions", "commit", "device"} < set(found)
+    slower = {**found, "step_s": 1000.0}
+    (tmp_path / "one" / "train_scale.json").write_text(json.dumps(slower))
+    against = ["--against", str(tmp_path / "one"), "--output", str(tmp_path / "two")]
+    assert main([*sizes, "--measure", "2", *against]) == 0
+    again = json.loads((tmp_path / "two" / "train_scale.json").read_text())
+    assert again["scaling"]["efficiency"] == pytest.approx(1000 / again["step_s"], rel=1e-3)
+    assert main([*sizes, "--limit-s", "0", "--output", str(tmp_path / "three")]) == 0
+    assert len(json.loads((tmp_path / "three" / "train_scale.json").read_text())["losses"]) == 1
+    with pytest.raises(ValueError, match="another recipe: accumulate"):
+        main([*sizes, "--passes", "2", *against])

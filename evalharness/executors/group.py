@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from evalharness.errors import StorageError, UserError, is_storage_error, one_line
+from evalharness.executor import failed_reply
 
 if TYPE_CHECKING:
     from evalharness.executors.torchrun import Store
 
-__all__ = ["PeerError", "Readiness", "is_first", "ready", "together"]
+__all__ = ["PeerError", "Readiness", "is_first", "ready", "tell_failure", "together", "told_failure"]
 
 
 class PeerError(RuntimeError):
@@ -78,23 +79,43 @@ def ready(payload: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def together(payload: Mapping[str, Any], device: str) -> Iterator[None]:
-    """``torch.distributed`` runs within the block where the task has a group, else nothing happens."""
+    """``torch.distributed`` runs within the block where the task has a group, else nothing happens.
+
+    An error is told to rank 0 before anything is taken down: what the others wait for may never come, and
+    taking a group down that has work under way may wait, too.
+    """
     group = payload.get("group")
     if group is None:
         yield
         return
     from torch import distributed
 
+    store = _store_of(group)
     distributed.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
-        store=_store_of(group),
-        rank=group["rank"],
-        world_size=group["world"],
+        "nccl" if device == "cuda" else "gloo", store=store, rank=group["rank"], world_size=group["world"]
     )
     try:
         yield
+    except Exception as error:
+        tell_failure(store, group["rank"], error)
+        raise
     finally:
         distributed.destroy_process_group()
+
+
+def tell_failure(store: Store, rank: int, error: Exception) -> None:
+    """Of several that fail, the first one counts: others lose it and fail for that."""
+    if store.add("failures", 1) == 1:
+        store.set("failed", json.dumps({"rank": rank, "reply": failed_reply(error)}))
+
+
+def told_failure(store: Store, name: str) -> tuple[int, dict[str, str]] | None:
+    """Rank and answer of the first that failed in the group ``name``; of the job's ``store``."""
+    key = f"group/{name}/failed"
+    if not store.check([key]):
+        return None
+    said = json.loads(store.get(key))
+    return said["rank"], said["reply"]
 
 
 def _store_of(group: Mapping[str, Any]) -> Any:

@@ -31,12 +31,13 @@ from evalharness.executor import (
     WorkerSpec,
     as_outcome,
 )
+from evalharness.executors.group import told_failure
 
 __all__ = ["LostRankError", "Store", "TorchrunExecutor", "once", "rank", "serve", "world_size"]
 
 _PATIENCE = timedelta(days=7)
 _POLL_SECONDS = 0.02
-_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 10.0  # that ranks have to answer once one has failed
 _STOP = "stop"
 
 
@@ -248,13 +249,17 @@ class TorchrunExecutor:
         failed: list[Outcome] = []  # the first one is the cause of the others
         failed_at = None
         while len(answers) < world:
+            if failed_at is None and (told := told_failure(self._store, str(self._groups))) is not None:
+                lane, reply = told  # it may hang on the way to its answer
+                failed.append(as_outcome(parts[lane], reply))
             self._collect(parts, quiet, done)
             while done:
                 lane, outcome = done.popleft()
                 answers[lane] = outcome
                 if outcome.failure is not None:
                     failed.append(outcome)
-                    failed_at = failed_at or time.monotonic()
+            if failed and failed_at is None:
+                failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > _GRACE_SECONDS:
                 break  # the others wait for one that will not come
             time.sleep(_POLL_SECONDS)

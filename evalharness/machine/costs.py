@@ -22,6 +22,7 @@ __all__ = [
     "call_seconds",
     "expert_bytes",
     "memory_needs",
+    "observing_memory",
     "start_memory",
     "training_memory",
     "training_seconds",
@@ -228,14 +229,18 @@ def _live_channels(shape: TransformerShape) -> int:
 
     In the feed-forward part both sides of the activation, or in Wan's modulation, which is float32.
     """
-    feed_forward = 2 * shape.hidden + 4 * shape.width
+    feed_forward = _feed_forward_channels(shape)
     return feed_forward if shape.joint_text else max(feed_forward, 11 * shape.width)
 
 
+def _feed_forward_channels(shape: TransformerShape) -> int:
+    return 2 * shape.hidden + 4 * shape.width
+
+
 def weights_bytes(spec: ModelSpec) -> float:
-    """On disk, at two bytes a number."""
-    numbers = spec.text_parameters + spec.experts * _shape(spec).parameters + spec.decoder_parameters
-    return 2.0 * numbers
+    """On disk, as the repository stores them; tokenizers and configurations are megabytes beside it."""
+    numbers = (spec.text_parameters, spec.experts * _shape(spec).parameters, spec.decoder_parameters)
+    return float(sum(count * size for count, size in zip(numbers, spec.stored_bytes, strict=True)))
 
 
 def training_memory(
@@ -307,6 +312,18 @@ def start_memory(spec: ModelSpec, gpus: int, teacher: bool = True) -> float:
         return numbers * (4.0 + (2.0 if teacher else 0.0))
     copied = 2.0 * numbers
     return max(copied, 4.0 * numbers / gpus + (copied if teacher else 0.0))
+
+
+def observing_memory(spec: ModelSpec, settings: VideoSettings, samples: int, gpus: int) -> float:
+    """Bytes on each GPU while a method looks at batches of ``samples`` before it trains, in float32.
+
+    One GPU has all of the model in float32, several have it as it was read and one block of it in float32.
+    """
+    shape = _shape(spec)
+    numbers = float(spec.experts * shape.parameters)
+    weights = 4.0 * numbers if gpus == 1 else 2.0 * numbers + 4.0 * shape.parameters / shape.layers
+    tokens = samples * work_of(spec, settings).tokens
+    return weights + 4.0 * tokens * _feed_forward_channels(shape)
 
 
 def _linear_sides(shape: TransformerShape) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import urllib.error
 import urllib.parse
@@ -31,6 +32,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "EVALHARNESS_OFFLINE")
 # What a pipeline of diffusers needs; not demo videos, not the same weights in a second form.
 _WANTED_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".md")
 _TRIES = 3
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +85,19 @@ class Hub:
             record = json.loads(b"".join(_pieces(answer)))
             files = tuple(_hub_file(entry) for entry in record["siblings"])
             licence = str((record.get("cardData") or {}).get("license") or "not stated")
-            return Listing(repo, str(record["sha"]), licence, files)
+            found = Listing(repo, str(record["sha"]), licence, files)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.endpoint}: its answer about {repo} was not understood ({error})"
             ) from error
         finally:
             answer.close()
+        if _COMMIT.fullmatch(revision) and found.revision != revision:
+            raise UserError(
+                f"{self.endpoint}: asked for {repo} at {revision}, it answered with {found.revision}; "
+                "nothing was taken"
+            )
+        return found
 
     def open(self, listing: Listing, path: str, start: int) -> tuple[_Answer, int]:
         """A file from byte ``start`` on; and where the answer really begins (0 if it ignores that)."""
@@ -156,14 +164,19 @@ def fetch(hub: Hub, repo: str, revision: str | None, folder: Path, tell: Callabl
     Args:
         hub: where from.
         repo: which.
-        revision: commit, branch or tag; None: the newest.
+        revision: commit, branch or tag; None: the one that the folder has, else the newest.
         folder: where to. Files of another revision in it are replaced where they differ.
         tell: progress, one line a file.
 
     Raises:
-        UserError: see ``Hub``; no room on the disk; a file that does not hash as the hub says.
+        UserError: see ``Hub``; no room on the disk; a file that does not hash as the hub says; the folder is
+            of another repository.
     """
     known = _recorded(folder)
+    if known is not None and known.repo != repo:
+        raise UserError(f"{folder} holds {known.repo}, not {repo}; give another --out")
+    if known is not None and revision is None:
+        revision = known.revision
     if known is not None and revision == known.revision and not verify(folder):
         tell(f"{repo} at {known.revision}: is there, verified")
         return known

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evalharness.errors import UserError
-from evalharness.machine.costs import GB, start_memory, training_memory
+from evalharness.machine.costs import GB, observing_memory, start_memory, training_memory
 from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.spec import ModelSpec
 
@@ -21,7 +21,10 @@ _SUGGESTIONS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What of a training decides its memory; see ``qvgen.training.recipe.TrainRecipe``."""
+    """What of a training decides its memory; see ``qvgen.training.recipe.TrainRecipe``.
+
+    ``observed``: samples of a batch that the method looks at before, at full precision; 0: it looks at none.
+    """
 
     batch_size: int
     gpus: int
@@ -31,9 +34,10 @@ class Training:
     teacher_place: str = "whole"
     offload: bool = False
     keeps_attention: bool = False
+    observed: int = 0
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any], rank: int, gpus: int) -> Training:
+    def of(cls, recipe: Mapping[str, Any], rank: int, gpus: int, observed: int = 0) -> Training:
         """From a recipe's fields."""
         return cls(
             batch_size=int(recipe.get("batch_size", 1)),
@@ -44,7 +48,14 @@ class Training:
             teacher_place=str(recipe.get("teacher", "whole")),
             offload=recipe.get("offload", "off") == "moments",
             keeps_attention=recipe.get("checkpointing_keeps", "nothing") == "attention",
+            observed=observed,
         )
+
+    def of_a_step(self) -> dict[str, Any]:
+        """The arguments of ``training_memory``."""
+        fields = dataclasses.asdict(self)
+        del fields["observed"]
+        return fields
 
     @property
     def words(self) -> str:
@@ -59,8 +70,16 @@ class Training:
 
 def need_of(spec: ModelSpec, settings: VideoSettings, training: Training) -> tuple[float, dict[str, float]]:
     """Bytes on each GPU at most, and the parts of a step's."""
-    parts = training_memory(spec, settings, **dataclasses.asdict(training))
-    return max(sum(parts.values()), start_memory(spec, training.gpus, training.teacher)), parts
+    parts = training_memory(spec, settings, **training.of_a_step())
+    return max(sum(parts.values()), *_before(spec, settings, training)), parts
+
+
+def _before(spec: ModelSpec, settings: VideoSettings, training: Training) -> tuple[float, float]:
+    """Before the first step: where whole models lie on each GPU, and while batches are looked at."""
+    observing = 0.0
+    if training.observed:
+        observing = observing_memory(spec, settings, training.observed, training.gpus)
+    return start_memory(spec, training.gpus, training.teacher), observing
 
 
 def preflight(spec: ModelSpec, settings: VideoSettings, training: Training, memory: float) -> None:
@@ -68,12 +87,13 @@ def preflight(spec: ModelSpec, settings: VideoSettings, training: Training, memo
     need, parts = need_of(spec, settings, training)
     if need <= _USABLE * memory:
         return
-    step = sum(parts.values())
-    where = (
-        f"before its first step, where whole models lie on each GPU (a step takes {step / GB:.0f})"
-        if need > step
-        else ", ".join(f"{name} {size / GB:.1f}" for name, size in parts.items())
-    )
+    step, (start, observing) = sum(parts.values()), _before(spec, settings, training)
+    where = ", ".join(f"{name} {size / GB:.1f}" for name, size in parts.items())
+    if need > step:
+        what = "where whole models lie on each GPU"
+        if observing > start:
+            what = f"while the method looks at batches of {training.observed} in float32"
+        where = f"before its first step, {what} (a step takes {step / GB:.0f})"
     fits = list(
         dict.fromkeys(
             other.words

@@ -222,7 +222,9 @@ def _check_trainings(state: RunState, cells: Sequence[Cell]) -> None:
         method = build_method(state.registry, cell)
         if method.needs == Needs.TRAINING:
             config = _own_config(method)
-            check(config.get("recipe", config), int(config.get("rank", 0)), gpus)
+            observed = int(getattr(method, "observed_samples", 0))
+            more = {"observed": observed} if observed else {}
+            check(config.get("recipe", config), int(config.get("rank") or 0), gpus, **more)
 
 
 def _task(state: RunState, cell: Cell, source: Path | None, wanted: str) -> Task:

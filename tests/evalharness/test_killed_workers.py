@@ -5,120 +5,47 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import json
 import os
-import random
-import signal
-import subprocess
 import sys
-import time
 import types
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-KILLS = int(os.environ.get("KILLS", "1"))
-RUN = ("run", "--model", "toy", "--methods", "toy-round", "--bits", "3", "--no-profile")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "99")
-PATIENCE = 120.0 + 20 * KILLS
+from benchmarks.engines import TOY as RUN
+from benchmarks.engines import disturbed, done_twice, environment, has_ray, in_peace, results_of
 
-has_ray = importlib.util.find_spec("ray") is not None
+KILLS = int(os.environ.get("KILLS", "1"))
+PATIENCE = 120.0 + 20 * KILLS
 ENGINES = [
     "local",
     "torchrun",
-    pytest.param("ray", marks=pytest.mark.skipif(not has_ray, reason="Ray is not installed")),
+    pytest.param("ray", marks=pytest.mark.skipif(not has_ray(), reason="Ray is not installed")),
 ]
 
 
-def command(engine: str) -> list[str]:
-    start = (
-        [*TORCHRUN, "-m", "evalharness"] if engine == "torchrun" else [sys.executable, "-m", "evalharness"]
-    )
-    workers = [] if engine == "torchrun" else ["--workers", "2"]
-    return [*start, *RUN, "--executor", engine, *workers, "--output", "out"]
-
-
-def results_of(folder: Path) -> dict[str, bytes]:
-    kept = [folder / "scores.csv"]
-    for pattern in ("scores.jsonl", "videos/*", "checkpoint/*"):
-        kept += folder.glob(f"cells/*/{pattern}")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
-
-
 @pytest.fixture(scope="module")
-def environment(toy_site: Path) -> dict[str, str]:
-    paths = [str(toy_site), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    path = os.pathsep.join(paths)
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    call = [sys.executable, "-m", "evalharness", *RUN, "--workers", "1", "--output", "out"]
-    subprocess.run(call, cwd=folder, env=environment, check=True, capture_output=True)
-    return results_of(folder / "out")
-
-
-def family(root: int) -> list[int]:
-    """Processes below ``root`` that do the harness's work."""
-    parents: dict[int, int] = {}
-    words: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                parents[int(entry.name)] = int(
-                    entry.joinpath("stat").read_text().rpartition(")")[2].split()[1]
-                )
-                words[int(entry.name)] = entry.joinpath("cmdline").read_text().replace("\0", " ")
-    found, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= more
-        grown = bool(more)
-    marks = ("evalharness.worker", "ray::_Worker", "-m evalharness run", "-u -m evalharness")
-    return sorted(pid for pid in found - {root} if any(mark in words.get(pid, "") for mark in marks))
-
-
-def finished_once(folder: Path) -> None:
-    for path in folder.glob("cells/*/samples.jsonl"):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        done = Counter(record["sample"] for record in records if record["status"] == "ok")
-        assert done and set(done.values()) == {1}, path
+def undisturbed(toy_site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return in_peace(tmp_path_factory.mktemp("undisturbed"), RUN, environment(toy_site))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_killed_at_random(
-    engine: str, environment: dict[str, str], undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    rng = random.Random(engine)
-    slow = {**environment, "TOY_SLOW": "0.3"}
-    killed = runs = 0
-    code = 1
-    deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / "out" / "scores.csv").exists() or code != 0:
-        runs += 1
-        assert time.monotonic() < deadline
-        log = (tmp_path / "log").open("w")
-        present = engine if killed < KILLS else "local"  # the rest by another engine
-        process = subprocess.Popen(command(present), cwd=tmp_path, env=slow, stdout=log, stderr=log)
-        while process.poll() is None:
-            time.sleep(rng.uniform(0.3, 1.2))
-            workers = family(process.pid)
-            if killed < KILLS and workers and (tmp_path / "out" / "plan.json").exists():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rng.choice(workers), signal.SIGKILL)
-                    killed += 1
-        code = process.returncode
-    assert killed == KILLS
+def test_killed_at_random(engine: str, toy_site: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    found = disturbed(engine, RUN, tmp_path, environment(toy_site), KILLS, PATIENCE)
+    assert found["killed"] == KILLS
     assert results_of(tmp_path / "out") == undisturbed
-    finished_once(tmp_path / "out")
+    assert list((tmp_path / "out").glob("cells/*/samples.jsonl")) and not done_twice(tmp_path / "out")
+
+
+def test_what_was_done_twice_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "cells" / "rtn-w3a3-s0"
+    folder.mkdir(parents=True)
+    lines = [("a-0", "ok"), ("a-1", "error"), ("a-1", "ok"), ("a-0", "ok")]
+    text = "".join(f'{{"sample": "{sample}", "status": "{status}"}}\n' for sample, status in lines)
+    (folder / "samples.jsonl").write_text(text)
+    assert done_twice(tmp_path) == ["rtn-w3a3-s0 a-0"]
 
 
 def test_outside_of_torchrun_it_says_so(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:

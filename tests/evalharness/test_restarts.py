@@ -14,7 +14,7 @@ import pytest
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
 from evalharness.executors import torchrun
-from evalharness.executors.group import PeerError, Readiness
+from evalharness.executors.group import PeerError, Readiness, tell_failure, told_failure
 from evalharness.runner import Summary
 from evalharness.runstate import RunState, StageCount
 from tests.evalharness.test_killed_workers import RUN, TORCHRUN, environment
@@ -76,7 +76,9 @@ class Store:
         return self.kept[key]
 
     def add(self, key: str, amount: int) -> int:
-        raise NotImplementedError
+        total = int(self.kept.get(key, b"0")) + amount
+        self.kept[key] = str(total).encode()
+        return total
 
     def check(self, keys: list[str]) -> bool:
         return all(key in self.kept for key in keys)
@@ -176,6 +178,32 @@ def test_the_first_answer_of_a_failed_group_counts() -> None:
     task = Task(kind="prepare", key="cell", payload={})
     outcome = executor._run_together(task, lambda task, event: None)
     assert (outcome.error, outcome.failure, outcome.task) == ("NaN", Failure.USER, task)
+
+
+def test_what_was_told_before_an_answer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank told of its failure and hangs; rank 0 answers for what it lost by that, others never do."""
+    executor = object.__new__(torchrun.TorchrunExecutor)
+    executor._groups, executor._others, executor._sent = 0, [1, 2], {1: 0, 2: 0}
+    executor._store = store = Store()
+    within = Store()
+    for lane, error in ((2, FloatingPointError("loss is NaN")), (1, OSError("connection closed"))):
+        tell_failure(within, lane, error)
+    store.set("group/1/failed", within.get("failed").decode())
+    assert told_failure(store, "2") is None
+
+    def collect(running: dict[int, Task], on_event: object, done: list[tuple[int, Outcome]]) -> None:
+        if not executor._closed:
+            done.append((0, Outcome(task=running[0], failure=Failure.ERROR, error="connection closed")))
+        executor._closed = True
+
+    executor._closed = False
+    executor._collect = collect  # type: ignore[method-assign, assignment]
+    executor._run_here = lambda *_: None  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(torchrun, "_GRACE_SECONDS", 0.1)
+    task = Task(kind="prepare", key="cell", payload={})
+    with pytest.raises(UserError, match="the others were left waiting: loss is NaN") as caught:
+        executor._run_together(task, lambda task, event: None)
+    assert not isinstance(caught.value, torchrun.LostRankError), "it would diverge again"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +19,18 @@ from evalharness.hashing import digest, file_sha256
 from evalharness.models.video.spec import ModelSpec
 from evalharness.store import atomic_write_json, parse_json
 
-__all__ = ["FETCH_RECORD", "check_folder", "fingerprint", "models_cache", "read_config", "resolve_folder"]
+__all__ = [
+    "FETCH_RECORD", "check_folder", "fingerprint", "models_cache", "read_config", "resolve_folder",
+    "tensor_names",
+]  # fmt: skip
 
 FETCH_RECORD = "fetch.json"
 _INDEX = "model_index.json"
 # Of a folder's config, what is compared with the spec: these make a model of another size.
 _SIZES = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels", "patch_size_t")
 _HEADER_LIMIT = 100_000_000
+_LIBRARIES = ("diffusers", "transformers")
+_PIECE = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 def models_cache() -> Path:
@@ -36,11 +42,14 @@ def models_cache() -> Path:
 def resolve_folder(spec: ModelSpec, weights: str | None, revision: str | None) -> Path:
     """The folder to load from: the one given, else the one that ``evalharness fetch`` made.
 
+    What was fetched must be of the pinned revision; a folder that is given, only of one that is asked for.
+
     Raises:
         UserError: there is none, or its revision is not the one asked for.
     """
+    wanted = revision or spec.revision
     if weights is not None:
-        folder = Path(weights)
+        folder, wanted = Path(weights), revision
         if not folder.is_dir():
             raise UserError(f"--weights {weights}: no such folder")
     else:
@@ -52,7 +61,7 @@ def resolve_folder(spec: ModelSpec, weights: str | None, revision: str | None) -
                 f"model {spec.name}: its weights are not here; get them with: evalharness fetch {spec.name} "
                 "(or give --weights DIR)"
             )
-    _check_revision(folder, spec, revision or spec.revision)
+    _check_revision(folder, spec, wanted)
     return folder
 
 
@@ -62,10 +71,10 @@ def _check_revision(folder: Path, spec: ModelSpec, wanted: str | None) -> None:
     found = (_json(folder / FETCH_RECORD) if (folder / FETCH_RECORD).is_file() else {}).get("revision")
     if found != wanted:
         what = f"of revision {found}" if found else f"of no known revision (it has no {FETCH_RECORD})"
-        raise UserError(
-            f"model {spec.name}: {folder} is {what}, asked was {wanted}; fetch that one with: "
-            f"evalharness fetch {spec.name} --revision {wanted}"
-        )
+        advice = f"fetch that one with: evalharness fetch {spec.name} --revision {wanted}"
+        if not spec.repo:
+            advice = f"leave --revision out, or give a folder whose {FETCH_RECORD} names it"
+        raise UserError(f"model {spec.name}: {folder} is {what}, asked was {wanted}; {advice}")
 
 
 def check_folder(folder: Path, spec: ModelSpec) -> None:
@@ -82,14 +91,16 @@ def check_folder(folder: Path, spec: ModelSpec) -> None:
         raise UserError(
             f"{folder} holds a {index.get('_class_name')}, model {spec.name} is a {spec.pipeline}"
         )
-    if spec.shape is not None and (index.get("transformer_2") or [None, None])[1] and spec.experts == 1:
+    if spec.shape is not None and (index.get("transformer_2") or [None])[-1] and spec.experts == 1:
         raise UserError(
             f"{folder} has two transformers, model {spec.name} has one; see: evalharness ls models"
         )
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[1] is not None]
+    classes = {name: value for name, value in index.items() if isinstance(value, list)}
+    parts = [name for name, value in classes.items() if _is_named(folder / _INDEX, name, value)]
     for part in parts:
         if not (folder / part).is_dir():
             raise UserError(f"{folder}: its part {part} is missing; copy or fetch the folder again")
+        _check_files(folder / part, str(classes[part][1]))
     names = ["transformer", "transformer_2"][: spec.experts]
     for name in names:
         if name not in parts:
@@ -97,6 +108,41 @@ def check_folder(folder: Path, spec: ModelSpec) -> None:
         _check_transformer(folder / name, spec)
     for part in parts:
         _check_weights(folder / part)
+
+
+def _is_named(index: Path, part: str, value: list[Any]) -> bool:
+    """Whether the index names a class for ``part``; one that the folder brings would be foreign code."""
+    if len(value) != 2 or not all(name is None or isinstance(name, str) for name in value):
+        raise UserError(f"{index}: its part {part} names no class ({value}); copy or fetch the folder again")
+    if value[1] is not None and value[0] not in _LIBRARIES:
+        raise UserError(
+            f"{index}: its part {part} is a class of {value[0]}; "
+            f"only {' and '.join(_LIBRARIES)} are loaded from"
+        )
+    return value[1] is not None
+
+
+def _check_files(part: Path, cls: str) -> None:
+    """What each kind of part cannot do without; a tokenizer without its words would be made from none."""
+    needed: tuple[str, ...] = ("config.json",)
+    if cls.endswith("Scheduler"):
+        needed = ("scheduler_config.json",)
+    elif "Tokenizer" in cls:
+        needed = ("tokenizer.json", "spiece.model")
+    if not any((part / name).is_file() for name in needed):
+        raise UserError(f"{part} has no {' or '.join(needed)}; copy or fetch the folder again")
+
+
+def tensor_names(part: Path) -> set[str]:
+    """Of all tensors in the safetensors files of a part; ``check_folder`` has looked at them."""
+    return {name for path in part.glob("*.safetensors") for name in _header(path) if name != "__metadata__"}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = parse_json(file.read(length))
+    return header
 
 
 def _check_transformer(folder: Path, spec: ModelSpec) -> None:
@@ -133,6 +179,11 @@ def _check_weights(part: Path) -> None:
         raise UserError(f"{part}: no safetensors file{found}; fetch again")
     for path in files:
         _check_length(path)
+    pieces = [path.name for path in files if _PIECE.search(path.name)]
+    if pieces and not list(part.glob("*.index.json")):
+        raise UserError(
+            f"{part}: {pieces[0]} is one of several, whose index (*.index.json) is missing; fetch again"
+        )
 
 
 def _shards(index: Path) -> set[str]:

@@ -79,13 +79,14 @@ class VideoModel:
             )
         return str(manifest["sha256"])
 
-    def check_training(self, recipe: Mapping[str, Any], rank: int, gpus: int) -> None:
+    def check_training(self, recipe: Mapping[str, Any], rank: int, gpus: int, observed: int = 0) -> None:
         """Before a training on CUDA: whether it fits the memory of each GPU.
 
         Args:
             recipe: fields of the method's recipe.
             rank: of Phi; 0 without it.
             gpus: that share the training.
+            observed: samples of a batch that the method looks at before it trains.
 
         Raises:
             UserError: it cannot fit; names what would.
@@ -97,7 +98,7 @@ class VideoModel:
         from evalharness.machine.preflight import Training, preflight
 
         memory = float(torch.cuda.get_device_properties(0).total_memory)
-        preflight(self.spec, self._training_settings(), Training.of(recipe, rank, gpus), memory)
+        preflight(self.spec, self._training_settings(), Training.of(recipe, rank, gpus, observed), memory)
 
     def _training_settings(self) -> VideoSettings:
         """Of the largest clips of the training data, or of generation."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evalharness.models.video.experts import TwoExperts
 from evalharness.models.video.moves import HOST, move_, places_itself, units
@@ -138,24 +138,51 @@ class Placement:
 
 @contextmanager
 def _blocks_by_turns(transformer: nn.Module, device: torch.device) -> Iterator[None]:
-    """Group offloading of diffusers, taken off again afterwards: a copy of the module must not have it."""
-    from diffusers.hooks import HookRegistry, apply_group_offloading
+    """Blocks come to ``device`` for their calls, one at a time; what is in no block for the whole time.
 
-    experts: list[Any] = (
-        [transformer.high, transformer.low] if isinstance(transformer, TwoExperts) else [transformer]
-    )
-    for expert in experts:
-        apply_group_offloading(
-            expert, onload_device=device, offload_device=HOST, offload_type="block_level",
-            num_blocks_per_group=1,
-        )  # fmt: skip
-    try:
-        yield
-    finally:
+    Copies come and are dropped: nothing goes back to the host, where all of it stays. No layer is told, for
+    one with packed weights that is sent to the host by ``.to`` gets ready to compute there.
+    """
+    experts = [transformer.high, transformer.low] if isinstance(transformer, TwoExperts) else [transformer]
+    with ExitStack() as undo:
         for expert in experts:
-            for module in expert.modules():
-                registry = getattr(module, "_diffusers_hook", None)
-                if isinstance(registry, HookRegistry):
-                    for name in list(registry.hooks):
-                        registry.remove_hook(name, recurse=False)
-            move_(expert, HOST)
+            in_blocks: set[int] = set()
+            for block in _blocks(expert):
+                visit = _Visit(_tensors(block), device)
+                in_blocks.update(id(tensor) for tensor in _tensors(block))
+                undo.callback(block.register_forward_pre_hook(visit.bring).remove)
+                undo.callback(block.register_forward_hook(visit.drop, always_call=True).remove)
+            rest = _Visit([tensor for tensor in _tensors(expert) if id(tensor) not in in_blocks], device)
+            undo.callback(rest.drop)
+            rest.bring()
+        yield
+
+
+class _Visit:
+    """Tensors that rest on the host and come to the device as copies."""
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        self._resting = [(tensor, tensor.data) for tensor in tensors]
+        self._device = device
+
+    def bring(self, *_: Any) -> None:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for tensor, rest in self._resting:
+                tensor.data = rest.to(self._device)
+
+    def drop(self, *_: Any) -> None:
+        for tensor, rest in self._resting:
+            tensor.data = rest
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost lists."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _blocks(child)

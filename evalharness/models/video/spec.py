@@ -47,8 +47,9 @@ class ModelSpec:
         pipeline: class name in ``model_index.json``.
         transformer: class name in ``transformer/config.json``.
         repo: hub id; empty for a model that always comes from a folder.
-        revision: pinned commit of ``repo``; None: not known where this was written, so that ``fetch``
-            takes the newest and records which one it was.
+        revision: pinned commit of ``repo``; None: ``fetch`` takes the newest once, records which one it was,
+            and stays with it.
+        stored_bytes: of a number of text encoder, transformers and autoencoder in the repository's files.
         licence: as the hub states it.
         shape: sizes; None for a model of any size.
         experts: transformers that share the steps.
@@ -69,6 +70,7 @@ class ModelSpec:
     settings: Mapping[str, VideoSettings]
     repo: str = ""
     revision: str | None = None
+    stored_bytes: tuple[int, int, int] = (2, 2, 2)
     licence: str = ""
     shape: TransformerShape | None = None
     experts: int = 1

@@ -71,6 +71,8 @@ class Wan21Small(VideoModel):
     spec: ClassVar[ModelSpec] = _spec(
         "wan2.1-1.3b",
         repo="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        revision="0fad780a534b6463e45facd96134c9f345acfa5b",
+        stored_bytes=(4, 4, 4),
         licence="apache-2.0",
         settings=_protocols(_480P),
         shape=_shape(12, 8960, 30, 1_418_996_800, 306),
@@ -86,6 +88,8 @@ class Wan21Large(VideoModel):
     spec: ClassVar[ModelSpec] = _spec(
         "wan2.1-14b",
         repo="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        revision="38ec498cb3208fb688890f8cc7e94ede2cbd7f68",
+        stored_bytes=(4, 4, 4),
         licence="apache-2.0",
         settings=_protocols(_720P),
         shape=_shape(40, 13824, 40, 14_288_491_584, 406),
@@ -101,6 +105,8 @@ class Wan22Small(VideoModel):
     spec: ClassVar[ModelSpec] = _spec(
         "wan2.2-5b",
         repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        revision="b8fff7315c768468a5333511427288870b2e9635",
+        stored_bytes=(2, 4, 4),
         licence="apache-2.0",
         settings=_protocols(_22_5B),
         shape=_shape(24, 14336, 30, 4_999_787_712, 306, channels=48),
@@ -120,6 +126,8 @@ class Wan22Pair(VideoModel):
     spec: ClassVar[ModelSpec] = _spec(
         "wan2.2-a14b",
         repo="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        revision="5be7df9619b54f4e2667b2755bc6a756675b5cd7",
+        stored_bytes=(2, 4, 4),
         licence="apache-2.0",
         settings=_protocols(_PAIR, dataclasses.replace(_PAIR, steps=20, shift=None)),
         shape=_shape(40, 13824, 40, 14_288_491_584, 406),

@@ -16,11 +16,13 @@ from evalharness.cli.main import main
 from evalharness.errors import UserError
 from evalharness.machine.fetch import Hub, HubFile, Listing, fetch, verify, wanted
 from evalharness.modeloptions import ModelOptions
+from evalharness.models.video.folder import models_cache
 from evalharness.models.video.wan import Wan21Small
 from evalharness.registry import Registry
 
-COMMIT = "c0ffee" * 6 + "abcd"
 REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+COMMIT = str(Wan21Small.spec.revision)
+LATER = "c0ffee" * 6 + "abcd"
 
 
 class FakeHub:
@@ -32,6 +34,7 @@ class FakeHub:
         self.cut: list[int] = []
         self.spoil = ""
         self.ranges = True
+        self.commit = COMMIT
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,16 +61,16 @@ class FakeHub:
             else:
                 entry["blobId"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             siblings.append(entry)
-        return {"sha": COMMIT, "cardData": {"license": "apache-2.0"}, "siblings": siblings}
+        return {"sha": self.commit, "cardData": {"license": "apache-2.0"}, "siblings": siblings}
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.asked.append((request.path, request.headers.get("Range")))
         if request.path.startswith(f"/api/models/{REPO}/revision/"):
             revision = request.path.rpartition("/")[2].partition("?")[0]
-            if revision not in ("main", COMMIT):
+            if revision not in ("main", COMMIT, self.commit):
                 return self.say(request, 404, b"")
             return self.say(request, 200, json.dumps(self.listing()).encode())
-        prefix = f"/{REPO}/resolve/{COMMIT}/"
+        prefix = f"/{REPO}/resolve/{self.commit}/"
         if not request.path.startswith(prefix):
             return self.say(request, 404, b"")
         name = request.path.removeprefix(prefix)
@@ -117,6 +120,8 @@ def test_all_comes_and_is_recorded(hub: FakeHub, tmp_path: Path) -> None:
     assert listing.revision == COMMIT and verify(tmp_path) == []
     before = len(hub.asked)
     fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert len(hub.asked) == before
+    fetch(Hub(), REPO, "main", tmp_path, quiet)
     assert len(hub.asked) == before + 1  # the listing alone
     fetch(Hub(), REPO, COMMIT, tmp_path, quiet)
     assert len(hub.asked) == before + 1  # nothing: this commit is there and right
@@ -221,6 +226,20 @@ def test_offline_use_of_what_is_there(hub: FakeHub, tmp_path: Path, monkeypatch:
     assert fetch(Hub(), REPO, COMMIT, tmp_path, quiet).revision == COMMIT
 
 
+def test_a_folder_stays_with_the_revision_of_its_first_fetch(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    hub.commit = LATER  # the repository went on
+    asked = len(hub.asked)
+    assert fetch(Hub(), REPO, None, tmp_path, quiet).revision == COMMIT
+    assert len(hub.asked) == asked, "all is there and right"
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(UserError, match=f"asked for {REPO} at {COMMIT}, it answered with {LATER}; nothing"):
+        fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert fetch(Hub(), REPO, "main", tmp_path, quiet).revision == LATER
+    with pytest.raises(UserError, match=f"holds {REPO}, not x/y; give another --out"):
+        fetch(Hub(), "x/y", None, tmp_path, quiet)
+
+
 def test_from_fetch_to_a_video(hub: FakeHub, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch,
                                capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """The verb, with a spec of the small pipeline's size: fetched into the cache, then loaded from there."""
@@ -232,10 +251,16 @@ def test_from_fetch_to_a_video(hub: FakeHub, tmp_path: Path, tiny: Any, monkeypa
     assert "licence apache-2.0" in capfd.readouterr().out
     assert main(["fetch", "wan2.1-1.3b"]) == 0
     out = capfd.readouterr().out
-    assert "no revision" in out and f"at {COMMIT}" in out and "licence apache-2.0" in out
+    assert f"at {COMMIT}" in out and "licence apache-2.0" in out
     assert main(["fetch", "wan2.1-1.3b", "--verify"]) == 0
     options = ModelOptions(generation=tiny.WAN)
     loaded = Registry().get("models", "wan2.1-1.3b")(options).load("cpu")
     assert loaded.generate(["a goat"], [0]).shape == (1, 5, 32, 32, 3)
     with pytest.raises(UserError, match="asked was def"):
         Registry().get("models", "wan2.1-1.3b")(ModelOptions(revision="def")).folder()
+    own = Registry().get("models", "wan2.1-1.3b")(ModelOptions(weights=str(hub.folder))).folder()
+    assert own == hub.folder, "a folder that is given need not be of the pinned revision"
+    record = models_cache() / "wan2.1-1.3b" / "fetch.json"
+    record.write_text(record.read_text().replace(COMMIT, LATER))
+    with pytest.raises(UserError, match=f"is of revision {LATER}, asked was {COMMIT}; fetch that one"):
+        Registry().get("models", "wan2.1-1.3b")(options).folder()

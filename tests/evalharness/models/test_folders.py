@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from evalharness.cli.main import main
 from evalharness.errors import UserError
@@ -81,6 +83,77 @@ def test_missing_and_cut_files(copied: Path, capfd: pytest.CaptureFixture[str]) 
     assert "not valid JSON" in said(copied, capfd)
 
 
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ("tokenizer/*", "tokenizer has no tokenizer.json or spiece.model; copy"),
+        ("scheduler/*", "scheduler has no scheduler_config.json; copy"),
+        ("vae/config.json", "vae has no config.json; copy"),
+    ],
+)
+def test_parts_without_their_files(
+    copied: Path, files: str, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in copied.glob(files):
+        path.unlink()
+    assert line in said(copied, capfd)
+
+
+@pytest.mark.parametrize(
+    ("vae", "line"),
+    [
+        (
+            ["evil", "Evil"],
+            "its part vae is a class of evil; only diffusers and transformers are loaded from",
+        ),
+        ([1, 2], "its part vae names no class"),
+        (["diffusers"], "its part vae names no class"),
+    ],
+)
+def test_an_index_of_other_classes(
+    copied: Path, vae: list[object], line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index = copied / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "vae": vae}))
+    assert line in said(copied, capfd)
+
+
+def test_shards_without_their_index(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = copied / "transformer" / "diffusion_pytorch_model.safetensors"
+    whole.rename(whole.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+    assert "is one of several, whose index (*.index.json) is missing" in said(copied, capfd)
+
+
+@pytest.mark.parametrize(
+    ("part", "lost", "line"),
+    [
+        (
+            "transformer",
+            "blocks.0.ffn.net.2.weight",
+            r"1 of its weights are in no file \(blocks.0.ffn.net.2.we",
+        ),
+        (
+            "text_encoder",
+            "encoder.final_layer_norm.weight",
+            r"1 of its weights are in no file \(encoder.final",
+        ),
+        ("vae", "decoder.conv_in.bias", r"1 of its weights are in no file \(decoder.conv_in.bias\)"),
+        ("transformer", "", r"its files have blocks.7.x, and config.json a model with 1 blocks"),
+    ],
+)
+def test_weights_that_do_not_fit_the_model(copied: Path, part: str, lost: str, line: str) -> None:
+    """Libraries would go on: with random numbers, with none, or without the last blocks."""
+    [path] = (copied / part).glob("*.safetensors")
+    tensors = load_file(path)
+    if lost:
+        del tensors[lost]
+    else:
+        tensors["blocks.7.x"] = torch.zeros(1)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=line):
+        build_model(Registry(), "wan", ModelOptions(weights=str(copied))).load("cpu")
+
+
 def test_an_unfit_weights_file_is_one_line_too(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Whole files whose shapes are another model's: known only when they are loaded."""
     config = copied / "transformer" / "config.json"
@@ -96,8 +169,10 @@ def test_revisions(copied: Path) -> None:
         resolve_folder(spec, str(copied), "abc")
     (copied / FETCH_RECORD).write_text(json.dumps({"revision": "abc"}))
     assert resolve_folder(spec, str(copied), "abc") == copied
-    with pytest.raises(UserError, match=r"is of revision abc, asked was def; .*fetch wan --revision def"):
+    with pytest.raises(UserError, match=r"is of revision abc, asked was def; leave --revision out"):
         resolve_folder(spec, str(copied), "def")
+    with pytest.raises(UserError, match=r"asked was def; .*fetch wan2.1-1.3b --revision def"):
+        resolve_folder(Wan21Small.spec, str(copied), "def")
 
 
 def test_weights_that_were_never_fetched() -> None:

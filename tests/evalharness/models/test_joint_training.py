@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,11 +71,12 @@ if os.environ.get("RANK") == "1":
 """
 
 
-@pytest.mark.slow
-def test_a_rank_that_cannot_load_ends_all_at_once(flags: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Not after the minute that is given to ranks which hang: that ends in other words."""
+def joint(
+    patch: str, flags: Callable[..., list[str]], tmp_path: Path
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A training by two ranks in which ``patch`` runs first; and the seconds from when it left ``failed``."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BROKEN)
+    (tmp_path / "site" / "sitecustomize.py").write_text(patch)
     recipe = {"steps": 2, "batch_size": 1, "accumulate": 2}
     command = ["run", *flags("wan2.1"), "--protocol", "smoke", "--limit", "1", "--no-profile"]
     command += ["--data", "teacher", "--methods", "kd-qat", "--bits", "8", "--executor", "torchrun"]
@@ -86,8 +88,39 @@ def test_a_rank_that_cannot_load_ends_all_at_once(flags: Callable[..., list[str]
         [*launch, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
         check=False,
     )  # fmt: skip
+    failed = tmp_path / "failed"
+    return done, time.time() - failed.stat().st_mtime if failed.exists() else 0.0
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_load_ends_all_at_once(flags: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Not after the minute that is given to ranks which hang: that ends in other words."""
+    done, _ = joint(BROKEN, flags, tmp_path)
     assert "kd-qat-w8a8-s0: could not be prepared: shard 2 of 3 is missing" in done.stderr
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     [failure] = [event for event in events if event["event"] == "failure"]
     assert failure["kind"] == "user" and failure["error"] == "shard 2 of 3 is missing"
     assert "left waiting" not in done.stderr
+
+
+# As NCCL leaves it: the one that failed waits for its own last work, and the other for what will not come.
+STUCK = """
+import os, pathlib, time
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RUN_ID"):
+    import torch
+    from qvgen.training import step
+    def failing(*_):
+        pathlib.Path("failed").touch()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    step.training_loss = failing
+    torch.distributed.destroy_process_group = lambda: time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_within_a_step_ends_all(flags: Callable[..., list[str]], tmp_path: Path) -> None:
+    done, took = joint(STUCK, flags, tmp_path)
+    assert (
+        "one rank failed, the others were left waiting: OutOfMemoryError: CUDA out of memory" in done.stderr
+    )
+    assert done.returncode != 0 and took < 120  # it would be 600

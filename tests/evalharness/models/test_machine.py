@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from evalharness.machine.costs import (
     call_seconds,
     expert_bytes,
     memory_needs,
+    observing_memory,
     start_memory,
     training_memory,
     video_seconds,
@@ -182,10 +184,28 @@ def test_memory_by_preset() -> None:
         built = model(name)
         resident, phases, blocks = memory_needs(built.spec, built.settings)
         assert resident.peak > phases.peak >= blocks.peak
-    assert weights_bytes(model("wan2.1-14b").spec) == pytest.approx(28.6e9 + 11.4e9 + 0.25e9, rel=0.01)
     pair, single = (memory_needs(model(n).spec, model(n).settings) for n in ("wan2.2-a14b", "wan2.1-14b"))
     assert pair[0].peak - single[0].peak == pytest.approx(28.6e9, rel=0.01)
     assert pair[1].peak == single[1].peak  # one expert at a time
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("cogvideox-2b", 13_775_555_658), ("wan2.1-1.3b", 28_928_887_859), ("wan2.1-14b", 80_406_933_703),
+        ("wan2.2-5b", 34_201_427_557), ("wan2.2-a14b", 126_200_628_126),
+    ],
+)  # fmt: skip
+def test_disk_for_weights(name: str, listed: int) -> None:
+    """Bytes of the pinned revisions' files, as public projects that fetched them list them."""
+    assert weights_bytes(model(name).spec) == pytest.approx(listed, rel=0.001)
+
+
+def test_every_model_of_a_repository_is_pinned() -> None:
+    specs = [getattr(Registry().get("models", name), "spec", None) for name in Registry().names("models")]
+    pinned = {spec.repo: spec.revision for spec in specs if spec is not None and spec.repo}
+    assert len(pinned) == 6 == len(set(pinned.values()))
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in pinned.values())
 
 
 PAGES = sorted(
@@ -197,6 +217,8 @@ PAGES = sorted(
 def test_pages_say_what_is_predicted(page: Path) -> None:
     built = model(page.stem)
     text = page.read_text()
+    disk = weights_bytes(built.spec) / 1e9
+    assert f"| disk, weights as the hub stores them | {disk:.0f} GB |" in text
     for need in memory_needs(built.spec, built.settings):
         phases = ", ".join(f"{phase} {size / 1e9:.1f}" for phase, size in need.phases.items())
         assert f"| predicted peak, `--memory {need.preset}` | {need.peak / 1e9:.0f} GB ({phases}) |" in text
@@ -254,7 +276,7 @@ def test_doctor_of_a_model_that_is_not_there(
     assert checks["model wan2.1-1.3b"]["status"] == "fail"
     assert checks["model wan2.1-1.3b"]["fix"] == "evalharness fetch wan2.1-1.3b"
     assert "81 frames 480x832 at 16 fps, 50 steps" in checks["settings"]["detail"]
-    assert "about 14 GB of weights" in checks["disk for weights"]["detail"]
+    assert "about 29 GB of weights" in checks["disk for weights"]["detail"]
     assert "248 videos of one row" in checks["time"]["detail"]
     assert "283 TFLOP a call" in checks["time"]["detail"]
 
@@ -355,6 +377,50 @@ def test_what_lies_elsewhere_is_no_memory_of_a_gpu() -> None:
     assert Training.of(recipe, 32, 2).words.endswith("teacher host, offload moments")
 
 
+@pytest.mark.parametrize("name", ["cogvideox-2b", "wan2.1-1.3b", "wan2.1-14b"])
+def test_batches_that_are_looked_at(name: str) -> None:
+    """Two blocks of full width and full size of a clip, in float32 on the meta device."""
+    built = model(name)
+    spec, joint = built.spec, built.spec.shape.joint_text
+    settings = dataclasses.replace(built.settings, frames=49, height=480, width=720 if joint else 832)
+    import diffusers
+
+    with torch.device("meta"):
+        module = getattr(diffusers, spec.transformer)(**{**spec.shape.config, "num_layers": 2})
+        size = (2, 13, 16, 60, 90) if joint else (2, 16, 13, 60, 104)
+        inputs = torch.empty(size), torch.empty(2, spec.shape.text_tokens, 4096)
+    with Alive() as alive, NoAttention(), torch.inference_mode():
+        time = torch.zeros(2, dtype=torch.long, device="meta")
+        module(hidden_states=inputs[0], encoder_hidden_states=inputs[1], timestep=time, return_dict=False)
+    on_top = observing_memory(spec, settings, 2, 1) - 4 * spec.shape.parameters
+    assert on_top == pytest.approx(alive.most, rel=0.02)
+    # Several: the model as it was read, and one of its blocks in float32.
+    shared = observing_memory(spec, settings, 2, 4) - on_top
+    assert shared == pytest.approx((2 + 4 / spec.shape.layers) * spec.shape.parameters)
+
+
+def test_a_look_that_does_not_fit_is_refused() -> None:
+    """On 8 GPUs a step of 14B with offload takes 39 GB, and a batch of 8 clips of Q-DM's authors more."""
+    built = model("wan2.1-14b", generation={"frames": 81, "height": 480, "width": 832})
+    recipe = {"batch_size": 1, "gradient_checkpointing": True, "teacher": "sharded", "offload": "moments"}
+    preflight(built.spec, built.settings, Training.of(recipe, 0, 8), 85e9)
+    with pytest.raises(UserError, match="before its first step, while the method looks at batches of 8 in"):
+        preflight(built.spec, built.settings, Training.of(recipe, 0, 8, observed=8), 85e9)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "samples"),
+    [
+        ("qdm", {}, 8), ("efficientdm", {"data": "clips"}, 8), ("efficientdm", {}, 2),
+        ("lsq", {"recipe": {"batch_size": 5}}, 5),
+    ],
+)  # fmt: skip
+def test_methods_say_what_they_look_at(method: str, option: dict[str, Any], samples: int) -> None:
+    cls: Any = Registry().get("methods", method)
+    made = [cls(w_bits=4, a_bits=4, mode=mode, **option) for mode in ("author", "fair")]
+    assert [each.observed_samples for each in made] == [samples, 0]
+
+
 def test_the_prepare_stage_asks_before_it_trains(
     flags: Callable[..., list[str]],
     capfd: pytest.CaptureFixture[str],
@@ -366,16 +432,19 @@ def test_the_prepare_stage_asks_before_it_trains(
 
     asked: list[Any] = []
 
-    def refuse(self: VideoModel, recipe: dict[str, Any], rank: int, gpus: int) -> None:
-        asked.append((recipe["steps"], rank, gpus))
-        raise UserError("too large")
+    def refuse(self: VideoModel, recipe: dict[str, Any], rank: int, gpus: int, observed: int = 0) -> None:
+        asked.append((recipe["steps"], rank, gpus, observed))
+        if recipe["steps"] == 77:
+            raise UserError("too large")
 
     monkeypatch.setattr(VideoModel, "check_training", refuse)
     monkeypatch.setattr("evalharness.plan.resolve_device", lambda asked: "cuda")
     monkeypatch.chdir(tmp_path)
     run = ["run", *flags("wan2.1"), "--protocol", "smoke", "--workers", "0", "--data", "teacher",
-           "--methods", "rtn,qvgen", "--set", "qvgen.recipe.steps=77", "--output", "out"]  # fmt: skip
+           "--methods", "rtn,efficientdm,qvgen", "--set", "efficientdm.mode=author",
+           "--set", "efficientdm.recipe.steps=3", "--set", "qvgen.recipe.steps=77",
+           "--output", "out"]  # fmt: skip
     assert main(run) == 2
     assert "error: too large" in capfd.readouterr().err
-    assert asked == [(77, 32, 1)]
+    assert asked == [(3, 0, 1, 2), (77, 32, 1, 0)]
     assert not list(Path("out").glob("cells/*/prepare.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,9 @@ from evalharness.modeloptions import ModelOptions
 from evalharness.models.video import moves, placement
 from evalharness.models.video.experts import TwoExperts
 from evalharness.models.video.placement import Placement
+from qvgen.api import convert_, quantize_
+from qvgen.config import QuantConfig
+from qvgen.packed.convert import pack_, packed_layers
 
 CUDA = torch.device("cuda")
 
@@ -119,22 +123,53 @@ def test_a_cpu_moves_nothing(log: list[str]) -> None:
     assert log == []
 
 
-def test_group_offloading_is_taken_off_again() -> None:
-    """diffusers' own hooks, on a CPU: the same output, and a copy afterwards is free of them."""
-    import copy
+def test_blocks_come_one_by_one(load_tiny: nn.Module) -> None:
+    """To a device whose tensors are copies: at a call that block alone is there, and what is in no block."""
+    load_tiny.blocks.append(copy.deepcopy(load_tiny.blocks[0]))  # type: ignore[operator, union-attr, index]
+    rests = {name: (tensor, tensor.data_ptr()) for name, tensor in load_tiny.named_parameters()}
+    seen: list[set[str]] = []
 
-    tiny = nn.Module()
-    tiny.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    tiny.forward = lambda x: tiny.blocks[1](tiny.blocks[0](x))  # type: ignore[method-assign]
-    x = torch.ones(1, 4)
-    wanted = tiny(x)
-    with placement._blocks_by_turns(tiny, torch.device("cpu")):
-        assert any(hasattr(part, "_diffusers_hook") for part in tiny.modules())
-        assert torch.equal(tiny(x), wanted)
-    assert torch.equal(tiny(x), wanted)
-    again = copy.deepcopy(tiny.blocks)
-    assert torch.equal(again[1](again[0](x)), wanted)
-    assert all(not part._diffusers_hook.hooks for part in tiny.modules() if hasattr(part, "_diffusers_hook"))
+    def there() -> set[str]:
+        return {name for name, tensor in load_tiny.named_parameters() if tensor.data_ptr() != rests[name][1]}
+
+    inputs = {
+        "hidden_states": torch.randn(1, 4, 1, 4, 4),
+        "encoder_hidden_states": torch.randn(1, 4, 16),
+        "timestep": torch.zeros(1, dtype=torch.long),
+    }
+    wanted = load_tiny(**inputs).sample
+    with placement._blocks_by_turns(load_tiny, torch.device("cpu", 0)):
+        for block in load_tiny.blocks:  # type: ignore[union-attr]
+            block.register_forward_pre_hook(lambda *_: seen.append(there()))
+        around = there()
+        assert around == {name for name in rests if not name.startswith("blocks.")} != set()
+        assert torch.equal(load_tiny(**inputs).sample, wanted)
+        assert there() == around
+        with pytest.raises(AttributeError):  # without a time, within the first block
+            load_tiny.blocks[0](torch.ones(1, 2, 3), None, None, None)  # type: ignore[index, operator]
+        assert there() == around, "also after an error"
+    assert [names - around for names in seen[:2]] == [
+        {name for name in rests if name.startswith(f"blocks.{number}.")} for number in range(2)
+    ]
+    assert there() == set() and torch.equal(load_tiny(**inputs).sample, wanted)
+    assert all(dict(load_tiny.named_parameters())[name] is tensor for name, (tensor, _) in rests.items())
+
+
+def test_packed_layers_that_come_and_go_are_not_told() -> None:
+    """One that is sent to the host gets ready to compute there, and does so on the device then."""
+    layer = nn.Sequential(nn.Linear(8, 8))
+    pack_(convert_(quantize_(layer, QuantConfig(w_bits=4, a_bits=4))))
+    model = nn.Module()
+    model.blocks = nn.ModuleList([layer])
+    model.forward = lambda x: model.blocks[0](x)  # type: ignore[method-assign]
+    told: list[object] = []
+    [(_, packed)] = packed_layers(layer)
+    packed.prepare_ = lambda: told.append(packed)  # type: ignore[method-assign, assignment, return-value]
+    x = torch.ones(2, 8)
+    wanted = model(x)
+    with placement._blocks_by_turns(model, torch.device("cpu")):
+        assert torch.equal(model(x), wanted)
+    assert torch.equal(model(x), wanted) and told == []
 
 
 def test_an_unknown_preset() -> None:
