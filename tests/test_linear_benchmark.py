@@ -16,7 +16,7 @@ import torch
 from qvgen.packed.triton_table import parse
 
 ROOT = Path(__file__).parents[1]
-PARTS = ["cog_2b", "wan_1_3b", "wan_14b", "gemm", "prologue", "expand"]
+PARTS = ["cog_2b", "wan_1_3b", "wan_14b", "gemm", "prologue", "expand", "peers"]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 

@@ -11,26 +11,30 @@ from typing import Any
 
 import pytest
 
+from benchmarks import engines
+from benchmarks.engines import TOY as RUN
+from benchmarks.engines import command
 from evalharness.errors import UserError
 from evalharness.executor import Failure, Outcome, Task
 from evalharness.executors import torchrun
 from evalharness.executors.group import PeerError, Readiness, tell_failure, told_failure
 from evalharness.runner import Summary
 from evalharness.runstate import RunState, StageCount
-from tests.evalharness.test_killed_workers import RUN, TORCHRUN, environment
 
-__all__ = ["environment"]
+TWICE = [word if word != "99" else "1" for word in command("torchrun", RUN, 2)]
 
-TWICE = [word if word != "99" else "1" for word in TORCHRUN]
+
+@pytest.fixture
+def environment(toy_site: Path) -> dict[str, str]:
+    return engines.environment(toy_site)
 
 
 def finished(
     folder: Path, environment: dict[str, str], *more: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [*TWICE, "-m", "evalharness", *RUN, "--executor", "torchrun", "--output", "out", *more]
     return subprocess.run(
-        command, cwd=folder, env={**environment, **variables}, capture_output=True, text=True, timeout=120,
-        check=False,
+        [*TWICE, *more], cwd=folder, env={**environment, **variables}, capture_output=True, text=True,
+        timeout=120, check=False,
     )  # fmt: skip
 
 

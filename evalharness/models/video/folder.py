@@ -29,6 +29,7 @@ _INDEX = "model_index.json"
 # Of a folder's config, what is compared with the spec: these make a model of another size.
 _SIZES = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels", "patch_size_t")
 _HEADER_LIMIT = 100_000_000
+_NAME_LIMIT = 200  # characters of a shard's name; file systems take no more than 255 bytes
 _LIBRARIES = ("diffusers", "transformers")
 _PIECE = re.compile(r"-\d+-of-\d+\.safetensors$")
 
@@ -189,9 +190,10 @@ def _check_weights(part: Path) -> None:
 def _shards(index: Path) -> set[str]:
     """The files that an index names."""
     named = _json(index).get("weight_map") or {}
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+    names = named.values() if isinstance(named, dict) else [None]
+    if not all(isinstance(name, str) and 0 < len(name) <= _NAME_LIMIT and "\0" not in name for name in names):
         raise UserError(f"{index}: weight_map names no files; fetch again")
-    return set(named.values())
+    return set(names)
 
 
 def _check_length(path: Path) -> None:
