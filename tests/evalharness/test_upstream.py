@@ -181,7 +181,7 @@ def test_a_detector_that_fails_is_not_nothing_detected(upstream: Upstream, clips
     assert scored.videos["0000-0"].extras["gradients"] is False  # memory for which would be kept
 
 
-@pytest.mark.parametrize("broken", [(0,), (2, 3), (0, 1), (6,), (0, 6)])
+@pytest.mark.parametrize("broken", [(0,), (2, 3), (0, 1), (6,), (0, 6), (0, 1, 2, 3)])
 def test_videos_that_the_package_refuses_cost_no_other_its_score(
     upstream: Upstream, clips: Path, broken: tuple[int, ...]
 ) -> None:
