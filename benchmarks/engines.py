@@ -123,6 +123,10 @@ def disturbed(
             process = subprocess.Popen(words, cwd=folder, env={**variables, **_SLOW}, stdout=log, stderr=log)
             while process.poll() is None:
                 time.sleep(rng.uniform(0.3, 1.2))
+                if time.monotonic() > deadline:
+                    process.terminate()  # torchrun ends its workers then
+                    process.wait()
+                    raise TimeoutError(f"{engine}: {killed} killed, command {commands} does not end")
                 workers = family(process.pid)
                 if killed < kills and workers and (folder / "out" / "plan.json").exists():
                     with contextlib.suppress(ProcessLookupError):

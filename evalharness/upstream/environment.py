@@ -59,8 +59,10 @@ def detectron2_commands(folder: Path, source: str = DETECTRON2) -> list[list[str
 
     Args:
         folder: of the environment.
-        source: what pip builds: an address, an archive, or the folder of a checkout.
+        source: what pip builds: an address, an archive, or the folder of a checkout. Without ``://`` it is
+            a path: pip would ask the package index for a folder named without a slash, ``detectron2`` say.
     """
+    source = source if "://" in source else str(Path(source).absolute())
     pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
     # Its build imports torch. Its bounds, and NumPy's newest for what it imports, would replace what the
     # other dimensions run with: the pins are asked for again. lvis asks for an OpenCV with windows.

@@ -73,6 +73,8 @@ def _check_revision(folder: Path, spec: ModelSpec, wanted: str | None) -> None:
     if found != wanted:
         what = f"of revision {found}" if found else f"of no known revision (it has no {FETCH_RECORD})"
         advice = f"fetch that one with: evalharness fetch {spec.name} --revision {wanted}"
+        if found:
+            advice += f", or take what is there with: --revision {found}"
         if not spec.repo:
             advice = f"leave --revision out, or give a folder whose {FETCH_RECORD} names it"
         raise UserError(f"model {spec.name}: {folder} is {what}, asked was {wanted}; {advice}")
@@ -135,8 +137,14 @@ def _check_files(part: Path, cls: str) -> None:
 
 
 def tensor_names(part: Path) -> set[str]:
-    """Of all tensors in the safetensors files of a part; ``check_folder`` has looked at them."""
-    return {name for path in part.glob("*.safetensors") for name in _header(path) if name != "__metadata__"}
+    """Of all tensors in the files of a part that are read; ``check_folder`` has looked at them."""
+    return {name for path in _files_read(part) for name in _header(path) if name != "__metadata__"}
+
+
+def _files_read(part: Path) -> list[Path]:
+    """Safetensors files but those of a variant, such as ``model.fp16.safetensors``, which none asks for."""
+    named = {name for index in part.glob("*.index.json") for name in _shards(index)}
+    return sorted(p for p in part.glob("*.safetensors") if "." not in p.stem or p.name in named)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -172,16 +180,19 @@ def _check_weights(part: Path) -> None:
             raise UserError(
                 f"{part}: {len(missing)} of {len(shards)} shards are missing ({missing[0]}); fetch again"
             )
-    files = sorted(part.glob("*.safetensors"))
+    files = _files_read(part)
     needs = (part / "config.json").is_file()
     if needs and not files:
+        variants = [path.name for path in sorted(part.glob("*.safetensors"))]
         others = [path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in sorted(part.glob(pattern))]
         found = f" (only {others[0]}, a pickle, which is never read)" if others else ""
+        if variants:
+            found = f" (only {variants[0]}, a variant, and none is read; save the pipeline without)"
         raise UserError(f"{part}: no safetensors file{found}; fetch again")
     for path in files:
         _check_length(path)
     pieces = [path.name for path in files if _PIECE.search(path.name)]
-    if pieces and not list(part.glob("*.index.json")):
+    if pieces and len(pieces) == len(files) and not list(part.glob("*.index.json")):
         raise UserError(
             f"{part}: {pieces[0]} is one of several, whose index (*.index.json) is missing; fetch again"
         )

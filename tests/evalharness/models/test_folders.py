@@ -124,6 +124,28 @@ def test_shards_without_their_index(copied: Path, capfd: pytest.CaptureFixture[s
     assert "is one of several, whose index (*.index.json) is missing" in said(copied, capfd)
 
 
+def test_a_variant_beside_the_weights(
+    copied: Path, folders: Folders, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As libraries save one, in shards: it is not read, so nothing of it is asked for or counts as there."""
+    import diffusers
+
+    saved = diffusers.WanPipeline.from_pretrained(folders("wan2.1"), local_files_only=True)
+    saved.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="3KB")
+    names = {path.name for path in (tmp_path / "half").rglob("*")}
+    assert {"model.fp16-00001-of-00006.safetensors", "model.safetensors.index.fp16.json"} <= names
+    line = said(tmp_path / "half", capfd)
+    assert "text_encoder: no safetensors file (only model.fp16-00001-of-00006.safetensors, a variant" in line
+    shutil.copytree(tmp_path / "half", copied, dirs_exist_ok=True)
+    build_model(Registry(), "wan", ModelOptions(weights=str(copied))).load("cpu")
+    [path] = (copied / "text_encoder").glob("model.safetensors")
+    tensors = load_file(path)
+    del tensors["encoder.final_layer_norm.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match="1 of its weights are in no file"):
+        build_model(Registry(), "wan", ModelOptions(weights=str(copied))).load("cpu")
+
+
 @pytest.mark.parametrize(
     ("part", "lost", "line"),
     [
@@ -171,7 +193,7 @@ def test_revisions(copied: Path) -> None:
     assert resolve_folder(spec, str(copied), "abc") == copied
     with pytest.raises(UserError, match=r"is of revision abc, asked was def; leave --revision out"):
         resolve_folder(spec, str(copied), "def")
-    with pytest.raises(UserError, match=r"asked was def; .*fetch wan2.1-1.3b --revision def"):
+    with pytest.raises(UserError, match=r"def; .*fetch wan2.1-1.3b --revision def, or .*--revision abc$"):
         resolve_folder(Wan21Small.spec, str(copied), "def")
 
 
