@@ -38,6 +38,8 @@ __all__ = ["LostRankError", "Store", "TorchrunExecutor", "once", "rank", "serve"
 _PATIENCE = timedelta(days=7)
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 10.0  # that ranks have to answer once one has failed
+# The same where they come to that answer by themselves, a diverged training, say: one may be writing a state.
+_FINAL_GRACE_SECONDS = 300.0
 _STOP = "stop"
 
 
@@ -176,6 +178,10 @@ def own_device() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(local) % len(devices)] if devices else local
 
 
+def _grace_seconds(cause: Outcome) -> float:
+    return _FINAL_GRACE_SECONDS if cause.failure is not None and cause.failure.is_final else _GRACE_SECONDS
+
+
 class TorchrunExecutor:
     """Rank 0's side. Satisfies ``evalharness.executor.Executor``."""
 
@@ -260,7 +266,7 @@ class TorchrunExecutor:
                     failed.append(outcome)
             if failed and failed_at is None:
                 failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > _GRACE_SECONDS:
+            if failed_at is not None and time.monotonic() - failed_at > _grace_seconds(failed[0]):
                 break  # the others wait for one that will not come
             time.sleep(_POLL_SECONDS)
         if len(answers) < world:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,11 +204,36 @@ def test_what_was_told_before_an_answer_counts(monkeypatch: pytest.MonkeyPatch) 
     executor._closed = False
     executor._collect = collect  # type: ignore[method-assign, assignment]
     executor._run_here = lambda *_: None  # type: ignore[method-assign, assignment]
-    monkeypatch.setattr(torchrun, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(torchrun, "_FINAL_GRACE_SECONDS", 0.1)
     task = Task(kind="prepare", key="cell", payload={})
     with pytest.raises(UserError, match="the others were left waiting: loss is NaN") as caught:
         executor._run_together(task, lambda task, event: None)
     assert not isinstance(caught.value, torchrun.LostRankError), "it would diverge again"
+
+
+@pytest.mark.parametrize("failure", [Failure.DIVERGED, Failure.ERROR])
+def test_one_that_writes_a_state_is_waited_for(failure: Failure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ranks diverge together; rank 0 answers once what it saves beside is on the disk."""
+    executor = object.__new__(torchrun.TorchrunExecutor)
+    executor._groups, executor._others, executor._sent = 0, [1], {1: 0}
+    executor._store = Store()
+    begun, answered = time.monotonic(), set[int]()
+
+    def collect(running: dict[int, Task], on_event: object, done: list[tuple[int, Outcome]]) -> None:
+        for lane, after in ((1, 0.0), (0, 0.3)):
+            if lane not in answered and time.monotonic() - begun >= after:
+                answered.add(lane)
+                done.append((lane, Outcome(task=running[lane], failure=failure, error="NaN")))
+
+    executor._collect = collect  # type: ignore[method-assign, assignment]
+    executor._run_here = lambda *_: None  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(torchrun, "_GRACE_SECONDS", 0.05)
+    task = Task(kind="prepare", key="cell", payload={})
+    if failure is Failure.ERROR:
+        with pytest.raises(torchrun.LostRankError):
+            executor._run_together(task, lambda task, event: None)
+    else:
+        assert executor._run_together(task, lambda task, event: None).failure is failure
 
 
 @pytest.mark.parametrize(
