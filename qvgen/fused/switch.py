@@ -93,6 +93,12 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 @cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program on a CUDA device may have."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+@cache
 def multiprocessors(device: torch.device) -> int:
     """How many a CUDA device has; one elsewhere."""
     if device.type != "cuda":
