@@ -74,6 +74,4 @@ def copy_engine(device: torch.device) -> bool:
 
     What is measured for descriptors takes up to 227 KiB. GPUs of capability 12 have the engine, but 99 KiB.
     """
-    return (
-        device.type == "cuda" and capability(device) >= (9, 0) and shared_memory(device) >= SHARED_LIMIT
-    )
+    return device.type == "cuda" and capability(device) >= (9, 0) and shared_memory(device) >= SHARED_LIMIT
