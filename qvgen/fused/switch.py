@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,8 @@ def capability(device: torch.device) -> tuple[int, int]:
 @cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program on a CUDA device may have."""
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack the attribute
+    return int(properties.shared_memory_per_block_optin)
 
 
 @cache
