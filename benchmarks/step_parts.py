@@ -116,7 +116,7 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
         "attention_of_best": [backend.name for backend in BEST_ATTENTION],
         "skipped": {},
         "variants": {},
-        "conditions": conditions(kind, attention, None),
+        "conditions": {**conditions(kind, attention, None), "compile": f"{given.compiler}, but bf16_eager"},
     }
     with torch.no_grad():  # as diffusers' pipelines; tensors of other libraries take no inference mode
         base = bf16_model(full, device, given.tiny)

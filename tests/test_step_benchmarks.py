@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tokens
 from benchmarks.load_once import measure
+from benchmarks.memory import reserved_within
 from qvgen.integrations.diffusers import attach_
 from qvgen.packed.convert import packed_layers
 
@@ -99,7 +100,31 @@ def test_memory_in_small(tmp_path: Path) -> None:
     saved_bits = 8e6 * (four["packed_mb"] - three["packed_mb"])
     assert saved_bits == pytest.approx(four["quantized_weights"]), "one bit a weight; the rest is the same"
     assert four["packed_mb"] < four["bf16_of_quantized_mb"]
-    assert set(found["parts"]["denoise"]["calls"]) == {"w4a4", "w3a3", "w8a8"}
+    calls = found["parts"]["denoise"]["calls"]
+    assert set(calls) == {"w4a4", "w3a3", "w8a8"}
+    assert all(call["reserved_mb_in_room"] is None for call in calls.values()), (
+        "a CPU has no allocator to bind"
+    )
+
+
+def test_an_allocator_is_bound_for_one_call_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[float] = []
+    fake = {
+        "is_available": lambda: False, "synchronize": lambda _: None,
+        "mem_get_info": lambda _: (10, 48 * 10**9),
+        "reset_peak_memory_stats": lambda _: None, "max_memory_reserved": lambda _: 11_000_000_000,
+        "set_per_process_memory_fraction": lambda share, _: bounds.append(share),
+    }  # fmt: skip
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    cuda = torch.device("cuda", 0)
+    assert reserved_within(lambda: None, cuda, 12.0) == 11_000.0
+
+    def too_much() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    assert reserved_within(too_much, cuda, 12.0) is None
+    assert bounds == [0.25, 1.0] * 2
 
 
 def test_both_ways_to_load_are_measured(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,13 @@ def block_of(columns: int) -> tuple[int, int]:
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of a CUDA device."""
     return torch.cuda.get_device_capability(device)
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program on a CUDA device may have."""
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack the attribute
+    return int(properties.shared_memory_per_block_optin)
 
 
 @cache

@@ -109,9 +109,12 @@ def empty_packed_(model: nn.Module, backend: Backend) -> None:
 
 @torch.no_grad()
 def prepare_(model: nn.Module) -> nn.Module:
-    """Derive what packed layers keep beside their state, after a change of the state; returns ``model``."""
+    """Derive what packed layers keep beside their state, after a change of the state; returns ``model``.
+
+    A backend that needs a GPU is no error on a host that has one: the layers may be on their way to it.
+    """
     for _, layer in packed_layers(model):
-        layer.prepare_()
+        layer.prepare_(passing=True)
     for module in model.modules():
         if isinstance(module, TransformedQuantLinear) and module.rotation is not None:
             device = module.inner.codes.device

@@ -36,6 +36,8 @@ class PackedLinear(nn.Module):
     Attributes:
         backend: what was asked for.
         executed: what runs, never ``AUTO``.
+        resting: why the layer cannot be called where it lies, or None; one that is on the host on its way to
+            or from the GPU that its backend needs.
     """
 
     codes: Tensor
@@ -57,6 +59,8 @@ class PackedLinear(nn.Module):
         self.backend = self.executed = backend
         self._offset = True
         self.kernels: Kernels | None = None  # at hand, so that torch.compile sees no import
+        self.resting: str | None = None
+        self._ready_for: torch.device | None = None
         size = (shape[0], row_bytes(shape[1], config.w_bits))
         self.register_buffer("codes", torch.zeros(size, dtype=torch.uint8, device=device))
         groups = (shape[0], scale_shape(shape, config)[1])
@@ -90,17 +94,22 @@ class PackedLinear(nn.Module):
         return packed.prepare_()
 
     @torch.no_grad()
-    def prepare_(self) -> Self:
+    def prepare_(self, *, passing: bool = False) -> Self:
         """Choose the backend for the device that the layer is on, and derive what it keeps beside.
 
         The ``cpu`` and ``scaled_mm`` backends hold the codes expanded to a byte each; the others nothing.
 
+        Args:
+            passing: whether the layer may only rest there, so that a backend of another device is no error
+                until the layer is called.
+
         Raises:
             ValueError: the backend asked for cannot execute the layer there.
         """
-        self.expanded = None
+        self.expanded, self.resting, self.kernels, self._ready_for = None, None, None, None
         device = self.codes.device
         if device.type == "meta":
+            self._ready_for = device
             return self
         for name in EXACT:
             if name in self._non_persistent_buffers_set:
@@ -108,13 +117,29 @@ class PackedLinear(nn.Module):
         weight = self.packed_weight()
         self._offset = bool((self.zero_point != 2 ** (self.config.w_bits - 1)).any())
         spec = ActivationSpec.of(self.config, self.lower[:1], self.upper[:1])
-        self.executed = resolve(self.backend, weight, spec, self.codes.device)
+        try:
+            self.executed = resolve(self.backend, weight, spec, device)
+        except ValueError as error:
+            if not (passing and device.type == "cpu" and torch.cuda.is_available()):
+                raise
+            self.executed, self.resting = self.backend, str(error)
+            return self
         self.kernels = Kernels.of(kernels()) if self.executed is Backend.TRITON_INT8 else None
         if self.executed is Backend.CPU:
             self.expanded = weight.centred()
         elif self.executed is Backend.SCALED_MM:
             self.expanded = weight.centred().to(torch.float8_e4m3fn)
+        self._ready_for = device
         return self
+
+    def settle_(self) -> None:
+        """Get ready for where the tensors are, if somebody moved them without ``.to``, as offloading does.
+
+        Raises:
+            ValueError: the backend asked for cannot execute the layer there.
+        """
+        if self._ready_for != self.codes.device:
+            self.prepare_()
 
     def packed_weight(self) -> PackedWeight:
         """The weight as kernels take it."""
@@ -139,6 +164,7 @@ class PackedLinear(nn.Module):
         ``gelu``: GELU, by its tanh formula, follows. ``triton_int8`` computes it before the one rounding,
         the others, as a model does, after it.
         """
+        self.settle_()
         if isinstance(x, Read):
             return self._multiply_read(x, gelu)
         spec = self.activation_spec(x)
@@ -152,7 +178,8 @@ class PackedLinear(nn.Module):
 
         None where that takes more than one kernel. Ranges of tokens must be dynamic and whole.
         """
-        if self.executed is not Backend.TRITON_INT8 or self.kernels is None:
+        self.settle_()
+        if self.kernels is None:
             return None
         tokens = self.kernels.rotate_tokens(x, input_scale, rotation, self.activation_spec(x))
         return None if tokens is None else Read(tuple(x.shape), x.dtype, tokens)
@@ -164,7 +191,8 @@ class PackedLinear(nn.Module):
 
         From one pass over ``x``; None where that takes more. Ranges of tokens must be dynamic and whole.
         """
-        if self.executed is not Backend.TRITON_INT8 or self.kernels is None:
+        self.settle_()
+        if self.kernels is None:
             return None
         made = self.kernels.scale_tokens(x, input_scale, shift, self.activation_spec(x), keep)
         return None if made is None else (Read(tuple(x.shape), x.dtype, made[0]), made[1])
@@ -214,13 +242,10 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = {name: getattr(self, name) for name in EXACT}
-        device = self.codes.device
         self.expanded = None  # rebuilt where it is needed
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in exact.items():
             moved = getattr(self, name)
             if moved.dtype != value.dtype:
                 setattr(self, name, value.to(moved.device))
-        if self.codes.device != device and self.backend is Backend.AUTO:
-            self.executed = self.backend
-        return self.prepare_()
+        return self.prepare_(passing=True)

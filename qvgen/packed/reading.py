@@ -101,7 +101,10 @@ def _quantize_alike(layers: Iterable[TransformedQuantLinear]) -> bool:
 
 def has_kernels(layer: nn.Module) -> bool:
     """Whether ``triton_int8`` executes it."""
-    return isinstance(layer, PackedLinear) and layer.executed is Backend.TRITON_INT8
+    if not isinstance(layer, PackedLinear):
+        return False
+    layer.settle_()
+    return layer.executed is Backend.TRITON_INT8
 
 
 def _kernel_reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:

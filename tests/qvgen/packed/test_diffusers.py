@@ -20,6 +20,8 @@ from qvgen.api import convert_, finish_, quantize_
 from qvgen.config import QuantConfig, QVGenConfig
 from qvgen.integrations.diffusers import QVGenQuantizationConfig, attach_, register
 from qvgen.integrations.loading import load_packed
+from qvgen.packed import backends
+from qvgen.packed.backends import Backend
 from qvgen.packed.convert import pack_, packed_layers
 from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes
 from tests.qvgen.test_cogvideox import tiny
@@ -265,6 +267,30 @@ def test_foreign_descriptions_are_refused(
     edit(tmp_path, change)
     with pytest.raises(ValueError, match=message):
         CogVideoXTransformer3DModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_folder_for_a_gpu_is_loaded_to_its_host(
+    stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``from_pretrained`` and then ``.to("cuda")`` is how most load; where there is no GPU it is refused."""
+
+    def load() -> Any:
+        return load_packed(tmp_path) if stream else CogVideoXTransformer3DModel.from_pretrained(tmp_path)
+
+    attach_(finished()).save_pretrained(tmp_path)  # type: ignore[operator]
+    wanted = output(load())
+    edit(tmp_path, lambda c: c.update(backend="triton_int8"))
+    monkeypatch.setattr(backends, "_kernels", lambda: None)
+    with pytest.raises(ValueError, match="backend triton_int8"):
+        load()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = load()
+    with pytest.raises(ValueError, match="backend triton_int8"):
+        output(model)
+    for _, layer in packed_layers(model):
+        layer.backend = Backend.REFERENCE  # instead of the GPU
+    torch.testing.assert_close(output(model), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_config_errors_and_round_trip() -> None:

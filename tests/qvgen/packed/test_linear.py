@@ -22,6 +22,7 @@ from qvgen.packed.convert import pack_
 from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.products import Operand, float64_product, int8_product, linear
+from qvgen.packed.reading import linears
 from qvgen.quantizers import ClipContext
 
 BACKENDS = (Backend.REFERENCE, Backend.CPU)
@@ -336,3 +337,38 @@ def test_a_shared_layer_is_packed_in_both_its_places() -> None:
     pack_(model, Backend.REFERENCE)
     first, second = (model.get_submodule(name) for name in ("a.x", "b.x"))
     assert isinstance(first, PackedLinear) and first is second
+
+
+def test_tensors_that_somebody_else_moves_are_computed_with_where_they_are() -> None:
+    """As accelerate's offloading does: out of the module and back in, no ``.to`` of the layer itself."""
+    layer = frozen(QuantConfig(w_bits=4, a_bits=4), (8, 32))
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(3))
+    for backend in BACKENDS:
+        packed = PackedLinear.from_frozen(layer, backend)
+        wanted, kept = packed(x), dict(packed._buffers)
+        parked = copy.deepcopy(packed).to("meta")
+        for name, buffer in kept.items():
+            parked._buffers[name] = None if name == "expanded" else buffer
+        parked.bias = packed.bias
+        assert torch.equal(parked(x), wanted) and parked.executed is backend
+
+
+def test_a_gpus_backend_rests_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its way to the GPU or back it may lie there, and says at a call why it does not run."""
+    packed = PackedLinear.from_frozen(frozen(QuantConfig(w_bits=4, a_bits=4), (32, 32)))
+    x = torch.randn(2, 3, 32)
+    wanted = packed(x)
+    packed.backend = Backend.SCALED_MM
+    with pytest.raises(ValueError, match="backend scaled_mm needs an NVIDIA GPU"):
+        packed.to("cpu")  # no GPU to go to
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    packed.to("cpu")
+    assert packed.resting is not None and packed.expanded is None
+    with pytest.raises(ValueError, match="backend scaled_mm needs an NVIDIA GPU"):
+        packed(x)
+    with pytest.raises(ValueError, match="backend scaled_mm needs an NVIDIA GPU"):
+        linears(x, [packed, packed])
+    with pytest.raises(ValueError, match="backend scaled_mm needs an NVIDIA GPU"):
+        packed.prepare_()
+    packed.backend = Backend.AUTO
+    assert torch.equal(packed(x), wanted) and packed.resting is None

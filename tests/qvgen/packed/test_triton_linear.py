@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from qvgen.fake_quant import token_fake_quant, token_range, token_scale
 from qvgen.fused import switch
-from qvgen.packed import triton_linear
+from qvgen.packed import triton_linear, triton_operands
 from qvgen.packed.layout import row_bytes
 from qvgen.packed.triton_linear import Int8Weight, Tokens
 from qvgen.packed.triton_table import Entry, Tiles, _shipped, nearest, parse, row_parts, row_warps, tiles_for
@@ -394,3 +394,16 @@ def test_far_from_the_table_large_products_take_warps_with_jobs() -> None:
     assert tiles_for(18480, 14336, 3072, True).jobs and tiles_for(18480, 3072, 2048, True).jobs
     assert not tiles_for(16320, 240, 240, True).jobs and not tiles_for(200, 14336, 3072, True).jobs
     assert not tiles_for(18480, 14336, 3072, False).jobs
+
+
+@pytest.mark.parametrize(
+    ("capability", "kilobytes", "wanted"),
+    [((8, 0), 163, False), ((9, 0), 227, True), ((10, 0), 227, True), ((12, 0), 99, False)],
+)
+def test_tiles_of_descriptors_need_hoppers_shared_memory(
+    capability: tuple[int, int], kilobytes: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_operands, "capability", lambda _: capability)
+    monkeypatch.setattr(triton_operands, "shared_memory", lambda _: kilobytes * 1024)
+    assert triton_linear.copy_engine(torch.device("cuda", 0)) is wanted
+    assert not triton_linear.copy_engine(torch.device("cpu"))
