@@ -17,7 +17,7 @@ from pathlib import Path
 
 LIMITS_S = {"cog_2b": 150.0, "wan_1_3b": 170.0, "wan_14b": 240.0}
 VARIANTS = (
-    "w4a4", "w3a3", "float8", "w8a8", "w4a4_graph", "w4a4_attention8", "w4a4_unfused", "w4a4_eager", "int8",
+    "w4a4", "w3a3", "w4a4_attention8", "w4a4_eager", "w4a4_unfused", "w4a4_graph", "w8a8", "float8", "int8",
     "nf4", "quanto",
 )  # fmt: skip
 

@@ -222,6 +222,17 @@ def test_a_step_with_packed_weights_on_a_gpu(model: str, part: str, name: str) -
     assert found["execution"] == "real" and not measured["skipped"]
 
 
+def test_how_far_a_fused_call_is_from_the_plain_one() -> None:
+    parts = record("step-h200.json")["parts"]
+    text = " ".join((ROOT / "docs" / "benchmarks.md").read_text().split())
+    models = [parts[name] for name in ("cog_2b", "wan_1_3b", "wan_14b")]
+    for name in ("w4a4", "w3a3"):
+        found = [f"{model['variants'][name]['distance_to_plain_execution']:.3f}" for model in models]
+        assert f"{name.upper()} {', '.join(found)}" in text
+    one, two, three = (f"{model['bf16_best_to_eager_distance']:.3f}" for model in models)
+    assert f"compiled bfloat16 is {one}, {two} and {three} from eager" in text
+
+
 @pytest.mark.parametrize("name", ["w4a4", "w3a3", "w8a8"])
 def test_memory_of_the_largest_model(name: str) -> None:
     part = record("memory-h200.json")["parts"]["denoise"]["calls"][name]

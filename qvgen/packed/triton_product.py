@@ -122,8 +122,7 @@ def _call_by_jobs(
     from qvgen.packed import gluon_kernels
 
     def described(matrix: Tensor, dtype: Any, *box: int) -> Any:
-        layout = gl.NVMMASharedLayout.get_default_for(list(box), dtype)
-        return TensorDescriptor.from_tensor(matrix, list(box), layout)
+        return TensorDescriptor.from_tensor(matrix, list(box), _layout(box, dtype))
 
     rows, (columns, k_columns) = len(tokens.codes), weight.shape
     count = -(-rows // tiles.bm) * -(-columns // tiles.bn)
@@ -142,6 +141,13 @@ def _call_by_jobs(
         "BUFFERS": tiles.buffers, "num_warps": 4,
     }  # fmt: skip
     return ProductCall(gluon_kernels.int8_gemm_by_jobs, programs, operands, constants)
+
+
+@cache
+def _layout(box: tuple[int, ...], dtype: Any) -> Any:
+    from triton.experimental.gluon import language as gl
+
+    return gl.NVMMASharedLayout.get_default_for(list(box), dtype)
 
 
 def _row_sums(expanded: Tensor, weight: Int8Weight) -> Tensor:
