@@ -89,10 +89,14 @@ def each_score(files: CellFolder) -> Iterator[tuple[int, dict[str, Any]]]:
     return _lines(files.scores, SCORE)
 
 
+_MISSING = object()
+"""Of no type that a shape names."""
+
+
 def misfit(record: Mapping[str, Any], shape: Shape) -> str | None:
     """What is wrong with the first key that is missing or of another type; None when all fit."""
     for key, types in shape.items():
-        value = record.get(key, record)  # the record itself, a mapping, stands for no value
+        value = record.get(key, _MISSING)
         if type(value) in types and type(value) is not float:  # hundreds of thousands of lines pass here
             continue
         if key not in record:
