@@ -133,7 +133,9 @@ def _read(folder: RunFolder) -> PlanFile:
         raise _LostError(
             f"{folder.root} is not a run folder (it has no plan.json); make one with: evalharness run"
         )
-    if record.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(record.get("schema_version"), int):
+        raise _LostError(f"{folder.plan}: it has no schema version; {_RESTORE}")
+    if record["schema_version"] != SCHEMA_VERSION:
         raise UserError(
             f"{folder.plan}: schema version {repr(record.get('schema_version'))[:80]}, this evalharness "
             f"writes {SCHEMA_VERSION}; use another --output"

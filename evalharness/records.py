@@ -89,16 +89,17 @@ def each_score(files: CellFolder) -> Iterator[tuple[int, dict[str, Any]]]:
     return _lines(files.scores, SCORE)
 
 
-_ABSENT = object()
+_MISSING = object()
+"""Of no type that a shape names."""
 
 
 def misfit(record: Mapping[str, Any], shape: Shape) -> str | None:
     """What is wrong with the first key that is missing or of another type; None when all fit."""
     for key, types in shape.items():
-        value = record.get(key, _ABSENT)
+        value = record.get(key, _MISSING)
         if type(value) in types and type(value) is not float:  # hundreds of thousands of lines pass here
             continue
-        if value is _ABSENT:
+        if value is _MISSING:
             return f"{key!r} is missing"
         if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
             return f"{key!r} is {repr(value)[:200]}"

@@ -201,6 +201,7 @@ def _check_read(results: Results) -> None:
     ids = [cell.id for cell in results.cells]
     if len(set(ids)) < len(ids):
         raise UserError(f"cell {next(name for name in ids if ids.count(name) > 1)}: given twice")
+    _check_named(results, set(ids))
     for cell in results.cells:
         for dimension, rows in cell.scores.items():
             table, where = ScoreTable.of(rows), f"cell {cell.id}, {dimension}"
@@ -209,6 +210,23 @@ def _check_read(results: Results) -> None:
             outside = (table.value < low - _ROUNDING) | (table.value > high + _ROUNDING)
             if results.percent and outside.any():
                 raise UserError(f"{where}: a score is not within {low:g} to {high:g}")
+
+
+def _check_named(results: Results, ids: set[str]) -> None:
+    """What one part of the file names, the others have."""
+    named = [(f"differences.{n}", {each.cell, each.reference}) for n, each in enumerate(results.differences)]
+    named += [(f"pooled.{n}", set(each.cells)) for n, each in enumerate(results.pooled)]
+    for where, cells in named:
+        if lost := sorted(cells - ids):
+            raise UserError(f"{where}: it names cell {lost[0]!r}, which is not there")
+    parts: list[tuple[str, Mapping[str, Any]]] = []
+    for n, cell in enumerate(results.cells):
+        parts += [(f"cells.{n}.dimensions", cell.dimensions), (f"cells.{n}.scores", cell.scores)]
+    parts += [(f"differences.{n}.dimensions", each.dimensions) for n, each in enumerate(results.differences)]
+    parts += [(f"pooled.{n}.dimensions", each.dimensions) for n, each in enumerate(results.pooled)]
+    for where, part in parts:
+        if lost := [name for name in results.dimensions if name not in part]:
+            raise UserError(f"{where}: dimension {lost[0]!r} is missing")
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,10 +122,11 @@ class RunFolder:
         """Hold the folder alone; the system frees the lock when the process ends, however it ends.
 
         Raises:
-            StorageError: another process holds it, it is no run folder and not empty, or it cannot
-                be written.
+            StorageError: another process holds it, it is no run folder and not empty, it leads elsewhere by
+                a link, or it cannot be written.
         """
         self.refuse_foreign()
+        self._refuse_links()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
@@ -152,6 +153,19 @@ class RunFolder:
             return
         if self._names():
             raise StorageError(f"{self.root} is not empty and no run folder; choose another with --output")
+
+    def _refuse_links(self) -> None:
+        """A folder that a stranger made must not let anything be written elsewhere.
+
+        Single videos may be links: they are replaced, never written through.
+        """
+        inside = self.root.resolve()
+        for pattern in ("*", "cells/*", "cells/*/*"):
+            for path in self.root.glob(pattern):
+                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                    raise StorageError(
+                        f"{path} is a link out of the run folder; put there what it leads to, or delete it"
+                    )
 
     def _names(self) -> set[str]:
         """Of what is there, but the lock and what a killed writer left."""

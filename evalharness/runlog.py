@@ -9,7 +9,10 @@ held against these by hashes, wherever it came from.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,10 @@ __all__ = ["DISCARDED", "PREPARED", "PROFILED", "logged_manifest", "logged_plan"
 
 PREPARED, PROFILED, DISCARDED = "prepared", "profiled", "discarded"
 _FAILURE, _HEAD = b'"event": "failure"', 80
+_LONGEST = 64 << 20
+"""Bytes of a line; what is longer comes in pieces, which are no JSON."""
+_CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{,199}")
+"""What ``names.check_name`` lets name a folder, and a file system too."""
 _TAKEN = "was lost or damaged; taken from events.jsonl"
 
 
@@ -44,15 +51,15 @@ def mend(folder: RunFolder, console: Console) -> None:
 
 
 def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
-    """Identity and cells by the log, else by the manifest, as ``plan.json`` has them; None if neither tells.
+    """Identity and cells by log and manifest, as ``plan.json`` has them; None if neither tells.
 
-    A cell of a later command comes again, and counts as it is there.
+    A cell of a later command comes again, and counts as it is there. The manifest may know of cells that the
+    log does not: those from before the log had plans, or from before it was lost.
     """
     told = [event for event in _events(folder) if event["event"] == "begin" and "identity" in event]
-    if told:
-        identity, lists = told[0]["identity"], _cells([event.get("manifest") for event in told])
-    else:
-        identity, lists = _manifest_plan(folder)
+    entries = _manifest_entries(folder)
+    identity = told[0]["identity"] if told else _identity(entries)
+    lists = _cells([*entries, *(event.get("manifest") for event in told)])
     if not isinstance(identity, dict):
         return None
     cells = [cell for each in lists if isinstance(each, list) for cell in each]
@@ -60,35 +67,45 @@ def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def logged_manifest(folder: RunFolder, events: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
-    """All entries that the log has, the last on top; else those that the last results have."""
+    """All entries that the last results and the log have, the last on top."""
     entries: list[dict[str, Any]] = []
     for event in _events(folder) if events is None else events:
         if event["event"] == "begin" and isinstance(event.get("manifest"), dict):
             entries.append(dict(event["manifest"]))
         elif event["event"] == "finished" and entries:
             entries[-1] |= {key: event[key] for key in ("finished", "plugins") if key in event}
-    if entries:
-        return {**entries[-1], "history": entries[:-1]}
-    return _published_manifest(folder)
+    begun = [entry.get("started") for entry in entries]
+    published = _entries(_published_manifest(folder))
+    entries = [entry for entry in published if entry.get("started") not in begun] + entries
+    return {**entries[-1], "history": entries[:-1]} if entries else None
 
 
-def _manifest_plan(folder: RunFolder) -> tuple[Any, list[Any]]:
-    """Of a folder from before the log had plans: the first command's identity, and all commands' cells.
+def _entries(manifest: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A manifest's entries, the oldest first."""
+    if manifest is None:
+        return []
+    history = manifest.get("history")
+    before = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+    return [*before, {key: value for key, value in manifest.items() if key != "history"}]
+
+
+def _manifest_entries(folder: RunFolder) -> list[dict[str, Any]]:
+    """Those of the manifest, or, where it is lost, of the last results."""
+    if _is_damaged(folder.manifest):
+        return _entries(_published_manifest(folder))
+    return _entries(read_json(folder.manifest))
+
+
+def _identity(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of a folder from before the log had plans: what the first command's entry says.
 
     A later entry may be of a command that scored with other versions, which is not what the folder is made
     with; and of videos made elsewhere the manifest has no identity at all.
     """
-    try:
-        manifest = read_json(folder.manifest) or {}
-    except UserError:
-        return None, []
-    history = manifest.get("history")
-    entries = [*(history if isinstance(history, list) else []), manifest]
     configs = _configs(entries)
     if not configs or "model_fingerprint" not in configs[0] or configs[0]["model_fingerprint"] == "given":
-        return None, []
-    identity = {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}
-    return identity, _cells(entries)
+        return None
+    return {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}
 
 
 def _configs(entries: list[Any]) -> list[dict[str, Any]]:
@@ -124,7 +141,7 @@ def _records(folder: RunFolder, events: list[dict[str, Any]]) -> Mapping[Path, d
         kind, name, record = event["event"], event.get("cell"), event.get("record")
         if kind not in (PREPARED, PROFILED, DISCARDED) or not isinstance(name, str):
             continue
-        if name != Path(name).name or name in ("", ".", ".."):
+        if _CELL_ID.fullmatch(name) is None:
             continue
         files = folder.cell(name)
         if kind == DISCARDED:
@@ -149,12 +166,13 @@ def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
     except OSError:
         return
     with file:
-        for line in file:
+        for line in iter(partial(file.readline, _LONGEST), b""):
             if _FAILURE in line[:_HEAD]:  # there may be one for each of 100,000 videos
                 continue
             try:
                 event = parse_json(line)
-            except ValueError:
+                json.dumps(event, ensure_ascii=False, allow_nan=False).encode()
+            except (ValueError, RecursionError):  # not JSON, or none that can be written into a file again
                 continue
             if isinstance(event, dict) and isinstance(event.get("event"), str):
                 yield event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from evalharness.visible import visible
@@ -120,7 +121,7 @@ def markdown(results: Results) -> str:
         parts += ["## Published numbers", published_table(found, results).note]
         parts += [table(*published_markdown(found, results))]
     parts += ["## How to read this", _bullets(legend(results))]
-    return "\n\n".join(parts) + "\n"
+    return _plain("\n\n".join(parts) + "\n")
 
 
 def peer_rows(results: Results) -> list[dict[str, str]]:
@@ -221,5 +222,10 @@ def _dimension_table(cells: Sequence[CellResult], results: Results) -> str:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from tabulate import tabulate
 
-    escaped = [[visible(text, one_line=True).replace("|", "\\|") for text in row] for row in rows]
-    return tabulate(escaped, headers=list(headers), tablefmt="github", disable_numparse=True)
+    escaped = [[visible(text, one_line=True).replace("|", "\\|") for text in row] for row in [headers, *rows]]
+    return _plain(tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True))
+
+
+def _plain(text: str) -> str:
+    """Without what begins a tag, a comment or a link: Markdown passes HTML on."""
+    return re.sub("<(?=[A-Za-z/!?])", "&lt;", text)

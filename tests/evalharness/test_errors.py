@@ -112,6 +112,7 @@ def test_a_corrupt_record_is_one_line_that_names_it(
 
 RECORDS = [
     ("plan.json", "{", "plan.json: not valid JSON; restore it from a copy, or use another --output"),
+    ("plan.json", "{}", "plan.json: it has no schema version; restore it"),
     ("plan.json", '{"schema_version": 1}', "plan.json: 'identity' is missing; restore it"),
     ("plan.json", '{"schema_version": 1, "identity": {}, "cells": []}', "plan.json: 'model' is missing"),
     ("cells/bf16-s0/prepare.json", "{}", "prepare.json: 'hash' is missing; delete it"),
@@ -129,7 +130,7 @@ def test_a_corrupt_record_that_the_log_has_is_mended_else_named(
     assert result.code == 0 and "lost or damaged; taken from" in result.err
     assert (made[0] / file).read_bytes() == whole and (made[0] / "scores.csv").read_bytes() == made[1]
     (made[0] / file).write_text(content)
-    for name in ("events.jsonl", "manifest.json"):
+    for name in ("events.jsonl", "manifest.json", "results.json"):
         (made[0] / name).unlink()
     result = call("score", "out", "--workers", "0", "--device", "cpu")
     assert result.code == 2

@@ -366,6 +366,9 @@ def test_of_many_methods_the_best_alone_is_compared_in_words() -> None:
         ('["0000", 0, 0.96]', '["0000", 0, 0.96], ["0000", 0, 0.1]', "scored twice"),
         ('"weights_mb": 8.0', '"weights_mb": NaN', "weights_mb: Input should be a finite number"),
         ('"id": "rtn-w4a4-s0"', '"id": "bf16-s0"', "bf16-s0: given twice"),
+        ('"id": "rtn-w4a4-s0"', '"id": "other"', "it names cell 'rtn-w4a4-s0', which is not there"),
+        ('"cells": ["rtn-w4a4-s0"]', '"cells": ["x"]', "it names cell 'x', which is not there"),
+        ('"scores": {"subject_consistency"', '"scores": {"x"', "dimension 'subject_consistency' is missing"),
     ],
 )
 def test_results_that_no_run_makes_are_refused(old: str, new: str, words: str, tmp_path: Path) -> None:

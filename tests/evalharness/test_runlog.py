@@ -96,6 +96,63 @@ def test_a_folder_from_before_the_log_had_plans_is_read_from_its_manifest(
     assert len(entry["history"]) == 1
 
 
+def test_a_log_that_begins_late_costs_no_cell_that_the_manifest_knows(toy_run: Call, tmp_path: Path) -> None:
+    """An older folder that a newer version went on with, or one whose log was lost in between."""
+    toy_run("--methods", "toy-train", "--bits", "4", "--no-profile")
+    out = tmp_path / "out"
+    hurt(out / "events.jsonl", "deleted")
+    late = ("--methods", "toy-round", "--bits", "3", "--no-profile")
+    toy_run(*late)
+    before = kept(out)
+    for lost in (["plan.json"], ["manifest.json"], ["plan.json", "manifest.json"]):
+        for name in lost:
+            hurt(out / name, "deleted")
+        again = toy_run(*late)
+        assert again.code == 0 and "nothing to do" in again.err, lost
+        for name in ("plan.json", "manifest.json", "results.json"):
+            after, was = json.loads(kept(out)[name]), json.loads(before[name])
+            if name == "manifest.json":  # the entry that only the results have was published before it ended
+                after["history"][0].pop("finished"), was["history"][0].pop("finished")
+            assert after == was, (lost, name)
+
+
+def test_a_link_out_of_the_folder_is_refused_before_anything_is_written(
+    toy_run: Call, tmp_path: Path
+) -> None:
+    toy_run("--methods", "toy-round", "--bits", "3", "--no-profile")
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("kept")
+    cell = "cells/toy-round-w3a3-s0"
+    for name in (".lock", "events.jsonl", f"{cell}/samples.jsonl", f"{cell}/videos", cell, "cells"):
+        aside = tmp_path / "aside"
+        (out / name).rename(aside)
+        (out / name).symlink_to(elsewhere if aside.is_dir() else elsewhere / "precious")
+        result = toy_run("--methods", "toy-round", "--bits", "4", "--no-profile")
+        assert result.code == 2 and "is a link out of the run folder" in result.err, name
+        assert files_of(elsewhere) == {"precious": b"kept"}, name
+        (out / name).unlink()
+        aside.rename(out / name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(json.dumps({"event": "profiled", "cell": n, "record": {}}) for n in ("a\0b", "a" * 300, "a\ud800")),
+        json.dumps({"event": "profiled", "cell": "\u202ea\n", "record": {}}),
+        '{"event": "profiled", "cell": "a", "record": {"x": NaN}}',
+        '{"event": "profiled", "cell": "a", "record": {"x": "\\ud800"}}',
+        '{"event": "profiled", "cell": "a", "record": ' + "[" * 100_000,
+    ],
+)
+def test_what_no_run_can_have_logged_is_passed_over(line: str, tmp_path: Path) -> None:
+    whole = json.dumps({"event": "profiled", "cell": "b", "record": {"hash": "0"}})
+    (tmp_path / "events.jsonl").write_text(f"{line}\n{whole}\n")
+    mend(RunFolder(tmp_path), Console())
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"events.jsonl", "cells/b/profile.json"}
+
+
 def test_with_all_that_knew_it_lost_the_videos_say_whose_they_are(toy_run: Call, tmp_path: Path) -> None:
     toy_run(*RUN, "--no-profile")
     out = tmp_path / "out"

@@ -104,6 +104,16 @@ def test_every_medium(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: 
     )
 
 
+def test_no_markup_in_markdown(tmp_path: Path) -> None:
+    evil = "<script>x</script><!--<img src=x>"
+    cells = [record("bf16", 16), replace(record("lsq", 3), method="lsq" + evil)]
+    results = build(cells, label=evil, prompts={"0000": evil, "0001": "two"})
+    [path] = MarkdownReporter().write(results, tmp_path)
+    text = path.read_text()
+    assert not re.search("<[A-Za-z/!?]", text)
+    assert "&lt;script>x&lt;/script>&lt;!--&lt;img src=x>" in text and "p < 0.05" in text
+
+
 def test_errors_and_messages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "a\x1b[2J\u202eb", "--against", "x"]) == 2
     Console().warn("cell \x9b31m\u2066")
