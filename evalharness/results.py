@@ -200,11 +200,11 @@ def _check_read(results: Results) -> None:
     """What a schema cannot say: each cell and each video counts once, and scores lie where scores can."""
     ids = [cell.id for cell in results.cells]
     if len(set(ids)) < len(ids):
-        raise UserError(f"cell {next(name for name in ids if ids.count(name) > 1)}: given twice")
+        raise UserError(f"cell {next(name for name in ids if ids.count(name) > 1)[:80]}: given twice")
     _check_named(results, set(ids))
     for cell in results.cells:
         for dimension, rows in cell.scores.items():
-            table, where = ScoreTable.of(rows), f"cell {cell.id}, {dimension}"
+            table, where = ScoreTable.of(rows), f"cell {cell.id[:80]}, {dimension[:80]}"
             _check_table(table, where)
             low, high = results.ranges.get(dimension, _WIDEST)
             outside = (table.value < low - _ROUNDING) | (table.value > high + _ROUNDING)
@@ -218,7 +218,7 @@ def _check_named(results: Results, ids: set[str]) -> None:
     named += [(f"pooled.{n}", set(each.cells)) for n, each in enumerate(results.pooled)]
     for where, cells in named:
         if lost := sorted(cells - ids):
-            raise UserError(f"{where}: it names cell {lost[0]!r}, which is not there")
+            raise UserError(f"{where}: it names cell {repr(lost[0])[:80]}, which is not there")
     parts: list[tuple[str, Mapping[str, Any]]] = []
     for n, cell in enumerate(results.cells):
         parts += [(f"cells.{n}.dimensions", cell.dimensions), (f"cells.{n}.scores", cell.scores)]
@@ -226,7 +226,7 @@ def _check_named(results: Results, ids: set[str]) -> None:
     parts += [(f"pooled.{n}.dimensions", each.dimensions) for n, each in enumerate(results.pooled)]
     for where, part in parts:
         if lost := [name for name in results.dimensions if name not in part]:
-            raise UserError(f"{where}: dimension {lost[0]!r} is missing")
+            raise UserError(f"{where}: dimension {repr(lost[0])[:80]} is missing")
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:

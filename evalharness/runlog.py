@@ -74,10 +74,15 @@ def logged_manifest(folder: RunFolder, events: list[dict[str, Any]] | None = Non
             entries.append(dict(event["manifest"]))
         elif event["event"] == "finished" and entries:
             entries[-1] |= {key: event[key] for key in ("finished", "plugins") if key in event}
-    begun = [entry.get("started") for entry in entries]
+    begun = [_begun(entry) for entry in entries]  # not by their seconds: two commands may share one
     published = _entries(_published_manifest(folder))
-    entries = [entry for entry in published if entry.get("started") not in begun] + entries
+    entries = [entry for entry in published if _begun(entry) not in begun] + entries
     return {**entries[-1], "history": entries[:-1]} if entries else None
+
+
+def _begun(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry had when its command began."""
+    return {key: value for key, value in entry.items() if key not in ("finished", "plugins")}
 
 
 def _entries(manifest: Mapping[str, Any] | None) -> list[dict[str, Any]]:
