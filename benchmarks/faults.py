@@ -267,7 +267,7 @@ def write(records: Sequence[dict[str, Any]], output: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 1 if any run ended with other bytes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--faults", type=int, default=204)
     parser.add_argument("--first", type=int, default=0, help="number of the first, to repeat one or to go on")
     parser.add_argument("--kinds", nargs="+", default=[*KINDS, *AFTERWARDS])
     parser.add_argument("--output", type=Path, default=None)

@@ -75,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         kernels = figures(given.of)
-    except (OSError, ValueError) as error:
+        shapes = ["x".join(map(str, shape)) for shape in SHAPES for _ in range(3)]
+        found = [{"m_n_k": shape, **kernel} for shape, kernel in zip(shapes, kernels, strict=True)]
+    except (OSError, ValueError) as error:  # a kernel more or less would shift all that follow
         parser.error(str(error))
-    shapes = ["x".join(map(str, shape)) for shape in SHAPES for _ in range(3)]
-    write_json(given.output, {"kernels": [{"m_n_k": s, **k} for s, k in zip(shapes, kernels, strict=False)]})
+    write_json(given.output, {"kernels": found})
     return 0
 
 

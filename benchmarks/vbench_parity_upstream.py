@@ -140,23 +140,6 @@ def _tag2text(cache: Path) -> None:
     _saved(cache, "caption_model/tag2text_swin_14m.pth", {"model": network.state_dict()})
 
 
-def _grit(cache: Path) -> None:
-    """The detector of four dimensions, with biases that make it see something."""
-    torch.manual_seed(0)
-    _bert(cache)
-    with contextlib.chdir(cache):
-        captions = importlib.import_module("vbench.third_party.grit_src.image_dense_captions")
-        build_model = importlib.import_module("detectron2.modeling").build_model
-        network = build_model(captions.setup_cfg(captions.get_parser(torch.device("cpu"), "")))
-    state = network.state_dict()
-    for name, tensor in state.items():
-        if name.endswith("agn_hm.bias"):
-            tensor.fill_(2.0)
-        elif name.endswith("cls_score.bias"):  # the object, and then what is none
-            tensor.copy_(torch.tensor([6.0, -6.0]))
-    _saved(cache, "grit_model/grit_b_densecap_objectdet.pth", {"model": state})
-
-
 _MAKERS: dict[str, Callable[[Path], None]] = {
     "dino-vitb16": _dino,
     "clip-vit-b32": lambda cache: _clip(cache, "clip-vit-b32", "ViT-B-32.pt"),
@@ -176,7 +159,6 @@ _MAKERS: dict[str, Callable[[Path], None]] = {
     "viclip-l14": _viclip,
     "amt-s": _amt,
     "tag2text": _tag2text,
-    "grit": _grit,
 }
 
 

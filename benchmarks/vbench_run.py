@@ -172,13 +172,6 @@ def prepared(root: Path, given: argparse.Namespace, end: float) -> Run:
     return Run(given, dimensions, networks, root / "shelf", clips, warm, facts)
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
-    from benchmarks.measuring import write_json
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, data)
-
-
 def _networks(root: Path, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """Upstream's networks on the device, their weights on the shelf; what could not be built, and why."""
     from benchmarks.vbench_networks import build, prepare_imports, shelve, use_sizes

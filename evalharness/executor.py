@@ -83,7 +83,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One unit of work: ``kind`` names a stage, ``key`` the task to people, ``items``, what it counts for."""
+    """One unit of work: ``kind`` names a stage, ``key`` the task to people; it counts for ``items``."""
 
     kind: str
     key: str

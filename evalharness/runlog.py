@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evalharness.cells import GIVEN
 from evalharness.errors import UserError
 from evalharness.records import PREPARE, Shape, misfit
 from evalharness.runfolder import RunFolder
@@ -24,7 +25,7 @@ from evalharness.store import atomic_write_json, parse_json, read_json
 if TYPE_CHECKING:
     from evalharness.console import Console
 
-__all__ = ["DISCARDED", "PREPARED", "PROFILED", "logged_manifest", "logged_plan", "mend"]
+__all__ = ["DISCARDED", "PREPARED", "PROFILED", "logged_plan", "mend"]
 
 PREPARED, PROFILED, DISCARDED = "prepared", "profiled", "discarded"
 _FAILURE, _HEAD = b'"event": "failure"', 80
@@ -41,7 +42,7 @@ def mend(folder: RunFolder, console: Console) -> None:
     Only for the holder of the folder's lock.
     """
     events = list(_events(folder))
-    if _is_damaged(folder.manifest) and (manifest := logged_manifest(folder, events)) is not None:
+    if _is_damaged(folder.manifest) and (manifest := _logged_manifest(folder, events)) is not None:
         atomic_write_json(folder.manifest, manifest)
         console.warn(f"{folder.manifest.name} {_TAKEN}")
     for path, record in _records(folder, events).items():
@@ -66,10 +67,10 @@ def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
     return {"identity": identity, "cells": cells}
 
 
-def logged_manifest(folder: RunFolder, events: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+def _logged_manifest(folder: RunFolder, events: list[dict[str, Any]]) -> dict[str, Any] | None:
     """All entries that the last results and the log have, the last on top."""
     entries: list[dict[str, Any]] = []
-    for event in _events(folder) if events is None else events:
+    for event in events:
         if event["event"] == "begin" and isinstance(event.get("manifest"), dict):
             entries.append(dict(event["manifest"]))
         elif event["event"] == "finished" and entries:
@@ -108,7 +109,7 @@ def _identity(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     with; and of videos made elsewhere the manifest has no identity at all.
     """
     configs = _configs(entries)
-    if not configs or "model_fingerprint" not in configs[0] or configs[0]["model_fingerprint"] == "given":
+    if not configs or configs[0].get("model_fingerprint") in (None, GIVEN):
         return None
     return {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}
 

@@ -8,7 +8,6 @@ Shape legend: N scores, P prompts.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -140,14 +139,6 @@ class ScoreTable(Sequence[ScoreRow]):
         order = np.lexsort((self.sample, self.prompt))
         same = (np.diff(self.prompt[order]) == 0) & (np.diff(self.sample[order]) == 0)
         return bool(same.any())
-
-    def score(self, prompt_id: str, sample: int) -> float | None:
-        """Of one video: of its first row; None without one."""
-        code = bisect_left(self.names, prompt_id)
-        if code == len(self.names) or self.names[code] != prompt_id:
-            return None
-        found = np.flatnonzero((self.prompt == code) & (self.sample == sample))
-        return float(self.value[found[0]]) if found.size else None
 
     def prompts(self) -> set[str]:
         """Ids of the prompts that have a row."""

@@ -1,6 +1,6 @@
 """Tests marked ``cuda`` are skipped where torch sees no GPU; no example of hypothesis has a deadline.
 
-``--rounds SECONDS`` is for a GPU that is lent for minutes: one case of every test, then a second one of each,
+``--rounds SECONDS`` is for little time on a GPU: one case of every test, then a second one of each,
 and so on, in an order that is drawn but always the same; no test begins after so many seconds.
 """
 

@@ -373,13 +373,13 @@ def test_large_runs(size: Any) -> None:
 def test_the_shipped_table_against_itself() -> None:
     before, after = (record("large.json")["shipped table"][side] for side in ("base", "new"))
     text = " ".join((ROOT / "docs" / "reliability.md").read_text().split())
-    for verb in ("check", "compare"):
-        quiet, cpu = (
-            [side[verb][key] for side in (before, after)] for key in ("quiet_seconds", "cpu_seconds")
-        )
-        assert f"`{verb}` {quiet[0]:.1f} s" in text and f"{quiet[1]:.1f} s" in text
-        assert f"({cpu[0]:.1f} and {cpu[1]:.1f} s" in text
-        assert quiet[1] < 3
+    for verb, words in (
+        ("check", "`check` {:.1f} s before and {:.1f} s after ({:.1f} and {:.1f} s of the processor)"),
+        ("compare", "`compare` {:.1f} s and {:.1f} s ({:.1f} and {:.1f} s)"),
+    ):
+        figures = [side[verb][key] for key in ("quiet_seconds", "cpu_seconds") for side in (before, after)]
+        assert words.format(*figures) in text
+        assert figures[1] < 3
 
 
 @pytest.mark.parametrize("size", record("report_page.json")["sizes"], ids=lambda size: str(size["videos"]))

@@ -86,11 +86,9 @@ def test_the_schema_of_workflows_takes_them_and_refuses_mistakes(mistake: str | 
         text = path.read_text()
         if mistake is not None:
             text = text.replace(*PLANTED[mistake])
-            assert text != path.read_text() or mistake == "an event that is none"
+            assert text != path.read_text()
         files.append(tmp_path / path.name)
         files[-1].write_text(text)
-    if mistake is not None:
-        files = [file for file in files if file.read_text() != (FILES[0].parent / file.name).read_text()]
     for file in files:
         done = subprocess.run(
             ["check-jsonschema", "--builtin-schema", "vendor.github-workflows", str(file)],

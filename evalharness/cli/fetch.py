@@ -94,7 +94,10 @@ def _model(options: argparse.Namespace) -> int:
         )
         return 0
     if revision is None:
-        print(f"no revision of {spec.repo} is pinned: the newest is taken and recorded; --revision fixes it")
+        print(
+            f"no revision of {spec.repo} is pinned: the folder's own is kept, else the newest is taken and "
+            "recorded; --revision fixes it"
+        )
     listing = fetch(Hub(), spec.repo, revision, folder, print)
     check_folder(folder, spec)
     size = sum(file.size for file in listing.files) / 1e9

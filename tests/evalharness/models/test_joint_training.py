@@ -94,7 +94,7 @@ def joint(
 
 @pytest.mark.slow
 def test_a_rank_that_cannot_load_ends_all_at_once(flags: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Not after the minute that is given to ranks which hang: that ends in other words."""
+    """Not after the time that is given to ranks which hang: that ends in other words."""
     done, _ = joint(BROKEN, flags, tmp_path)
     assert "kd-qat-w8a8-s0: could not be prepared: shard 2 of 3 is missing" in done.stderr
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]

@@ -19,14 +19,11 @@ from qvgen.packed.reading import linears
 from qvgen.packed.triton_linear import quantize_tokens
 from qvgen.transformed import Transform, TransformedQuantLinear, mark_twins_
 from tests.qvgen.packed.test_linear import frozen
+from tests.qvgen.triton_cases import draw
 
 SHIFT = (
     11 / 64
 )  # of few digits: on a CPU torch rounds it to the dtype of the input first, on a GPU it does not
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def spec_of(bits: int, device: str, symmetric: bool = False) -> ActivationSpec:
