@@ -80,7 +80,7 @@ class EfficientDM(TrainedMethod):
 
     @property
     def observed_samples(self) -> int:
-        """Of a batch that is looked at before the training, at full precision."""
+        """In author mode; see ``TrainedMethod``."""
         return OBSERVED[self.data or _DATA[self.mode]][1] if self.mode == "author" else 0
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:

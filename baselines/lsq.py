@@ -76,7 +76,7 @@ class LSQ(TrainedMethod):
 
     @property
     def observed_samples(self) -> int:
-        """Of a batch that is looked at before the training, at full precision."""
+        """In author mode; see ``TrainedMethod``."""
         return self.recipe.batch_size if self.mode == "author" else 0
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:

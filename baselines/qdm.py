@@ -62,7 +62,7 @@ class QDM(TrainedMethod):
 
     @property
     def observed_samples(self) -> int:
-        """Of a batch that is looked at before the training, at full precision."""
+        """In author mode; see ``TrainedMethod``."""
         return OBSERVED[1] if self.mode == "author" else 0
 
     def apply(self, model: nn.Module, ctx: TrainContext) -> nn.Module:

@@ -120,6 +120,11 @@ class TrainedMethod(QuantMethod):
         object.__setattr__(self, "recipe", from_mapping(TrainRecipe, given, "recipe"))
         QuantMethod.__post_init__(self)
 
+    @property
+    def observed_samples(self) -> int:
+        """Of a batch that is looked at before the training, at full precision; 0: none is."""
+        return 0
+
     def expected(self) -> dict[str, Any]:
         # Tells fair from author mode in checkpoints of every age. Slots leave super() without its class.
         return QuantMethod.expected(self) | {"a_range": self.quant_config().a_range}

@@ -1,8 +1,8 @@
 """Blocks of diffusers' CogVideoX and Wan in which norm, modulation and GELU belong to the linears' reads.
 
 A block with packed linears becomes one of these by ``fuse_``: the same parameters under the same names,
-the same arguments. Where no kernels take the sources (``qvgen.packed.sources``) it computes what
-diffusers' block does, operation by operation.
+the same arguments. Where no kernels take the sources (``qvgen.packed.sources``), or the norms are offloaded
+one by one, it computes what diffusers' block does, operation by operation.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ from qvgen.integrations.attention import (
 )
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.reading import has_kernels, linear_gelu, linears
-from qvgen.packed.sources import Gelu, Normed, Part, Source
+from qvgen.packed.sources import Gelu, Normed, Part, Source, first_tensor
+
+
+def _away(norms: tuple[nn.Module, ...], x: Tensor) -> bool:
+    """Whether parameters of norms lie elsewhere: offloading by leaves brings them when a norm is called."""
+    return any(p is not None and p.device != x.device for norm in norms for p in norm._parameters.values())
 
 
 def _feed_forward(ff: Any, source: Source) -> Tensor:
     first, second = ff.net[0].proj, ff.net[2]
-    if not has_kernels(second):
+    if not has_kernels(second, first_tensor(source).device):
         out: Tensor = second(linear_gelu(source, first))
         return out
     (wide,) = linears(source, (first,))
@@ -47,8 +52,9 @@ class FusedCogVideoXBlock(CogVideoXBlock):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Video and text tokens, [B, V, d] and [B, T, d]; arguments as of diffusers' block."""
         video, text = hidden_states, encoder_hidden_states
-        if attention_kwargs or type(self.attn1.processor) is not SharedCogVideoXProcessor:
-            # A mask, or what somebody else's processor wants.
+        is_ours = type(self.attn1.processor) is SharedCogVideoXProcessor
+        if attention_kwargs or not is_ours or _away((self.norm1.norm, self.norm2.norm), video):
+            # A mask, what somebody else's processor wants, or norms that come for their own calls only.
             out: tuple[Tensor, Tensor] = super().forward(
                 video, text, temb, image_rotary_emb, attention_kwargs
             )
@@ -80,9 +86,10 @@ class FusedWanBlock(WanTransformerBlock):  # type: ignore[misc]
     ) -> Tensor:
         """Tokens [B, S, d]; arguments as of diffusers' block."""
         processors = (self.attn1.processor, self.attn2.processor)
-        if temb.ndim == 4 or any(type(one) is not SharedWanProcessor for one in processors):
-            # A timestep for each token (Wan 2.2), whose modulation is no longer a sample's, or somebody
-            # else's processor.
+        is_ours = all(type(one) is SharedWanProcessor for one in processors)
+        if temb.ndim == 4 or not is_ours or _away((self.norm1, self.norm2, self.norm3), hidden_states):
+            # A timestep for each token (Wan 2.2), whose modulation is no longer a sample's, somebody else's
+            # processor, or norms that come for their own calls only.
             whole: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
             return whole
         x = hidden_states

@@ -36,8 +36,6 @@ class PackedLinear(nn.Module):
     Attributes:
         backend: what was asked for.
         executed: what runs, never ``AUTO``.
-        resting: why the layer cannot be called where it lies, or None; one that is on the host on its way to
-            or from the GPU that its backend needs.
     """
 
     codes: Tensor
@@ -47,7 +45,7 @@ class PackedLinear(nn.Module):
     upper: Tensor
     a_scale: Tensor
     a_zero_point: Tensor
-    expanded: Tensor | None
+    expanded: Tensor
 
     def __init__(
         self, shape: tuple[int, int], bias: nn.Parameter | None, config: QuantConfig, context: ClipContext,
@@ -59,7 +57,6 @@ class PackedLinear(nn.Module):
         self.backend = self.executed = backend
         self._offset = True
         self.kernels: Kernels | None = None  # at hand, so that torch.compile sees no import
-        self.resting: str | None = None
         self._ready_for: torch.device | None = None
         size = (shape[0], row_bytes(shape[1], config.w_bits))
         self.register_buffer("codes", torch.zeros(size, dtype=torch.uint8, device=device))
@@ -73,7 +70,8 @@ class PackedLinear(nn.Module):
             place = device if kept else torch.device("cpu") if device.type == "meta" else device
             count = config.buckets if kept else 1
             self.register_buffer(name, torch.ones(count, device=place), persistent=kept)
-        self.register_buffer("expanded", None, persistent=False)
+        # Without elements where nothing is expanded: accelerate moves no buffer that is None.
+        self.register_buffer("expanded", self._nothing(), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @classmethod
@@ -100,13 +98,17 @@ class PackedLinear(nn.Module):
         The ``cpu`` and ``scaled_mm`` backends hold the codes expanded to a byte each; the others nothing.
 
         Args:
-            passing: whether the layer may only rest there, so that a backend of another device is no error
-                until the layer is called.
+            passing: whether the layer may only rest there. On the host of a GPU then nothing is expanded, and
+                a backend of the GPU is no error, until the layer is called.
 
         Raises:
             ValueError: the backend asked for cannot execute the layer there.
         """
-        self.expanded, self.resting, self.kernels, self._ready_for = None, None, None, None
+        self.kernels, self._ready_for = None, None
+        if self.expanded.numel() or self.expanded.is_meta:
+            self.expanded = (
+                self._nothing()
+            )  # else the same tensor: offloading with streams knows it by identity
         device = self.codes.device
         if device.type == "meta":
             self._ready_for = device
@@ -117,12 +119,14 @@ class PackedLinear(nn.Module):
         weight = self.packed_weight()
         self._offset = bool((self.zero_point != 2 ** (self.config.w_bits - 1)).any())
         spec = ActivationSpec.of(self.config, self.lower[:1], self.upper[:1])
+        rests = passing and device.type == "cpu" and torch.cuda.is_available()
         try:
             self.executed = resolve(self.backend, weight, spec, device)
-        except ValueError as error:
-            if not (passing and device.type == "cpu" and torch.cuda.is_available()):
+        except ValueError:
+            if not rests:
                 raise
-            self.executed, self.resting = self.backend, str(error)
+            self.executed = self.backend
+        if rests:
             return self
         self.kernels = Kernels.of(kernels()) if self.executed is Backend.TRITON_INT8 else None
         if self.executed is Backend.CPU:
@@ -132,6 +136,10 @@ class PackedLinear(nn.Module):
         self._ready_for = device
         return self
 
+    def _nothing(self) -> Tensor:
+        device = self.codes.device
+        return torch.empty(0, dtype=torch.int8, device="cpu" if device.type == "meta" else device)
+
     def settle_(self) -> None:
         """Get ready for where the tensors are, if somebody moved them without ``.to``, as offloading does.
 
@@ -140,6 +148,11 @@ class PackedLinear(nn.Module):
         """
         if self._ready_for != self.codes.device:
             self.prepare_()
+
+    def lies_on(self, device: torch.device) -> bool:
+        """Whether codes and bias are there."""
+        bias = self._parameters.get("bias")
+        return self._buffers["codes"].device == device and (bias is None or bias.device == device)  # type: ignore[union-attr]
 
     def packed_weight(self) -> PackedWeight:
         """The weight as kernels take it."""
@@ -176,8 +189,11 @@ class PackedLinear(nn.Module):
     def rotated_read(self, x: Tensor, input_scale: Tensor, rotation: Hadamard) -> Read | None:
         """What to call the layer with in place of ``rotation(x * input_scale)``, from one pass over ``x``.
 
-        None where that takes more than one kernel. Ranges of tokens must be dynamic and whole.
+        None where that takes more than one kernel, or the layer is not where ``x`` is (offloading brings it
+        for its own call). Ranges of tokens must be dynamic and whole.
         """
+        if self.codes.device != x.device:
+            return None
         self.settle_()
         if self.kernels is None:
             return None
@@ -189,8 +205,11 @@ class PackedLinear(nn.Module):
     ) -> tuple[Read, Tensor | None] | None:
         """What to call the layer with in place of ``y = (x + shift) * input_scale``, and ``y`` if kept.
 
-        From one pass over ``x``; None where that takes more. Ranges of tokens must be dynamic and whole.
+        From one pass over ``x``; None where that takes more, or the layer is elsewhere. Ranges of tokens
+        must be dynamic and whole.
         """
+        if self.codes.device != x.device:
+            return None
         self.settle_()
         if self.kernels is None:
             return None
@@ -210,7 +229,7 @@ class PackedLinear(nn.Module):
         if self.executed is Backend.REFERENCE:
             product, codes = float64_product, self.packed_weight().centred()
         else:
-            assert self.expanded is not None, "prepare_ was not called"
+            assert self.expanded.numel(), "prepare_ was not called"
             product = int8_product if self.executed is Backend.CPU else fp8_product
             codes = self.expanded
         zero = self.zero_point.double() if wide else self.zero_point
@@ -242,7 +261,7 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = {name: getattr(self, name) for name in EXACT}
-        self.expanded = None  # rebuilt where it is needed
+        self.expanded = self._nothing()  # rebuilt where it is needed
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in exact.items():
             moved = getattr(self, name)

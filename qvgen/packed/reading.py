@@ -3,12 +3,16 @@
 Nothing is remembered between calls: whoever calls the layers says which of them read the same
 input, so a read cannot be stale. The attention processors and blocks of
 ``qvgen.integrations`` do that for diffusers' models.
+
+Layers whose tensors somebody brings to the device for their calls alone, as accelerate's and diffusers'
+offloading by leaves does, are not there yet when a read is made: such a layer reads by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,7 +44,8 @@ def linear_gelu(source: Source, layer: nn.Module) -> Tensor:
     """
     (x,) = reads(source, [layer])
     inner = layer.inner if isinstance(layer, TransformedQuantLinear) else layer
-    if has_kernels(inner) and getattr(layer, "down", None) is None:
+    device = first_tensor(source).device
+    if is_here(layer, device) and has_kernels(inner, device) and getattr(layer, "down", None) is None:
         if isinstance(layer, TransformedQuantLinear):
             assert isinstance(x, Tensor), "a layer alone shares no read"
             x, _ = layer.fused_read(x) or layer.prepared(x)
@@ -56,8 +61,9 @@ def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | P
     lower factor of the branch, and the read of what it gives.
     """
     twins: dict[int, dict[int, TransformedQuantLinear]] = {}
+    device = first_tensor(source).device
     for i, layer in enumerate(layers):
-        if isinstance(layer, TransformedQuantLinear) and layer.twins:
+        if isinstance(layer, TransformedQuantLinear) and layer.twins and is_here(layer, device):
             twins.setdefault(layer.twins, {})[i] = layer
     joined = [members for members in twins.values() if len(members) > 1]
     alone = [i for i in range(len(layers)) if not any(i in members for members in joined)]
@@ -66,7 +72,7 @@ def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | P
     x = plain(source) if joined else first_tensor(source)
     for members in joined:
         first, shape = next(iter(members.values())), tuple(x.shape)
-        one = first.fused_read(x) if _quantize_alike(members.values()) else None
+        one = first.fused_read(x) if _quantize_alike(members.values(), device) else None
         if one is not None:
             found |= {i: Prepared(shape, *one) for i in members}
             continue
@@ -78,7 +84,8 @@ def reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read | P
 
 def _reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
     """For layers as they are, without transforms."""
-    on_kernels = [has_kernels(layer) and first_tensor(source).numel() > 0 for layer in layers]
+    first = first_tensor(source)
+    on_kernels = [has_kernels(layer, first.device) and first.numel() > 0 for layer in layers]
     found: dict[int, Tensor | Read] = {}
     ours = [i for i, has in enumerate(on_kernels) if has]
     others = [i for i, has in enumerate(on_kernels) if not has]
@@ -93,15 +100,25 @@ def _reads(source: Source, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
     return [found[i] for i in range(len(layers))]
 
 
-def _quantize_alike(layers: Iterable[TransformedQuantLinear]) -> bool:
+def _quantize_alike(layers: Iterable[TransformedQuantLinear], device: torch.device) -> bool:
     """Whether one set of integers serves all."""
     kinds = {(one.inner.config.a_bits, one.inner.config.a_symmetric) for one in layers}
-    return len(kinds) == 1 and all(has_kernels(one.inner) for one in layers)
+    return len(kinds) == 1 and all(has_kernels(one.inner, device) for one in layers)
 
 
-def has_kernels(layer: nn.Module) -> bool:
-    """Whether ``triton_int8`` executes it."""
-    if not isinstance(layer, PackedLinear):
+def is_here(layer: nn.Module, device: torch.device) -> bool:
+    """Whether a packed layer, or one within a transform, lies on ``device``; others are not looked at."""
+    if isinstance(layer, TransformedQuantLinear):
+        own = [layer.input_scale, layer.down]
+        if layer.rotation is not None:
+            own.append(layer.rotation.get_buffer("factor_0"))
+        return is_here(layer.inner, device) and all(t is None or t.device == device for t in own)
+    return not isinstance(layer, PackedLinear) or layer.lies_on(device)
+
+
+def has_kernels(layer: nn.Module, device: torch.device) -> bool:
+    """Whether ``triton_int8`` executes it, and it lies on ``device``."""
+    if not isinstance(layer, PackedLinear) or not layer.lies_on(device):
         return False
     layer.settle_()
     return layer.executed is Backend.TRITON_INT8
@@ -123,7 +140,7 @@ def _plain_reads(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor | Read]:
     known: dict[tuple[int, str, int, bool], Quantized] = {}
     found: list[Tensor | Read] = []
     for layer in layers:
-        if not isinstance(layer, PackedLinear):
+        if not isinstance(layer, PackedLinear) or not layer.lies_on(x.device):
             found.append(x)
             continue
         spec = layer.activation_spec(x)

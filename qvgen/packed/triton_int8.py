@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qvgen.config import MAX_BITS, MIN_BITS
-from qvgen.fused.switch import DTYPES, MAX_COLUMNS
+from qvgen.fused.switch import DTYPES, MAX_COLUMNS, traced
 from qvgen.hadamard import Hadamard
 from qvgen.packed import triton_linear, triton_reading, triton_rotation, triton_scaling
 from qvgen.packed.layout import ActivationSpec, PackedWeight
@@ -47,6 +47,8 @@ def int8_linear(
     if not x.numel():
         return x.new_empty((*x.shape[:-1], weight.shape[0]))
     w = _joined(weight, activation, bias, gelu)
+    if not traced(x):
+        return triton_linear.int8_linears(x, [w])[0]
     return triton_linear.int8_linear(
         x, w.codes, w.bits, w.shape, w.scale, w.zero_point, w.row_sums, w.bias, w.lower, w.upper, w.q_max,
         w.symmetric, w.gelu, x.dtype,

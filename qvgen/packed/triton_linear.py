@@ -18,11 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvgen.config import MAX_BITS, MIN_BITS
-from qvgen.fused.switch import AVAILABLE, DTYPES, INTERPRETED, MAX_COLUMNS, capability, traced
-from qvgen.fused.token import clip_fits
+from qvgen.fused.switch import AVAILABLE, INTERPRETED, capability, traced
 from qvgen.levels import SCALE_FLOOR, positive_levels
-from qvgen.packed.layout import row_bytes
+from qvgen.packed.triton_launch import launch
 from qvgen.packed.triton_operands import Int8Weight, Tokens, copy_engine, padded_columns
 from qvgen.packed.triton_product import multiply, product_call
 from qvgen.packed.triton_table import row_parts, row_warps
@@ -35,7 +33,6 @@ __all__ = [
     "copy_engine",
     "empty_codes",
     "expand_codes",
-    "fits",
     "int8_linear",
     "int8_linears",
     "multiply",
@@ -49,42 +46,6 @@ __all__ = [
 ]
 
 EXPAND_BLOCK = 1024
-
-
-def fits(x: Tensor, weight: Int8Weight, out_dtype: torch.dtype | None = None) -> bool:
-    """Whether this backend can run ``weight`` on ``x`` [..., K] where ``x`` is.
-
-    It has no backward pass: not on an ``x`` that asks for gradients.
-    """
-    rows, columns = weight.shape
-    wanted: tuple[tuple[Tensor, torch.dtype, tuple[int, ...]], ...] = (
-        (weight.codes, torch.uint8, (rows, row_bytes(columns, weight.bits))),
-        (weight.scale, torch.float32, (rows, 1)),
-        (weight.zero_point, torch.float32, (rows, 1)),
-        *(() if weight.row_sums is None else ((weight.row_sums, torch.int32, (rows,)),)),
-    )
-    return (
-        runs_on(x.device)
-        and x.dtype in DTYPES
-        and (x.dtype if out_dtype is None else out_dtype) in DTYPES
-        and x.dim() >= 2
-        and x.shape[-1] == columns
-        and x.numel() > 0
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and columns <= MAX_COLUMNS
-        and MIN_BITS <= weight.bits <= MAX_BITS
-        and 3 <= weight.q_max <= 255
-        and all(
-            t.dtype == dtype and t.shape == shape and t.is_contiguous() and t.device == x.device
-            for t, dtype, shape in wanted
-        )
-        and (weight.bias is None or (weight.bias.dtype in DTYPES and weight.bias.shape == (rows,)))
-        and all(
-            t.dtype == torch.float32 and t.device == x.device and clip_fits(x, t)
-            for t in (weight.lower, weight.upper)
-        )
-        and weight.lower.shape == weight.upper.shape
-    )
 
 
 def runs_on(device: torch.device) -> bool:
@@ -132,6 +93,9 @@ def code_constants(
 
 def split_tokens(codes: Tensor, scale: Tensor, sums: Tensor) -> list[Tokens]:
     """One ``Tokens`` for each group."""
+    if codes.shape[0] == 1:
+        zero = sums[1, 0] if sums.shape[0] > 1 else None
+        return [Tokens(codes[0], scale[0], zero, sums[0, 0])]
     zero = sums[1] if len(sums) > 1 else None
     zeros = [None] * len(codes) if zero is None else list(zero)
     return [Tokens(*each) for each in zip(codes, scale, zeros, sums[0], strict=True)]
@@ -147,14 +111,18 @@ def quantize_groups(
     columns = x.shape[-1]
     rows = x.reshape(-1, columns)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    count = len(rows)
+    count = rows.shape[0]
     codes, scale, sums = made = empty_codes(groups, count, columns, q_max, symmetric, x)
-    with torch.cuda.device_of(x):
-        triton_kernels.quantize_tokens[(count,)](
-            rows, lower, upper, codes, scale, sums[-1], sums[0],
-            count, columns, rows.stride(0), codes.shape[-1], count * groups // lower.numel(), GELU=gelu,
-            **code_constants(columns, groups, q_max, symmetric, x.is_cuda, warps),
-        )  # fmt: skip
+    first, last = (sums[0], sums[1]) if sums.shape[0] > 1 else (sums, sums)
+    operands = (
+        rows, lower, upper, codes, scale, last, first,
+        count, columns, rows.stride(0), codes.shape[-1], count * groups // lower.numel(),
+    )  # fmt: skip
+    facts = (columns, groups, q_max, symmetric, x.is_cuda, warps)
+    launch(
+        triton_kernels.quantize_tokens, count, operands, x, (*facts, gelu),
+        lambda: {"GELU": gelu, **code_constants(*facts)},
+    )  # fmt: skip
     return made
 
 
@@ -165,10 +133,10 @@ def expand_codes(codes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
     rows, columns = shape
     out = torch.empty((rows, padded_columns(columns)), dtype=torch.int8, device=codes.device)
     words = out.numel() // 4
-    with torch.cuda.device_of(codes):
-        triton_kernels.expand_codes[(-(-words // EXPAND_BLOCK),)](
-            codes, out, words, BITS=bits, BLOCK=EXPAND_BLOCK, num_warps=4
-        )
+    launch(
+        triton_kernels.expand_codes, -(-words // EXPAND_BLOCK), (codes, out, words), codes, (bits,),
+        lambda: {"BITS": bits, "BLOCK": EXPAND_BLOCK, "num_warps": 4},
+    )  # fmt: skip
     return out
 
 
@@ -192,7 +160,9 @@ def stacked(clips: Sequence[Tensor]) -> Tensor:
 def _launch(x: Tensor, weights: Sequence[Int8Weight], out_dtype: torch.dtype) -> list[Tensor]:
     """All ``weights`` on one read of ``x``."""
     first = weights[0]
-    alike = all(_same(w.lower, first.lower) and _same(w.upper, first.upper) for w in weights)
+    alike = len(weights) == 1 or all(
+        _same(w.lower, first.lower) and _same(w.upper, first.upper) for w in weights
+    )
     if alike:
         tokens = [quantize_tokens(x, first.lower, first.upper, first.q_max, first.symmetric)] * len(weights)
     else:
@@ -222,19 +192,16 @@ def _check(weights: Sequence[Int8Weight]) -> None:
             raise ValueError(f"linears of one input have {first.shape[1]} and {weight.shape[1]} columns")
 
 
-def int8_linears(
-    x: Tensor, weights: Sequence[Int8Weight], out_dtype: torch.dtype | None = None
-) -> list[Tensor]:
+def int8_linears(x: Tensor, weights: Sequence[Int8Weight]) -> list[Tensor]:
     """Several linear layers that read the same input, which is read once.
 
     Args:
         x: [..., K], float32, bfloat16 or float16.
-        weights: layers that ``fits``; of one K, q_max, symmetry and shape of the clips. Clips that are
+        weights: layers of one K, q_max, symmetry and shape of the clips. Clips that are
             the same tensors are quantized with once.
-        out_dtype: of the results; that of ``x`` if left out.
 
     Returns:
-        [..., N] of each layer.
+        [..., N] of each layer, of the dtype of ``x``.
 
     Raises:
         ValueError: no layer, or layers that do not go together.
@@ -242,14 +209,13 @@ def int8_linears(
     if not weights:
         raise ValueError("no linear layer is given; expected at least one")
     _check(weights)
-    dtype = x.dtype if out_dtype is None else out_dtype
     if not traced(x):
-        return _launch(x, weights, dtype)
+        return _launch(x, weights, x.dtype)
     outs: list[Tensor] = _linears(
         x, [w.codes for w in weights], [w.scale for w in weights], [w.zero_point for w in weights],
         [w.row_sums for w in weights], [w.bias for w in weights], [w.lower for w in weights],
         [w.upper for w in weights], [w.bits for w in weights], [w.gelu for w in weights],
-        weights[0].shape[1], weights[0].q_max, weights[0].symmetric, dtype,
+        weights[0].shape[1], weights[0].q_max, weights[0].symmetric, x.dtype,
     )  # fmt: skip
     return outs
 
@@ -262,7 +228,7 @@ def int8_linear(
     """``y = s_a s_w sum (q_a - z_a)(q_w - z_w) + bias``, then GELU if wanted; [..., N] from x [..., K].
 
     The sum is exact; the rest is float32, rounded once to ``out_dtype``. Arguments as in
-    ``Int8Weight``, which must pass ``fits``.
+    ``Int8Weight``.
     """
     run: Callable[..., Tensor] = _linear if traced(x) else _run_linear
     return run(

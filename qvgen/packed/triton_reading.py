@@ -15,6 +15,7 @@ from torch import Tensor
 from qvgen.fused.switch import traced
 from qvgen.packed.layout import ActivationSpec
 from qvgen.packed.sources import Gelu, Normed, Part, Source, first_tensor
+from qvgen.packed.triton_launch import launch
 from qvgen.packed.triton_linear import (
     Codes,
     Int8Weight,
@@ -137,15 +138,18 @@ def _launch_norm(
     groups = constants["GROUPS"]
     if not tokens:
         return
-    with torch.cuda.device_of(x):
-        triton_kernels.norm_quantize_tokens[(samples * tokens,)](
-            x, x if weight is None else weight, x if bias is None else bias,
-            x if scale is None else scale, x if shift is None else shift,
-            lower, upper, codes, code_scale, sums[-1], sums[0],
-            tokens, columns, x.stride(0), x.stride(1), 0 if scale is None else scale.stride(0), eps,
-            samples, samples * groups // lower.numel(), place[1], place[0], codes.shape[-1],
-            AFFINE=weight is not None, MODULATED=scale is not None, **constants,
-        )  # fmt: skip
+    operands = (
+        x, x if weight is None else weight, x if bias is None else bias,
+        x if scale is None else scale, x if shift is None else shift,
+        lower, upper, codes, code_scale, sums[-1], sums[0],
+        tokens, columns, x.stride(0), x.stride(1), 0 if scale is None else scale.stride(0), eps,
+        samples, samples * groups // lower.numel(), place[1], place[0], codes.shape[-1],
+    )  # fmt: skip
+    named = {"AFFINE": weight is not None, "MODULATED": scale is not None, **constants}
+    launch(
+        triton_kernels.norm_quantize_tokens, samples * tokens, operands, x, tuple(named.values()),
+        lambda: named,
+    )  # fmt: skip
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -154,11 +158,13 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def multiply_tokens(tokens: Tokens, weight: Int8Weight, dtype: torch.dtype) -> Tensor:
     """[M, N] of ``dtype`` from quantized tokens; clips of ``weight`` are not looked at."""
-    run: Callable[..., Tensor] = _product if traced(tokens.codes) else _run_product
-    return run(
+    if not traced(tokens.codes):
+        return multiply(tokens, expand_codes(weight.codes, weight.bits, weight.shape), weight, dtype)
+    out: Tensor = _product(
         tokens.codes, tokens.scale, tokens.zero_point, tokens.sums, weight.codes, weight.bits,
         weight.shape[1], weight.scale, weight.zero_point, weight.row_sums, weight.bias, weight.gelu, dtype,
     )  # fmt: skip
+    return out
 
 
 def _run_product(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qvgen.fused.switch import DTYPES, MAX_COLUMNS, traced
 from qvgen.packed.layout import ActivationSpec
+from qvgen.packed.triton_launch import launch
 from qvgen.packed.triton_linear import Tokens, code_constants, empty_codes, runs_on, split_tokens
 
 Scaled = tuple[Tensor, Tensor, Tensor, Tensor]  # codes as ``triton_linear.Codes``; the scaled rows or nothing
@@ -63,12 +64,13 @@ def _launch(
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     count = len(rows)
     codes, scale, sums, kept = made = _shape(x, input_scale, shift, keep, lower, upper, q_max, symmetric)
-    with torch.cuda.device_of(x):
-        scaling_kernels.scale_quantize_tokens[(count,)](
-            rows, input_scale.contiguous(), kept, lower, upper, codes, scale, sums[-1], sums[0],
-            count, columns, rows.stride(0), codes.shape[-1], count // lower.numel(), shift,
-            SHIFTED=shift != 0, KEPT=keep, **code_constants(columns, 1, q_max, symmetric, x.is_cuda),
-        )  # fmt: skip
+    operands = (
+        rows, input_scale.contiguous(), kept, lower, upper, codes, scale, sums[-1], sums[0],
+        count, columns, rows.stride(0), codes.shape[-1], count // lower.numel(), shift,
+    )  # fmt: skip
+    constants = code_constants(columns, 1, q_max, symmetric, x.is_cuda)
+    named = {"SHIFTED": shift != 0, "KEPT": keep, **constants}
+    launch(scaling_kernels.scale_quantize_tokens, count, operands, x, tuple(named.values()), lambda: named)
     return made
 
 

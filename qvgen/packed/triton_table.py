@@ -68,7 +68,7 @@ class Tiles:
         return 2 if operands + 2 * self.bm * STORED * 2 <= SHARED_LIMIT - 1024 else 1
 
     def without_jobs(self) -> Tiles:
-        """A way of equal warps with tiles of the same size, for what the other kernel does not do."""
+        """A way of equal warps with tiles of the same size, where none that was measured is known to fit."""
         if not self.jobs:
             return self
         return replace(
@@ -78,12 +78,23 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Entry:
-    """Tiles measured at ``m`` tokens and a weight [n, k]."""
+    """Tiles measured at ``m`` tokens and a weight [n, k].
+
+    Attributes:
+        m, n, k: sizes.
+        tiles: the fastest.
+        equal: the fastest without ``jobs``, where those of ``tiles`` have some; None if none was measured.
+    """
 
     m: int
     n: int
     k: int
     tiles: Tiles
+    equal: Tiles | None = None
+
+    def best(self, jobs: bool) -> Tiles:
+        """The fastest, or of those without jobs."""
+        return self.tiles if jobs or not self.tiles.jobs else self.equal or self.tiles.without_jobs()
 
 
 # Few tokens: the weight is what is read, small tiles give more programs to read it.
@@ -112,11 +123,18 @@ def parse(text: str) -> tuple[list[Entry], dict[int, int]]:
     data = json.loads(text)
     try:
         entries = [
-            Entry(int(e["m"]), int(e["n"]), int(e["k"]), Tiles.from_dict(e["tiles"])) for e in data["gemm"]
+            Entry(int(e["m"]), int(e["n"]), int(e["k"]), Tiles.from_dict(e["tiles"]), _equal(e))
+            for e in data["gemm"]
         ]
         return entries, {int(columns): int(warps) for columns, warps in data["quantize"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no table of tiles, {type(error).__name__}: {error}") from error
+
+
+def _equal(entry: dict[str, Any]) -> Tiles | None:
+    """The first without jobs of what was tried, which begins with the fastest."""
+    tried = [Tiles.from_dict(one["tiles"]) for one in entry.get("tried", ())]
+    return next((tiles for tiles in tried if not tiles.jobs), None) if entry["tiles"].get("jobs") else None
 
 
 @cache
@@ -124,8 +142,11 @@ def _shipped() -> tuple[list[Entry], dict[int, int]]:
     return parse(files("qvgen.packed").joinpath("triton_table.json").read_text())
 
 
-def nearest(entries: list[Entry], m: int, n: int, k: int) -> Tiles | None:
-    """Tiles of the measured shape that is least away in the logarithms of the sizes, if one is near."""
+def nearest(entries: list[Entry], m: int, n: int, k: int, jobs: bool = True) -> Tiles | None:
+    """Tiles of the measured shape that is least away in the logarithms of the sizes, if one is near.
+
+    Without ``jobs`` the best of those that have none.
+    """
 
     def distance(entry: Entry) -> float:
         return sum(abs(math.log(a / b)) for a, b in ((entry.m, m), (entry.n, n), (entry.k, k)))
@@ -134,21 +155,24 @@ def nearest(entries: list[Entry], m: int, n: int, k: int) -> Tiles | None:
         e for e in entries
         if max(e.n / n, n / e.n, e.k / k, k / e.k) <= NEAR_WEIGHT and max(e.m / m, m / e.m) <= NEAR_TOKENS
     ]  # fmt: skip
-    return min(near, key=distance).tiles if near else None
+    return min(near, key=distance).best(jobs) if near else None
 
 
 @cache
-def tiles_for(m: int, n: int, k: int, copy_engine: bool) -> Tiles:
-    """Tiles for ``m`` tokens and a weight [n, k]; ``copy_engine``: through tensor descriptors."""
+def tiles_for(m: int, n: int, k: int, copy_engine: bool, jobs: bool = True) -> Tiles:
+    """Tiles for ``m`` tokens and a weight [n, k]; ``copy_engine``: through tensor descriptors.
+
+    ``jobs``: whether the kernel whose warps have some can run; both were measured with 16-bit results.
+    """
     small = m <= 256 or n < 128
     if not copy_engine:
         return FEW_POINTERS if small else POINTERS
-    measured = nearest(_shipped()[0], m, n, k)
+    measured = nearest(_shipped()[0], m, n, k, jobs)
     if measured is not None:
         return measured
     if small:
         return FEW
-    short, long = (JOBS_SHORT, JOBS_LONG) if m * n * k >= JOBS_WORK else (SHORT, LONG)
+    short, long = (JOBS_SHORT, JOBS_LONG) if jobs and m * n * k >= JOBS_WORK else (SHORT, LONG)
     return short if k <= SHORT_K else long
 
 

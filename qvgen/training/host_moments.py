@@ -9,39 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from qvgen.training.pinned import HostMemory
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RESTING_GROUP = "weights"
 _ELEMENTS_AT_ONCE = 1 << 26
-_PINNED_AT_ONCE = 1 << 30  # bytes; torch rounds pinned memory up to powers of two
-_ALIGNED = 512
 
 
 class HostMomentsAdamW(torch.optim.AdamW):
     """AdamW, to the same bits: moments come to the device for their part of the step, and go back.
 
-    Only those of the group ``weights`` do, which are nearly all. Between steps ``state[p][...]`` of such
-    a parameter is a plain tensor of the host, pinned on CUDA: of a sharded parameter its shard.
-    ``on_device`` makes of it what AdamW would have. A step takes parts of about 2^26 numbers; the
-    next part's moments travel while one is worked on, and those of the last part travel back.
+    Only those of the group ``weights`` do, which are nearly all, or with ``share`` the first of them. Between
+    steps ``state[p][...]`` of such a parameter is a plain tensor of the host, pinned on CUDA: of a sharded
+    parameter its shard. ``on_device`` makes of it what AdamW would have. A step takes parts of about 2^26
+    numbers; the next part's moments travel while one is worked on, and those of the last part travel back.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, share: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._travel: _Travel | None = None
-        self._chunk = torch.empty(0, dtype=torch.uint8)
-        self._used = 0
+        self._host = HostMemory()
+        groups = [group["params"] for group in self.param_groups if group["name"] == RESTING_GROUP]
+        self.resting = {id(p) for members in groups for p in _first(members, share)}
 
     def rest_for(self, local: Tensor) -> Tensor:
         """Memory of the host, pinned where ``local`` is on CUDA, for what ``local`` holds."""
-        if not local.is_cuda:
-            return torch.empty_like(local)
-        size = local.numel() * local.element_size()
-        if self._used + size > self._chunk.numel():
-            self._chunk = torch.empty(max(size, _PINNED_AT_ONCE), dtype=torch.uint8, pin_memory=True)
-            self._used = 0
-        taken = self._chunk[self._used : self._used + size].view(local.dtype).view(local.shape)
-        self._used += -(-size // _ALIGNED) * _ALIGNED
-        return taken
+        return self._host.like(local, pinned=local.is_cuda)
 
     def at_rest(self, value: Tensor) -> Tensor:
         """The reverse of ``on_device``: a plain tensor of the host with the shard of ``value``."""
@@ -55,10 +48,11 @@ class HostMomentsAdamW(torch.optim.AdamW):
         try:
             for group in groups:
                 members = [p for p in group["params"] if p.grad is not None]
-                if group["name"] == RESTING_GROUP:
-                    self._step_in_parts(group, members)
-                elif members:
-                    self._step_on(group, members)
+                resting = [p for p in members if id(p) in self.resting]
+                if resting:
+                    self._step_in_parts(group, resting)
+                if staying := [p for p in members if id(p) not in self.resting]:
+                    self._step_on(group, staying)
         finally:
             self.param_groups = groups
         return None
@@ -69,13 +63,11 @@ class HostMomentsAdamW(torch.optim.AdamW):
 
     def _step_in_parts(self, group: dict[str, Any], members: Sequence[nn.Parameter]) -> None:
         parts = list(_parts(members))
-        if members and self._travel is None:
+        if self._travel is None:
             self._travel = _Travel(members[0].device)  # once: the allocator keeps memory for each stream
-        travel = self._travel if members else None
-        if travel is not None:
-            travel.begin()
+        travel = self._travel
+        travel.begin()
         for number, part in enumerate(parts):
-            assert travel is not None
             if number == 0:
                 travel.bring(self, part)
             travel.arrived()
@@ -83,8 +75,7 @@ class HostMomentsAdamW(torch.optim.AdamW):
                 travel.bring(self, parts[number + 1])
             self._step_on(group, part)
             travel.take_back(self, part)
-        if travel is not None:
-            travel.finish()
+        travel.finish()
 
 
 class _Travel:
@@ -176,6 +167,16 @@ def on_device(parameter: Tensor, value: Tensor) -> Tensor:
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _first(members: Sequence[nn.Parameter], share: float) -> Iterator[nn.Parameter]:
+    """As many as together have ``share`` of all numbers, of all processes."""
+    room = share * sum(parameter.numel() for parameter in members)
+    for parameter in members:
+        if room <= 0:
+            return
+        yield parameter
+        room -= parameter.numel()
 
 
 def _parts(members: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -21,7 +21,7 @@ from qvgen.training.state_file import hash_tensor
 # Fields of the recipe that say where and when, and change no number of a training that does not diverge.
 _NO_PART_OF_IDENTITY = (
     "save_every", "save_every_s", "save_async", "gradient_checkpointing", "checkpointing_keeps", "teacher",
-    "offload", "skip_bad_steps",
+    "offload", "offload_share", "skip_bad_steps",
 )  # fmt: skip
 
 

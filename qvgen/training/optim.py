@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qvgen.auxiliary import Phi
 from qvgen.quantizers import ActivationQuantizer, WeightQuantizer
 from qvgen.static import StaticActivationQuantizer
-from qvgen.training.host_moments import RESTING_GROUP, HostMomentsAdamW
+from qvgen.training.host_moments import HostMomentsAdamW
 from qvgen.training.recipe import TrainRecipe
 
 _GROUP_OF_MODULE: tuple[tuple[type[nn.Module], str], ...] = (
@@ -39,7 +39,7 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.AdamW:
     """AdamW, one fused kernel per group; ``base_lr`` and ``name`` are kept in each group.
 
-    With ``recipe.offload: moments`` those of the weights rest on the host.
+    With ``recipe.offload: moments`` those of the weights rest on the host, ``recipe.offload_share`` of them.
     """
     groups: list[dict[str, Any]] = [
         {
@@ -55,8 +55,10 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.AdamW:
     if graph:  # a recorded step reads the rate from where it lay
         for group in groups:
             group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
-    kind = HostMomentsAdamW if recipe.offload == "moments" else torch.optim.AdamW
-    return kind(groups, betas=recipe.betas, eps=recipe.eps, fused=True, capturable=graph)
+    options: dict[str, Any] = {"betas": recipe.betas, "eps": recipe.eps, "fused": True, "capturable": graph}
+    if recipe.offload == "moments":
+        return HostMomentsAdamW(groups, share=recipe.offload_share, **options)
+    return torch.optim.AdamW(groups, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -79,7 +81,4 @@ def reset_state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
 
 def resting_moments(optimizer: torch.optim.Optimizer) -> set[int]:
     """The ids of the parameters whose moments are kept as ``qvgen.training.host_moments`` does."""
-    if not isinstance(optimizer, HostMomentsAdamW):
-        return set()
-    groups = (g["params"] for g in optimizer.param_groups if g["name"] == RESTING_GROUP)
-    return {id(p) for members in groups for p in members}
+    return optimizer.resting if isinstance(optimizer, HostMomentsAdamW) else set()

@@ -51,6 +51,7 @@ class TrainRecipe:
             ``host``, from where its blocks come to the device one by one.
         offload: ``moments``: AdamW's moments of the weights rest on the host; 8 bytes a number less on
             the devices.
+        offload_share: of the moments that ``offload`` means, how much rests on the host; the others stay.
         log_every: steps between log lines.
         log_layers_every: log lines between those that hold, for every layer, the gradient's norm
             and Phi's singular values; 0 for none.
@@ -86,6 +87,7 @@ class TrainRecipe:
     checkpointing_keeps: CheckpointingKeeps = "nothing"
     teacher: TeacherPlace = "whole"
     offload: Offload = "off"
+    offload_share: float = 1.0
     log_every: int = 10
     log_layers_every: int = 0
     validate_every: int = 0
@@ -109,6 +111,7 @@ class TrainRecipe:
         check_choice("checkpointing_keeps", self.checkpointing_keeps, ("nothing", "attention"))
         check_choice("teacher", self.teacher, ("whole", "sharded", "host"))
         check_choice("offload", self.offload, ("off", "moments"))
+        check_float("offload_share", self.offload_share, 0.0, 1.0, open_low=True)
         check_choice("save_async", self.save_async, (True, False))
         for name in ("lr_weights", "lr_scales", "lr_phi", "lr_clips", "weight_decay"):
             check_float(name, getattr(self, name), 0.0, 1.0)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from qvgen.training.parallel import world_size
+from qvgen.training.pinned import HostMemory
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.sharding import blocks, device_mesh
 from qvgen.training.visiting import VisitingBlock
@@ -29,8 +30,9 @@ def place_teacher_(teacher: nn.Module, recipe: TrainRecipe, device: torch.device
     if world_size() > 1:
         _shard(teacher, device, rests)
     elif rests:
+        host = HostMemory()
         for block in blocks(teacher):
-            HostBlock(block, device)
+            HostBlock(block, device, host)
     return teacher
 
 
@@ -48,8 +50,7 @@ def _shard(teacher: nn.Module, device: torch.device, rests: bool) -> None:
 class HostBlock(VisitingBlock):
     """Its parameters rest on the host, pinned for CUDA, and come to the device while it works."""
 
-    def __init__(self, block: nn.Module, device: torch.device) -> None:
+    def __init__(self, block: nn.Module, device: torch.device, host: HostMemory) -> None:
         for parameter in block.parameters():
-            host = parameter.data.cpu()
-            parameter.data = host.pin_memory() if device.type == "cuda" else host
+            parameter.data = host.like(parameter.data, pinned=device.type == "cuda").copy_(parameter.data)
         super().__init__(block, lambda value: value.to(device, non_blocking=True))

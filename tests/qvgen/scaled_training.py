@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "checkpointed": {"gradient_checkpointing": True},
     "attention kept": {"gradient_checkpointing": True, "checkpointing_keeps": "attention"},
     "all": {
-        "teacher": "sharded", "offload": "moments", "gradient_checkpointing": True,
+        "teacher": "sharded", "offload": "moments", "offload_share": 0.5, "gradient_checkpointing": True,
         "checkpointing_keeps": "attention", "save_async": True, "save_every": 2,
     },
 }  # fmt: skip

@@ -27,6 +27,7 @@ from qvgen.api import quantize_
 from qvgen.diverged import DivergedError
 from qvgen.training import background, host_moments, state, state_file
 from qvgen.training.checkpointing import set_gradient_checkpointing
+from qvgen.training.pinned import HostMemory
 from qvgen.training.recipe import TrainRecipe
 from qvgen.training.sharding import blocks
 from qvgen.training.teacher import HostBlock
@@ -122,6 +123,7 @@ def test_a_model_that_cannot_keep_attention_is_told() -> None:
         ({"skip_bad_steps": 2, "compile": "graph"}, "skip_bad_steps does not go with compile: graph"),
         ({"skip_bad_steps": -1}, "skip_bad_steps is -1"),
         ({"offload": "all"}, "offload is 'all'"),
+        ({"offload_share": 0.0}, "offload_share is 0"),
         ({"teacher": "disk"}, "teacher is 'disk'"),
         ({"save_async": "no"}, "save_async is 'no'"),
     ],
@@ -175,12 +177,51 @@ def test_moments_between_steps_are_plain_tensors_of_the_host() -> None:
     assert [g["params"] for g in ours.param_groups] == [[weight]]
 
 
+def test_a_share_of_the_moments_on_the_host_gives_the_same_bits(tmp_path: Path, undisturbed: Path) -> None:
+    for share in (0.4, 1e-9):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        with pytest.raises(Interrupted):
+            train(Fragile(folder, kill_at=28), folder, offload="moments", offload_share=share)
+        train(Context(folder), folder, offload="moments", offload_share=0.7)
+        assert_as(folder, undisturbed)
+
+
+def test_the_first_weights_of_a_share_rest() -> None:
+    """Of 10, 20, 30 and 40 numbers: 0.4 of 100 are reached within the third."""
+    weights = [nn.Parameter(torch.zeros(size)) for size in (10, 20, 30, 40)]
+    scale = nn.Parameter(torch.zeros(3))
+    groups = [{"params": weights, "name": "weights"}, {"params": [scale], "name": "scales"}]
+    for share, resting in ((0.4, 3), (1e-9, 1), (0.1, 1), (1.0, 4)):
+        optimizer = host_moments.HostMomentsAdamW(groups, lr=1e-2, share=share)
+        assert optimizer.resting == {id(weight) for weight in weights[:resting]}
+
+
+def test_pinned_memory_is_filled_before_more_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of 3000 and 1000 float32 in chunks of 16 KiB: one of each fits a chunk, none overlap."""
+    monkeypatch.setattr(HostMemory, "_chunk", lambda self, size: torch.empty(size, dtype=torch.uint8))
+    host, shapes = HostMemory(1 << 14), [(3000,), (30, 100), (1000,), (10, 100)]
+    made = [host.like(torch.empty(shape, dtype=torch.float32), pinned=True) for shape in shapes]
+    for number, tensor in enumerate(made):
+        tensor.fill_(number)
+    assert [tuple(tensor.shape) for tensor in made] == shapes
+    assert all(bool((tensor == number).all()) for number, tensor in enumerate(made))
+    chunks = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in made}
+    assert list(chunks.values()) == [1 << 14] * 2
+    assert host.like(torch.empty(1 << 14), pinned=True).untyped_storage().nbytes() == 1 << 16
+    assert host._open == [], "full ones are not held"
+    small = [host.like(torch.empty(5, dtype=torch.bfloat16), pinned=True) for _ in range(2)]
+    assert [tensor.storage_offset() * 2 for tensor in small] == [0, 512]
+    assert host.like(torch.empty(2, 3).T, pinned=False).stride() == (1, 3)
+
+
 def test_a_block_that_rests_answers_as_before() -> None:
     model = wan()
     batch = next(WanContext(Path(), torch.device("cpu")).batches(2))
     with torch.no_grad():
         before = model(**batch).sample
-        rests = [HostBlock(block, torch.device("cpu")) for block in blocks(model)]
+        host = HostMemory()
+        rests = [HostBlock(block, torch.device("cpu"), host) for block in blocks(model)]
         assert len(rests) == 2
         assert torch.equal(model(**batch).sample, before)
         kept = {id(p): p.data_ptr() for p in model.parameters()}

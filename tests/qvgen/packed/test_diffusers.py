@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -24,6 +25,7 @@ from qvgen.packed import backends
 from qvgen.packed.backends import Backend
 from qvgen.packed.convert import pack_, packed_layers
 from qvgen.transformed import Transform, TransformedQuantLinear, frozen_from_codes
+from tests.qvgen.packed.models import wan
 from tests.qvgen.test_cogvideox import tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -140,6 +142,28 @@ def test_configs_of_the_library_are_taken_as_they_are(
     model.save_pretrained(tmp_path / "packed")
     again = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "packed")
     assert torch.equal(output(model), output(again))
+
+
+def test_a_pipelines_mapping_takes_the_config_of_diffusers_form(tmp_path: Path) -> None:
+    """Diffusers looks at the class of each entry before anything is asked of us: ``QuantConfig`` is none."""
+    register()
+    absent = dict.fromkeys(("tokenizer", "text_encoder", "vae", "transformer_2"))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    whole = diffusers.WanPipeline(scheduler=scheduler, transformer=wan(num_layers=1), **absent)
+    whole.save_pretrained(tmp_path)
+    config = QuantConfig(w_bits=4, a_bits=4)
+    with pytest.raises(ValueError, match=r"module_name=transformer .*QVGenQuantizationConfig"):
+        diffusers.PipelineQuantizationConfig(quant_mapping={"transformer": config})
+    mapping = {"transformer": QVGenQuantizationConfig(config)}
+    loaded = diffusers.WanPipeline.from_pretrained(
+        tmp_path, quantization_config=diffusers.PipelineQuantizationConfig(quant_mapping=mapping), **absent
+    )
+    alone = diffusers.WanTransformer3DModel.from_pretrained(
+        tmp_path / "transformer", quantization_config=config
+    )
+    ours, theirs = (dict(packed_layers(model)) for model in (loaded.transformer, alone))
+    assert list(ours) == list(theirs) and len(ours) > 5
+    assert all(torch.equal(ours[name].codes, theirs[name].codes) for name in ours)
 
 
 class Filled(TorchDispatchMode):

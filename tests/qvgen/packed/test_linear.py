@@ -18,7 +18,7 @@ from qvgen.linear import FrozenQuantLinear
 from qvgen.packed import backends
 from qvgen.packed.activations import quantize_activations
 from qvgen.packed.backends import Backend, obstacle
-from qvgen.packed.convert import pack_
+from qvgen.packed.convert import pack_, prepare_
 from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.products import Operand, float64_product, int8_product, linear
@@ -301,7 +301,7 @@ def test_kernels_are_called_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> N
     packed = PackedLinear.from_frozen(layer, Backend.TRITON_INT8)
     x = torch.randn(2, 3, 32)
     torch.testing.assert_close(copy.deepcopy(packed)(x), layer(x), rtol=1e-5, atol=1e-5)
-    assert Kernels.calls == 1 and packed.execution() == "real" and packed.expanded is None
+    assert Kernels.calls == 1 and packed.execution() == "real" and not packed.expanded.numel()
     static = frozen(QuantConfig(w_bits=4, a_bits=4, **CONFIGS["static"]), (8, 32))
     with pytest.raises(ValueError, match="does not execute layers of this kind"):
         PackedLinear.from_frozen(static, Backend.TRITON_INT8)
@@ -348,7 +348,7 @@ def test_tensors_that_somebody_else_moves_are_computed_with_where_they_are() -> 
         wanted, kept = packed(x), dict(packed._buffers)
         parked = copy.deepcopy(packed).to("meta")
         for name, buffer in kept.items():
-            parked._buffers[name] = None if name == "expanded" else buffer
+            parked._buffers[name] = parked.expanded if name == "expanded" else buffer
         parked.bias = packed.bias
         assert torch.equal(parked(x), wanted) and parked.executed is backend
 
@@ -363,7 +363,7 @@ def test_a_gpus_backend_rests_on_the_host(monkeypatch: pytest.MonkeyPatch) -> No
         packed.to("cpu")  # no GPU to go to
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     packed.to("cpu")
-    assert packed.resting is not None and packed.expanded is None
+    assert not packed.expanded.numel()
     with pytest.raises(ValueError, match="backend scaled_mm needs an NVIDIA GPU"):
         packed(x)
     with pytest.raises(ValueError, match="backend scaled_mm needs an NVIDIA GPU"):
@@ -371,4 +371,30 @@ def test_a_gpus_backend_rests_on_the_host(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match="backend scaled_mm needs an NVIDIA GPU"):
         packed.prepare_()
     packed.backend = Backend.AUTO
-    assert torch.equal(packed(x), wanted) and packed.resting is None
+    assert torch.equal(packed(x), wanted)
+
+
+def test_a_layer_on_the_host_of_a_gpu_expands_nothing_before_its_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model of 14 billion weights that waits there for its GPU would take 14 GB more, and a minute."""
+    model = nn.ModuleDict({"a": frozen(QuantConfig(w_bits=4, a_bits=4), (32, 32))})
+    x = torch.randn(2, 3, 32)
+    packed = pack_(model)["a"]  # type: ignore[index]
+    wanted = packed(x)
+    assert packed.executed is Backend.CPU and packed.expanded.numel() == 32 * 32
+    packed.to("cpu")
+    assert packed.expanded.numel(), "without a GPU it is there to compute"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for rest in (packed.to, lambda _: prepare_(model)):
+        rest("cpu")
+        assert packed.executed is Backend.CPU and not packed.expanded.numel()
+        assert torch.equal(packed(x), wanted) and packed.expanded.numel()
+
+
+def test_a_layer_that_expands_nothing_keeps_its_tensors() -> None:
+    """Offloading by groups on a stream looks each buffer up by identity, at every call."""
+    packed = PackedLinear.from_frozen(frozen(QuantConfig(w_bits=4, a_bits=4), (8, 32)), Backend.REFERENCE)
+    before = list(packed.buffers())
+    packed.prepare_()
+    assert all(a is b for a, b in zip(packed.buffers(), before, strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from qvgen.fake_quant import token_fake_quant, token_range, token_scale
 from qvgen.fused import switch
-from qvgen.packed import triton_linear, triton_operands
+from qvgen.packed import triton_linear, triton_operands, triton_product
 from qvgen.packed.layout import row_bytes
 from qvgen.packed.triton_linear import Int8Weight, Tokens
 from qvgen.packed.triton_table import Entry, Tiles, _shipped, nearest, parse, row_parts, row_warps, tiles_for
@@ -170,7 +171,6 @@ def test_products_of_ragged_shapes(
 def test_linear(out_dtype: torch.dtype, symmetric: bool, gelu: bool, bias: bool, device: str) -> None:
     x, codes = draw(2, 9, 40).to(device), drawn(19, 40, 4)  # rows of 19 are none for the copy engine
     weight = replace(layer(codes, 4, device, symmetric=symmetric, bias=bias), gelu=gelu)
-    assert triton_linear.fits(x, weight, out_dtype)
     y = triton_linear.int8_linear(
         x, weight.codes, 4, weight.shape, weight.scale, weight.zero_point, weight.row_sums, weight.bias,
         weight.lower, weight.upper, 15, symmetric, gelu, out_dtype,
@@ -190,7 +190,7 @@ def test_worst_codes(bits: int, value: str, device: str) -> None:
         codes[::2], x[2, ::2] = 0, -1
     x = x.to(device)
     weight = layer(codes, bits, device, q_max=255)
-    y = triton_linear.int8_linears(x, [weight], torch.float32)[0]
+    y = triton_linear.int8_linears(x, [weight])[0]
     one_rounding(y, *reference(x, codes, weight))
 
 
@@ -201,9 +201,9 @@ def test_linears_of_one_input_are_those_of_each(shared_clips: bool, device: str)
     if not shared_clips:
         clips = [torch.tensor(c, device=device).view(2, 1, 1) for c in ([0.5, 1.0], [0.9, 0.4], [1.0, 0.7])]
         weights = [replace(w, lower=c, upper=c.flip(0)) for w, c in zip(weights, clips, strict=True)]
-    together = triton_linear.int8_linears(x, weights, torch.float32)
+    together = triton_linear.int8_linears(x, weights)
     for y, weight in zip(together, weights, strict=True):
-        assert torch.equal(y, triton_linear.int8_linears(x, [weight], torch.float32)[0])
+        assert torch.equal(y, triton_linear.int8_linears(x, [weight])[0])
     assert [y.shape for y in together] == [(2, 5, n) for n in (8, 24, 16)]
 
 
@@ -211,7 +211,7 @@ def test_each_sample_has_its_own_clip(device: str) -> None:
     x, codes = draw(2, 5, 40).to(device), drawn(8, 40, 4)
     clip = torch.tensor([0.5, 0.9], device=device).view(2, 1, 1)
     both = replace(layer(codes, 4, device), lower=clip, upper=clip)
-    y = triton_linear.int8_linears(x, [both], torch.float32)[0]
+    y = triton_linear.int8_linears(x, [both])[0]
     for i in range(2):
         alone = replace(both, lower=clip[i].view(1), upper=clip[i].view(1))
         one_rounding(y[i], *reference(x[i], codes, alone))
@@ -264,22 +264,6 @@ def test_linears_that_do_not_go_together_are_refused() -> None:
         triton_linear.int8_linears(x, [])
 
 
-def test_what_does_not_fit(device: str) -> None:
-    x, a = draw(3, 40).to(device), layer(drawn(8, 40, 4), 4, device)
-    assert triton_linear.fits(x, a)
-    assert not triton_linear.fits(x.double(), a)
-    assert not triton_linear.fits(x, a, torch.float64)
-    assert not triton_linear.fits(x[:, :39], a)
-    assert not triton_linear.fits(x[:0], a)
-    assert not triton_linear.fits(x, replace(a, bits=9))
-    assert not triton_linear.fits(x, replace(a, scale=a.scale.expand(8, 2)))
-    assert not triton_linear.fits(x, replace(a, codes=a.codes[:, :-1]))
-    asking = x.clone().requires_grad_()
-    assert not triton_linear.fits(asking, a)
-    with torch.no_grad():
-        assert triton_linear.fits(asking, a)
-
-
 def test_a_device_without_kernels_does_not_fit() -> None:
     assert not triton_linear.runs_on(torch.device("meta"))
 
@@ -308,6 +292,46 @@ def test_table_of_tiles() -> None:
     assert nearest(entries, 16000, 1536, 1536) == best
     assert nearest(entries, 17776, 7000, 1920) == other
     assert nearest(entries, 17776, 1920, 7680) is None and nearest(entries, 226, 1920, 1920) is None
+
+
+def test_without_jobs_the_best_that_was_measured_without_is_taken() -> None:
+    """By the shipped table itself, read here again; where nothing was measured, tiles of the same size."""
+    table = json.loads((Path(triton_linear.__file__).parent / "triton_table.json").read_text())["gemm"]
+    with_jobs = [entry for entry in table if entry["tiles"].get("jobs")]
+    assert len(with_jobs) >= 9
+    for entry in with_jobs:
+        others = [one for one in entry["tried"] if not one["tiles"]["jobs"]]
+        fastest = min(others, key=lambda one: float(one["ms"]))
+        shape = entry["m"], entry["n"], entry["k"]
+        assert tiles_for(*shape, True).jobs
+        assert asdict(tiles_for(*shape, True, False)) == fastest["tiles"]
+    far = (9000, 8000, 300)
+    assert tiles_for(*far, True).jobs and not tiles_for(*far, True, False).jobs
+    best = Tiles(256, 128, 128, 4, 4, jobs=True)
+    assert nearest([Entry(1, 1, 1, best)], 1, 1, 1, False) == best.without_jobs()
+    assert nearest([Entry(1, 1, 1, best, Tiles(64, 64, 64, 4, 2))], 1, 1, 1, False) == Tiles(64, 64, 64, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "jobs", "wanted"),
+    [(torch.bfloat16, False, True, "jobs"), (torch.bfloat16, False, False, "measured"),
+     (torch.bfloat16, True, True, "measured"), (torch.float32, False, True, "same size")],
+)  # fmt: skip
+def test_what_the_kernel_with_jobs_does_not_do(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, offset: bool, jobs: bool, wanted: str
+) -> None:
+    """On a Hopper GPU, where the plan is looked up without anything being launched."""
+    pytest.importorskip("triton")
+    facts = {"capability": (9, 0), "copy_engine": True, "multiprocessors": 132, "has_jobs": jobs}
+    for name, value in facts.items():
+        monkeypatch.setattr(triton_product, name, (lambda found: lambda *_: found)(value))
+    shape = 17776, 1920, 1920
+    way = triton_product._chosen.__wrapped__(
+        shape[0], shape[1:], torch.device("cuda"), dtype, offset, True, False, 4, None, None
+    )
+    best = tiles_for(*shape, True)
+    known = {"jobs": best, "measured": tiles_for(*shape, True, False), "same size": best.without_jobs()}
+    assert way.tiles == known[wanted] and len(set(known.values())) == 3
 
 
 @pytest.mark.parametrize(
