@@ -42,7 +42,7 @@ class ViClipAgreement(NativeMetric):
         from evalharness.native.inputs import clip_bytes_input, planes
 
         network: Any = self.network("viclip-l14")
-        chosen = video.frames[middle(len(video.frames), network.frames)]
+        chosen = self.frames(video)[middle(len(video.frames), network.frames)]
         with torch.inference_mode():
             pictures = clip_bytes_input(planes(chosen, self.device))
             feature: Tensor = network.video(pictures.to(self.dtype())).float()

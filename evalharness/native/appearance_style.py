@@ -42,9 +42,9 @@ class AppearanceStyle(NativeMetric):
         with torch.inference_mode():
             named = functional.normalize(text(self.tokens(style, len(text.positional_embedding))), dim=-1)
             scale = text.logit_scale.double().exp() / 100.0
-            likenesses = []
-            for start in range(0, len(video.frames), self.batch):
-                pictures = clip_antialiased_input(video.frames[start : start + self.batch])
-                features = image(pictures.to(self.device, self.dtype()))
-                likenesses.append((functional.normalize(features, dim=-1) @ named.T).double().cpu())
-            return float(torch.cat(likenesses).mean() * scale.cpu())
+            likenesses, frames = [], self.frames(video)
+            for start in range(0, len(frames), self.batch):
+                pictures = clip_antialiased_input(frames[start : start + self.batch], self.device)
+                features = image(pictures.to(self.dtype()))
+                likenesses.append((functional.normalize(features, dim=-1) @ named.T).double())
+            return float(torch.cat(likenesses).mean() * scale)

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from evalharness.native.inputs import Frames
     from evalharness.native.tokens import ClipTokens
 
 __all__ = ["PRECISIONS", "SPECS", "NativeMetric", "at_least"]
 
 BPE = "clip-bpe"
+ON_GPU_BYTES = 1 << 29  # of a video's frames, two videos of 81 of 720 x 1280
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 # Sizes of the published networks; weights of any other are refused.
@@ -135,6 +137,17 @@ class NativeMetric:
         """Key of a feature shared over ``Video.memo``: other precisions and weights have their own."""
         return f"vbench.{what}.{self.precision}.{self.compiled}.{self.device}.{self.folder}"
 
+    def frames(self, video: Video) -> Frames:
+        """All frames, uint8 [T, H, W, 3]; if not too many, sent to a GPU once for all metrics."""
+        import torch
+
+        if torch.device(self.device).type == "cpu" or video.frames.nbytes > ON_GPU_BYTES:
+            return video.frames
+        sent: Tensor = video.memo(
+            f"vbench.frames.{self.device}", lambda video: torch.from_numpy(video.frames).to(self.device)
+        )
+        return sent
+
     def clip_features(self, video: Video, name: str) -> np.ndarray:
         """CLIP's image features of all frames, float32 [T, D], not normalised."""
         from evalharness.native.inputs import clip_input
@@ -157,7 +170,7 @@ class NativeMetric:
                 features: Tensor = network(prepare(images).to(dtype))
                 return features
 
-            features: np.ndarray = in_batches(video.frames, self.batch, self.device, one).numpy()
+            features: np.ndarray = in_batches(self.frames(video), self.batch, self.device, one).numpy()
             return features
 
         return video.memo(self.memo_key(name), compute)

@@ -58,7 +58,7 @@ class DynamicDegree(NativeMetric):
 
         strengths = pair_strengths(
             network,  # type: ignore[arg-type]
-            video.frames,
+            self.frames(video),
             list(itertools.pairwise(kept)),
             share=DYNAMIC_SHARE,
             batch=self.batch,

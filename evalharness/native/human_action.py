@@ -68,7 +68,7 @@ class HumanAction(NativeMetric):
         chosen = video.frames[middle(len(video.frames), FRAMES)]
         network = self.network("umt-l16")
         with torch.inference_mode():
-            logits = network(action_input(chosen).to(self.device, self.dtype()))
+            logits = network(action_input(chosen, self.device).to(self.dtype()))
             probabilities: list[float] = torch.sigmoid(logits.float()).tolist()
         return probabilities
 

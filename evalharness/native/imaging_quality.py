@@ -42,4 +42,5 @@ class ImagingQuality(NativeMetric):
             grades: Tensor = network(musiq_input(images))
             return grades
 
-        return float(in_batches(video.frames, self.batch, self.device, grade).double().mean()) / 100.0
+        grades = in_batches(self.frames(video), self.batch, self.device, grade)
+        return float(grades.double().mean()) / 100.0

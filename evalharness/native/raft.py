@@ -63,9 +63,9 @@ class Residual(nn.Module):
         self.downsample = shortcut if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu(self.norm1(self.conv1(x)))
-        y = functional.relu(self.norm2(self.conv2(y)))
-        return functional.relu(self.downsample(x) + y)
+        y = functional.relu_(self.norm1(self.conv1(x)))
+        y = functional.relu_(self.norm2(self.conv2(y)))
+        return functional.relu_(self.downsample(x) + y)
 
 
 class Encoder(nn.Module):
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv2d(128, 256, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.norm1(self.conv1(x)))
+        x = functional.relu_(self.norm1(self.conv1(x)))
         out: Tensor = self.conv2(self.layer3(self.layer2(self.layer1(x))))
         return out
 
@@ -101,9 +101,9 @@ class MotionEncoder(nn.Module):
         self.conv = nn.Conv2d(192 + 64, HIDDEN - 2, 3, 1, 1)
 
     def forward(self, flow: Tensor, correlation: Tensor) -> Tensor:
-        seen = functional.relu(self.convc2(functional.relu(self.convc1(correlation))))
-        moved = functional.relu(self.convf2(functional.relu(self.convf1(flow))))
-        both = functional.relu(self.conv(torch.cat([seen, moved], dim=1)))
+        seen = functional.relu_(self.convc2(functional.relu_(self.convc1(correlation))))
+        moved = functional.relu_(self.convf2(functional.relu_(self.convf1(flow))))
+        both = functional.relu_(self.conv(torch.cat([seen, moved], dim=1)))
         return torch.cat([both, flow], dim=1)
 
 
@@ -154,11 +154,11 @@ class SeparableGru(nn.Module):
     def forward(self, hidden: Tensor, motion: Tensor, gates: list[Gates]) -> Tensor:
         for gate in gates:
             seen = torch.cat([hidden, motion], dim=1)
-            both = functional.conv2d(seen, gate.both, padding=gate.padding) + gate.both_fixed
-            z, r = torch.sigmoid(both).chunk(2, dim=1)
+            both = functional.conv2d(seen, gate.both, padding=gate.padding).add_(gate.both_fixed)
+            z, r = both.sigmoid_().chunk(2, dim=1)
             seen = torch.cat([r * hidden, motion], dim=1)
-            q = functional.conv2d(seen, gate.candidate, padding=gate.padding) + gate.candidate_fixed
-            hidden = (1 - z) * hidden + z * torch.tanh(q)
+            q = functional.conv2d(seen, gate.candidate, padding=gate.padding).add_(gate.candidate_fixed)
+            hidden = torch.lerp(hidden, q.tanh_(), z)
         return hidden
 
 
@@ -169,7 +169,7 @@ class FlowHead(nn.Module):
         self.conv2 = nn.Conv2d(256, 2, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv2(functional.relu(self.conv1(x)))
+        out: Tensor = self.conv2(functional.relu_(self.conv1(x)))
         return out
 
 
@@ -203,9 +203,10 @@ class Raft(nn.Module):
         gates = self.update_block.gru.gates(inputs)
         start = _grid(context)
         place = start
+        windows = [_window(correlation, number) for number, correlation in enumerate(pyramid)]
         for _ in range(iterations):
             moved = place - start
-            seen = self.update_block.encoder(moved, _look_up(pyramid, place))
+            seen = self.update_block.encoder(moved, _look_up(windows, place))
             hidden = self.update_block.gru(hidden, seen, gates)
             place = place + self.update_block.flow_head(hidden)
         return _upsampled(place - start, 0.25 * self.update_block.mask(hidden))
@@ -226,11 +227,23 @@ def _grid(like: Tensor) -> Tensor:
     return torch.stack([x, y]).to(like.dtype).expand(batch, -1, -1, -1)
 
 
+class Window(NamedTuple):
+    """Where one level of correlations is looked up: at ``centre * stretch + offsets``, -1..1 being inside.
+
+    Made once for all iterations: what is sent to a GPU from the host makes the host wait for it.
+    """
+
+    correlation: Tensor
+    stretch: Tensor
+    offsets: Tensor
+
+
 def _pyramid(first: Tensor, second: Tensor) -> list[Tensor]:
     """All-pairs correlation, [B * h * w, 1, h / 2^l, w / 2^l] at each level."""
     batch, channels, height, width = first.shape
-    volume = first.flatten(2).transpose(1, 2) @ second.flatten(2)
-    level = (volume / channels**0.5).reshape(batch * height * width, 1, height, width)
+    # Of 256 channels the root is 16: to divide the product, which is larger, gives the same bits.
+    volume = (first / channels**0.5).flatten(2).transpose(1, 2) @ second.flatten(2)
+    level = volume.reshape(batch * height * width, 1, height, width)
     levels = [level]
     for _ in range(LEVELS - 1):
         level = functional.avg_pool2d(level, 2, 2)
@@ -238,19 +251,27 @@ def _pyramid(first: Tensor, second: Tensor) -> list[Tensor]:
     return levels
 
 
-def _look_up(pyramid: list[Tensor], place: Tensor) -> Tensor:
-    """Correlations in a window of 9 x 9 around ``place`` at each level, [B, 4 * 81, h, w]."""
-    batch, _, height, width = place.shape
-    steps = torch.linspace(-RADIUS, RADIUS, 2 * RADIUS + 1, device=place.device, dtype=place.dtype)
+def _window(correlation: Tensor, level: int) -> Window:
+    """Of 9 x 9 places around a centre in whole cells of level 0."""
+    rows, columns = correlation.shape[-2:]
+    steps = torch.linspace(
+        -RADIUS, RADIUS, 2 * RADIUS + 1, device=correlation.device, dtype=correlation.dtype
+    )
     # The published network adds the row's step to x and the column's to y: its weights expect that.
     window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
+    scale = correlation.new_tensor([2.0 / (columns - 1), 2.0 / (rows - 1)])
+    return Window(correlation, scale / 2**level, window * scale - 1)
+
+
+def _look_up(windows: list[Window], place: Tensor) -> Tensor:
+    """Correlations in a window of 9 x 9 around ``place`` at each level, [B, 4 * 81, h, w]."""
+    batch, _, height, width = place.shape
     centre = place.permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
     found = []
-    for level, correlation in enumerate(pyramid):
-        rows, columns = correlation.shape[-2:]
-        at = centre / 2**level + window
-        scale = at.new_tensor([columns - 1, rows - 1])
-        sampled = functional.grid_sample(correlation, 2 * at / scale - 1, align_corners=True)
+    for correlation, stretch, offsets in windows:
+        at = torch.addcmul(offsets, centre, stretch)
+        # Not ``grid_sample``: on a GPU it would hand this to cuDNN, which refuses over 65,535 pictures.
+        sampled = torch.grid_sampler_2d(correlation, at, 0, 0, True)  # bilinear, zeros outside
         found.append(sampled.view(batch, height, width, -1))
     return torch.cat(found, dim=-1).permute(0, 3, 1, 2).contiguous()
 

@@ -43,7 +43,7 @@ class StaticFilter(NativeMetric):
         pairs = [*itertools.pairwise(range(last + 1)), (0, last), (last, 0)]
         strengths = pair_strengths(
             network,  # type: ignore[arg-type]
-            video.frames,
+            self.frames(video),
             pairs,
             share=STATIC_SHARE,
             batch=self.batch,

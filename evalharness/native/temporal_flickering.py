@@ -51,12 +51,9 @@ def steadiness(video: Video) -> float:
         video: at least two frames, moving or not.
     """
     import cv2
-    import numpy as np
 
     frames = video.frames
-    # Sums of bytes are exact in int64, so the mean is too.
-    sums = [
-        int(cv2.absdiff(before, after).sum(dtype=np.int64)) for before, after in itertools.pairwise(frames)
-    ]
+    # Sums of bytes are whole numbers, exact in float64 too.
+    sums = [cv2.norm(before, after, cv2.NORM_L1) for before, after in itertools.pairwise(frames)]
     mean: float = sum(sums) / (len(sums) * frames[0].size)
     return (255.0 - mean) / 255.0

@@ -12,7 +12,7 @@ from evalharness.errors import UserError
 from evalharness.hashing import digest
 from evalharness.store import atomic_write_json, read_json
 from evalharness.upstream.driver import Upstream
-from evalharness.upstream.pins import DETECTRON2, PINS, WITH_DETECTRON2, WITHOUT_DEPENDENCIES
+from evalharness.upstream.pins import DETECTRON2, LVIS, PINS, WITH_DETECTRON2, WITHOUT_DEPENDENCIES
 
 __all__ = [
     "add_detectron2",
@@ -65,8 +65,8 @@ def detectron2_commands(folder: Path, source: str = DETECTRON2) -> list[list[str
     source = source if "://" in source else str(Path(source).absolute())
     pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
     # Its build imports torch. Its bounds, and NumPy's newest for what it imports, would replace what the
-    # other dimensions run with: the pins are asked for again. lvis asks for an OpenCV with windows.
-    return [[*pip, *PINS, *WITH_DETECTRON2], [*pip, "--no-build-isolation", "--no-deps", "lvis", source]]
+    # other dimensions run with: the pins are asked for again.
+    return [[*pip, *PINS, *WITH_DETECTRON2], [*pip, "--no-build-isolation", "--no-deps", LVIS, source]]
 
 
 def has_detectron2(folder: Path) -> bool:

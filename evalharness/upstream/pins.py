@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "DETECTRON2",
+    "LVIS",
     "NEEDS_DETECTRON2",
     "PINS",
     "WITHOUT_DEPENDENCIES",
@@ -53,13 +54,15 @@ NEEDS_DETECTRON2 = ("object_class", "multiple_objects", "color", "spatial_relati
 # Built from source, as it is not on PyPI; beside it what it and GRiT import, its own bounds being older.
 DETECTRON2 = "git+https://github.com/facebookresearch/detectron2@02b5c4e"
 WITH_DETECTRON2 = (
-    "cloudpickle",
-    "hydra-core",
-    "matplotlib",
-    "ninja",
-    "pycocotools",
-    "tabulate",
-    "termcolor",
-    "wheel",
-    "yacs",
+    "cloudpickle==3.1.2",
+    "hydra-core==1.3.8",
+    "matplotlib==3.11.2",
+    "ninja==1.13.2",
+    "pycocotools==2.0.11",
+    "tabulate==0.10.0",
+    "termcolor==3.3.0",
+    "wheel==0.48.0",
+    "yacs==0.1.8",
 )
+# What detectron2 imports and GRiT does not use; it asks for an OpenCV with windows.
+LVIS = "lvis==0.5.3"

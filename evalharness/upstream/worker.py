@@ -19,10 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# These hand the device to detectron2, which wants a torch.device; motion_smoothness compares it with a
-# string; the others take either.
-WANT_DEVICE_OBJECT = ("object_class", "multiple_objects", "color", "spatial_relationship")
-GRIT = WANT_DEVICE_OBJECT
+# Judged by a detector of detectron2, which wants a torch.device; motion_smoothness compares the device with
+# a string; the others take either.
+GRIT = ("object_class", "multiple_objects", "color", "spatial_relationship")
 DROPS_VIDEOS = ("color",)
 VALUE = "video_results"
 ENOUGH_ALIKE = 3  # videos that fail alone with the same words, before the others are not tried
@@ -70,7 +69,7 @@ def _computer(job: dict[str, Any]) -> Any:
 
     dimension = job["dimension"]
     device = job["device"]
-    if dimension in WANT_DEVICE_OBJECT:
+    if dimension in GRIT:
         import torch
 
         device = torch.device(device)
@@ -230,7 +229,8 @@ def _unreadable(path: str) -> str | None:
 def _mend_torchvision() -> None:
     """A CPU torch beside a CUDA torchvision lacks two operators that its import asks for.
 
-    They are declared, and the one that detectors use, nms, is given; roi_align has a form in Python.
+    They are declared, and the one that detectors use, nms, is given; roi_align has a form in Python, which
+    torchvision compiles: without a C++ compiler it runs as it is.
     """
     try:
         import torchvision  # noqa: F401
@@ -239,6 +239,7 @@ def _mend_torchvision() -> None:
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
+        os.environ.setdefault("TORCHDYNAMO_SUPPRESS_ERRORS", "1")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         import torch
@@ -301,7 +302,18 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for name in ("vbench", "torch", "torchvision", "numpy", "decord", "transformers", "pyiqa", "timm"):
+    names = (
+        "vbench",
+        "torch",
+        "torchvision",
+        "numpy",
+        "decord",
+        "transformers",
+        "pyiqa",
+        "timm",
+        "detectron2",
+    )
+    for name in names:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -37,7 +37,7 @@ from evalharness.upstream.environment import (
     has_detectron2,
 )
 from evalharness.upstream.files import CacheFile
-from evalharness.upstream.pins import NEEDS_DETECTRON2, PINS, WITHOUT_DEPENDENCIES
+from evalharness.upstream.pins import LVIS, NEEDS_DETECTRON2, PINS, WITH_DETECTRON2, WITHOUT_DEPENDENCIES
 from evalharness.upstream.worker import _Failed, _measure, nms
 from evalharness.video import write_video
 
@@ -166,6 +166,7 @@ def test_a_torchvision_for_another_torch_is_mended(tmp_path: Path, clips: Path) 
     scored = score(upstream, videos, "color")
     assert scored.error is None
     assert scored.videos["0000-0"].extras["device"] == "device(type='cpu')"
+    assert scored.videos["0000-0"].extras["compiles"] == "1"  # or not: see the worker
 
 
 def test_a_detector_that_fails_is_not_nothing_detected(upstream: Upstream, clips: Path) -> None:
@@ -324,16 +325,16 @@ def test_detectron2_is_built_into_an_environment_that_is_there(tmp_path: Path) -
 
     def build(command: Sequence[str]) -> None:
         ran.append(list(command))
-        if "lvis" in command:
+        if LVIS in command:
             (folder / "lib/python3.11/site-packages/detectron2").mkdir(parents=True)
             (folder / "lib/python3.11/site-packages/detectron2/__init__.py").touch()
 
     assert add_detectron2(folder, "checkout", run=build)
     assert has_detectron2(folder) and not add_detectron2(folder, "checkout", run=build)
     assert ran == detectron2_commands(folder, "checkout")
-    assert {"pycocotools", *PINS} < set(ran[0])  # what both import must not replace the pins
+    assert {*WITH_DETECTRON2, *PINS} < set(ran[0])  # what both import must not replace the pins
     # Without a slash pip would take the folder's name for that of a package on the index.
-    assert ran[1][-4:] == ["--no-build-isolation", "--no-deps", "lvis", str(Path("checkout").absolute())]
+    assert ran[1][-4:] == ["--no-build-isolation", "--no-deps", LVIS, str(Path("checkout").absolute())]
 
 
 def test_the_command_builds_detectron2_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,14 +342,15 @@ def test_the_command_builds_detectron2_last(tmp_path: Path, capsys: pytest.Captu
     assert main([*command, "--detectron2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("facebookresearch/detectron2@02b5c4e")
     assert main([*command, "--detectron2", "a/checkout"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f"--no-deps lvis {Path.cwd()}/a/checkout")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"--no-deps {LVIS} {Path.cwd()}/a/checkout")
     assert main(["fetch", "weights", "--detectron2"]) == 2
     assert "--detectron2 is for: evalharness fetch vbench" in capsys.readouterr().err
 
 
 def test_pins_name_each_package_once() -> None:
-    names = [pin.partition("==")[0] for pin in (*PINS, *WITHOUT_DEPENDENCIES)]
+    names = [pin.partition("==")[0] for pin in (*PINS, *WITHOUT_DEPENDENCIES, *WITH_DETECTRON2, LVIS)]
     assert len(set(names)) == len(names)
+    assert all("==" in pin for pin in (*WITH_DETECTRON2, LVIS))
     assert set(NEEDS_DETECTRON2) < set(DIMENSIONS)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from evalharness.api import LeftOut, Prompt, Sample, Skip, Video
+from evalharness.native import base, flow
 from evalharness.native.aesthetic_quality import AestheticQuality
 from evalharness.native.background_consistency import BackgroundConsistency
 from evalharness.native.base import NativeMetric
@@ -452,6 +454,38 @@ def test_two_precisions_do_not_share_features(folder: Path, video: Callable[...,
 def test_wrong_options_are_named(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TemporalFlickering(**wrong)
+
+
+def test_frames_are_sent_to_a_device_once_for_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``meta`` stands for a GPU: a device of its own, without memory."""
+    video = Video(np.zeros((2, 4, 4, 3), np.uint8), 8.0)
+    one, other = SubjectConsistency(device="meta"), DynamicDegree(device="meta")
+    sent = one.frames(video)
+    assert isinstance(sent, torch.Tensor)
+    assert (sent.device.type, sent.shape, sent.dtype) == ("meta", (2, 4, 4, 3), torch.uint8)
+    assert other.frames(video) is sent
+    assert SubjectConsistency().frames(video) is video.frames
+    monkeypatch.setattr(base, "ON_GPU_BYTES", 95)
+    assert one.frames(video) is video.frames  # 96 bytes
+
+
+def test_pairs_at_a_time_follow_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """81 x 480 x 832: 60 x 104 places, 4 bytes for each two of them, and a third more for smaller levels."""
+
+    def at_once(
+        gigabytes: float, size: tuple[int, int] = (480, 832), batch: int = 99, itemsize: int = 4
+    ) -> int:
+        card = types.SimpleNamespace(total_memory=int(gigabytes * 2**30))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+        return flow._pairs_at_once(size, batch, itemsize, flow._correlation_bytes("cuda:0"))
+
+    each = 6240 * 6240 * 4 * 4 / 3
+    assert at_once(8) == at_once(16) == int(2**30 / each) == 5
+    assert at_once(80) == int(5 * 2**30 / each) == 25
+    assert at_once(1000) == at_once(1000, itemsize=2) == (2**31 - 1) // 6240**2 == 55  # numbers pass as int32
+    assert at_once(80, batch=16) == 16
+    assert at_once(8, size=(1080, 1920)) == 1
+    assert flow._correlation_bytes("cpu") == 2**30
 
 
 def test_golden_values(folder: Path, moving: Clip, networks: dict[str, nn.Module]) -> None:

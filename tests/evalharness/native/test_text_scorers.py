@@ -19,10 +19,14 @@ from torch.nn import functional
 
 from evalharness.api import Prompt, Sample, Skip, Video
 from evalharness.native import convert, weights
+from evalharness.native.antialias import antialiased
 from evalharness.native.appearance_style import AppearanceStyle
+from evalharness.native.base import NativeMetric
+from evalharness.native.dynamic_degree import DynamicDegree
 from evalharness.native.human_action import HumanAction, kinetics_labels
 from evalharness.native.inputs import action_input, clip_antialiased_input, clip_bytes_input, planes
 from evalharness.native.overall_consistency import OverallConsistency
+from evalharness.native.subject_consistency import SubjectConsistency
 from evalharness.native.temporal_style import TemporalStyle
 from evalharness.native.text import ClipText
 from evalharness.native.tokens import MERGES, ClipTokens, cleaned
@@ -254,6 +258,27 @@ def test_pictures_as_each_network_wants_them(
         np.testing.assert_allclose(made[0].permute(1, 2, 0), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(136, 200), (300, 224), (480, 832), (131, 777), (460, 225), (600, 250)])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_resizing_on_a_gpu_gives_pillow_s_bytes(size: tuple[int, int], extreme: bool) -> None:
+    """Noise, and noise of black and white alone, whose overshoot is cut. Pillow 13 lowers tall ones first."""
+    frames = np.random.default_rng(3).integers(0, 256, (2, *size, 3)).astype(np.uint8)
+    frames = np.where(frames > 127, 255, 0).astype(np.uint8) if extreme else frames
+    height, width = (int(224 * length / min(size)) for length in size)
+    expected = [
+        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+        for frame in frames
+    ]
+    made = antialiased(torch.from_numpy(frames), (height, width))
+    assert made is not None and np.array_equal(made.numpy(), expected)
+
+
+def test_a_pillow_that_resizes_otherwise_is_not_imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, _: resize(self, size, Image.Resampling.BOX))
+    assert antialiased(torch.zeros(1, 50, 70, 3, dtype=torch.uint8), (20, 28)) is None
+
+
 # ---- scores
 
 
@@ -279,6 +304,30 @@ def test_style_is_the_mean_of_the_frames_logits(
         )
     with pytest.raises(Skip, match="names no appearance_style"):
         metric.score(Video(frames, 8.0), asked("abc"))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("metric", [AppearanceStyle, OverallConsistency, DynamicDegree, SubjectConsistency])
+def test_a_gpu_gives_the_cpu_s_value(
+    shelf: Path,
+    moving: Callable[..., np.ndarray],
+    metric: type[NativeMetric],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without TF32, as in the harness; of a vote the flow that is behind it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    frames, sample = moving(5, 136, 240), asked("a bad cafe", appearance_style="abc def")
+    values = []
+    for device in ("cpu", "cuda"):
+        judge: Any = metric(folder=shelf, device=device, batch=3)
+        video = Video(frames, 8.0)
+        found = (
+            judge.details(video, sample)["strengths"]
+            if metric is DynamicDegree
+            else judge.score(video, sample)
+        )
+        values.append(found)
+    assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("frames", [3, 8, 21])
