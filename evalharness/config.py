@@ -6,12 +6,12 @@ import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from evalharness import attention
 from evalharness.api import Bits
 from evalharness.errors import UserError
+from evalharness.memory import host_memory_left
 from evalharness.peers import PEERS, chosen_peers
 from evalharness.store import parse_json
 
@@ -33,7 +33,8 @@ _EXECUTORS = ("local", "torchrun", "ray")
 def default_workers() -> int:
     """Usable cores, fewer where memory is short (a worker with torch loaded takes up to 1 GB)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _available_gigabytes()))
+    left = host_memory_left()
+    return cores if left is None else max(1, min(cores, left >> 30))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,12 +233,3 @@ def literal(text: str) -> Any:
         return parse_json(text.lower() if text.lower() in ("true", "false", "null") else text)
     except ValueError:
         return text
-
-
-def _available_gigabytes() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return 1 << 10
-    return kilobytes >> 20

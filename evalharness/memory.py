@@ -6,12 +6,21 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-__all__ = ["CallMemory", "Peak", "call_memory", "peak_within"]
+__all__ = ["CallMemory", "Peak", "call_memory", "host_memory_left", "peak_within"]
 
 CALLS = 3
 _SELF = Path("/proc/self")
+_MEMINFO = Path("/proc/meminfo")
+_GROUPS = Path("/sys/fs/cgroup")  # a container sees its own group on top
+# Of a control group: limit, use, and what of its statistics are files; version 2, then version 1.
+_LIMITS = ("memory.max", "memory.current", ("active_file", "inactive_file"))
+_OLD_LIMITS = (
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_active_file", "total_inactive_file"),
+)
 _SLACK = 1_000_000  # the kernel counts resident pages in batches
 
 
@@ -79,6 +88,46 @@ def call_memory(call: Callable[[], object], device: str) -> CallMemory:
     measure = _on_cuda if device == "cuda" else _on_cpu
     found = [measure(call) for _ in range(CALLS)]
     return CallMemory(_largest(memory.taken for memory in found), _largest(memory.total for memory in found))
+
+
+def host_memory_left() -> int | None:
+    """Bytes that processes may still take, of the machine, their container or their job; None if unknown."""
+    known = [left for left in (_left_on_machine(), *_left_in_groups()) if left is not None]
+    return min(known, default=None)
+
+
+def _left_on_machine() -> int | None:
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _left_in_groups() -> Iterator[int | None]:
+    """Of this process's group and of each around it, which may have the limit (a Slurm job's has)."""
+    try:
+        lines = (_SELF / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for controllers, _, path in (line.partition(":")[2].partition(":") for line in lines):
+        if controllers in ("", "memory"):  # version 2 names none
+            top, names = (_GROUPS / controllers, _OLD_LIMITS) if controllers else (_GROUPS, _LIMITS)
+            group = PurePosixPath(path.lstrip("/"))
+            yield from (_left_in_group(top / each, *names) for each in (group, *group.parents))
+
+
+def _left_in_group(group: Path, limit: str, used: str, files: tuple[str, ...]) -> int | None:
+    """Files in its page cache count as free: the kernel drops them first."""
+    try:
+        most = int((group / limit).read_text(encoding="ascii"))  # "max": none
+        taken = int((group / used).read_text(encoding="ascii"))
+        kinds = dict(
+            line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        )
+        return max(0, most - taken + sum(int(kinds[name]) for name in files))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _largest(sizes: Iterable[int | None]) -> int | None:

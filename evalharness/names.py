@@ -6,9 +6,18 @@ import re
 
 from evalharness.errors import UserError
 
-__all__ = ["check_name"]
+__all__ = ["check_name", "is_name"]
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+LONGEST = 200
+"""Bytes that a file system takes, with room for what is added."""
+
+
+def is_name(name: str) -> bool:
+    """Whether it can name a folder: what ``check_name`` lets pass, and a file system too."""
+    return len(name) <= LONGEST and _SAFE_NAME.fullmatch(name) is not None
 
 
 def check_name(name: str, what: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,23 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["PEERS", "AbsentError", "Peer", "build_peer", "chosen_peers", "held_bytes"]
+__all__ = [
+    "PEERS",
+    "AbsentError",
+    "Peer",
+    "build_peer",
+    "chosen_peers",
+    "compiler_settings_kept",
+    "held_bytes",
+]
 
 _FLOAT8_CAPABILITY = (8, 9)
+# What torchao sets for the whole process when it quantizes: with its tuner whatever is compiled later takes
+# minutes, and is not compiled as it would be alone.
+_COMPILER_SETTINGS = (
+    "coordinate_descent_tuning", "coordinate_descent_check_all_directions", "force_fuse_int_mm_with_mul",
+    "fx_graph_cache", "triton.unique_kernel_names",
+)  # fmt: skip
 
 
 class AbsentError(Exception):
@@ -90,6 +105,21 @@ def build_peer(
             f"{peer.library or name} does not run here: {type(error).__name__}: {first}"
         ) from error
     return changed if compiler is None else compile_blocks_(changed, compiler)
+
+
+@contextmanager
+def compiler_settings_kept() -> Iterator[None]:
+    """What a library changes of inductor's settings within is as before afterwards."""
+    config: Any = importlib.import_module("torch._inductor.config")
+    known = {}
+    for name in _COMPILER_SETTINGS:
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            known[name] = value
+    with config.patch(known):
+        yield
 
 
 def _sharing_copy(module: nn.Module) -> nn.Module:

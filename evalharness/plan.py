@@ -35,7 +35,21 @@ from evalharness.variants import resolve_rows
 from evalharness.versions import package_version
 from evalharness.video import CODEC
 
-__all__ = ["RunPlan", "build_plan", "chosen_metrics", "installed_metrics", "select_dimensions"]
+__all__ = [
+    "COMMAND_ONLY",
+    "RunPlan",
+    "build_plan",
+    "chosen_metrics",
+    "installed_metrics",
+    "select_dimensions",
+]
+
+
+COMMAND_ONLY = frozenset(
+    ("cells", "prompts", "dimensions", "chosen_metrics", "load", "train", "profile", "peers", "workers")
+    + ("executor", "memory", "plugin_files")
+)
+"""What ``RunPlan.record`` has beside the identity of the run folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +138,7 @@ class RunPlan:
             "memory": self.model_options.memory,
             "plugin_files": [Path(file).name for file in self.plugin_files],
             **self.identity(),
-        }
+        }  # what stands before the identity is in COMMAND_ONLY
 
     def identity(self) -> dict[str, Any]:
         """What all cells of one run folder share; another identity is a different run."""

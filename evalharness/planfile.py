@@ -18,14 +18,13 @@ from evalharness.names import check_name
 from evalharness.records import Shape, misfit
 from evalharness.redaction import redact
 from evalharness.runfolder import RunFolder
-from evalharness.runlog import logged_plan
+from evalharness.runlog import LOST, logged_plan
 from evalharness.store import atomic_write_json, read_json
 
 __all__ = ["PlanFile", "check_identity", "read_plan_file", "record_cells"]
 
 SCHEMA_VERSION = 1
 _RESTORE = "restore it from a copy, or use another --output"
-_LOST = "was lost or damaged; taken from"
 
 _FILE: Shape = {"identity": (dict,), "cells": (list,)}
 _IDENTITY: Shape = dict.fromkeys(
@@ -53,14 +52,18 @@ class _LostError(UserError):
     """No plan is there, or none that can be read."""
 
 
-def read_plan_file(folder: RunFolder) -> PlanFile:
+def read_plan_file(folder: RunFolder, console: Console | None = None) -> PlanFile:
     """Read it; one that is lost or damaged is put together from the run's log, with a warning.
+
+    Args:
+        folder: of the run.
+        console: for the warning; without, it goes to standard error all the same.
 
     Raises:
         UserError: the folder is no run folder, or of another version, or the file is damaged and the log
             does not tell what it said.
     """
-    return _found(folder)[0]
+    return _found(folder, console)[0]
 
 
 def record_cells(
@@ -68,6 +71,7 @@ def record_cells(
     identity: Mapping[str, Any],
     cells: Sequence[Cell],
     is_ours: Callable[[Cell], bool | None] = lambda _: None,
+    console: Console | None = None,
 ) -> None:
     """Add the cells of a command; writes only what is new. A cell with other options replaces the old.
 
@@ -79,6 +83,7 @@ def record_cells(
         identity: of the command.
         cells: of the command.
         is_ours: whether a cell's videos were made as ``identity`` says; None where that cannot be told.
+        console: as for ``read_plan_file``.
 
     Raises:
         UserError: the folder belongs to a different run; names the keys that differ.
@@ -87,12 +92,12 @@ def record_cells(
     is_whole = False
     if folder.is_run:
         try:
-            old, is_whole = _found(folder)
+            old, is_whole = _found(folder, console)
         except _LostError:
             told = {is_ours(cell) for cell in cells}
             if False in told and True not in told:
                 raise
-            Console().warn(f"{folder.plan.name} {_LOST} this command, no other cell")
+            (console or Console()).warn(f"{folder.plan.name} {LOST} this command, no other cell")
         else:
             check_identity(folder, old.identity, identity)
             known = dict(old.cells)
@@ -107,7 +112,7 @@ def record_cells(
         atomic_write_json(folder.plan, record)
 
 
-def _found(folder: RunFolder) -> tuple[PlanFile, bool]:
+def _found(folder: RunFolder, console: Console | None) -> tuple[PlanFile, bool]:
     """The plan, and whether its file is whole."""
     try:
         return _read(folder), True
@@ -116,7 +121,7 @@ def _found(folder: RunFolder) -> tuple[PlanFile, bool]:
         if logged is None:
             raise
         plan = _plan(folder, logged)
-        Console().warn(f"{folder.plan.name} {_LOST} the run's log")
+        (console or Console()).warn(f"{folder.plan.name} {LOST} the run's log")
         return plan, False
 
 

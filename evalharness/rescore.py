@@ -11,9 +11,9 @@ from evalharness.errors import UserError
 from evalharness.executor import build_executor
 from evalharness.plan import build_plan
 from evalharness.planfile import PlanFile, read_plan_file, record_cells
+from evalharness.recovery import recover
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
-from evalharness.runlog import mend
 from evalharness.runner import Summary, run_stages, worker_spec
 from evalharness.runstate import Prepared, RunState
 
@@ -40,9 +40,9 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
     if not folder.is_run:
         read_plan_file(folder)  # says so, before anything is locked
     with folder.lock():
-        stored = read_plan_file(folder)
-        record_cells(folder, stored.identity, ())
-        mend(folder, console)
+        stored = read_plan_file(folder, console)
+        record_cells(folder, stored.identity, (), console=console)
+        recover(folder, console)
         if stored.identity["model_fingerprint"] == GIVEN:
             raise UserError(
                 f"{folder.root} was made from a folder of videos; give that folder again: "

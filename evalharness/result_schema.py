@@ -17,8 +17,10 @@ from evalharness.scoretable import ScoreTable
 
 SCHEMA_VERSION = 2
 RANGES_VERSION = 3
-READABLE_VERSIONS = (1, 2, RANGES_VERSION)
-"""1 had percentile bootstraps only and did not say so; files with ``ranges`` are 3, others stay 2."""
+DAMAGE_VERSION = 4
+READABLE_VERSIONS = (1, 2, RANGES_VERSION, DAMAGE_VERSION)
+"""1 had percentile bootstraps only and did not say so; files with ``ranges`` are 3, those with a damaged
+training log 4, others stay 2."""
 
 Source = Literal["loaded", "trained", "computed", "reference", "given"]
 Execution = Literal["real", "emulated", "fake", "unknown"]
@@ -93,6 +95,7 @@ class CellResult(_Frozen):
         variant_of: of a variant, its method; None for a method as such.
         options: what was asked of the method; all its options stand in ``method_config``.
         scores: dimension -> rows by prompt, number of the video and value.
+        train_log_damage: why ``train_log`` is not what the training wrote; None where it is.
     """
 
     id: str
@@ -114,6 +117,7 @@ class CellResult(_Frozen):
     profile: Profile | None
     train_minutes: float | None
     train_log: list[dict[str, Any]]
+    train_log_damage: str | None = None
     method_config: dict[str, Any]
     variant_of: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)

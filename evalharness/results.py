@@ -19,8 +19,10 @@ from evalharness.errors import UserError
 from evalharness.redaction import redact
 from evalharness.result_reading import read_document
 from evalharness.result_schema import (
+    DAMAGE_VERSION,
     RANGES_VERSION,
     READABLE_VERSIONS,
+    SCHEMA_VERSION,
     BootstrapInfo,
     CellResult,
     Difference,
@@ -73,6 +75,7 @@ class CellRecord:
         profile: keys of ``result_schema.Profile``.
         train_minutes: None when nothing was trained in this run.
         train_log: records of ``train.jsonl``.
+        train_log_damage: what is wrong with that file, in words.
         method: name of the row: the method's, or a variant's label.
         method_config: the method's options as JSON values.
         variant_of: of a variant, its method.
@@ -96,6 +99,7 @@ class CellRecord:
     profile: Mapping[str, Any] | None = None
     train_minutes: float | None = None
     train_log: Sequence[Mapping[str, Any]] = ()
+    train_log_damage: str | None = None
     method_config: Mapping[str, Any] = field(default_factory=dict)
     variant_of: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -231,7 +235,7 @@ def _check_named(results: Results, ids: set[str]) -> None:
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same results in the present schema; what an older one did not say keeps its old meaning."""
-    if data["schema_version"] == RANGES_VERSION:
+    if data["schema_version"] in (RANGES_VERSION, DAMAGE_VERSION):
         return {**data, "schema_version": 2}
     if data["schema_version"] == 1:
         bootstrap = data.get("bootstrap")
@@ -252,13 +256,20 @@ def _dump(results: Results) -> Iterator[str]:
             yield from _lines(_dump_cell(cell) for cell in value)
             continue
         plain = results.model_dump(mode="json", include={key})[key]
-        if key == "schema_version" and results.ranges:
-            plain = RANGES_VERSION
+        if key == "schema_version":
+            plain = _version(results)
         if isinstance(plain, list) and plain:
             yield from _lines([json.dumps(item, allow_nan=False)] for item in plain)
         else:
             yield json.dumps(plain, allow_nan=False)
     yield "\n}\n"
+
+
+def _version(results: Results) -> int:
+    """The least that has all that these say, so that what older programs can read they do."""
+    if any(cell.train_log_damage for cell in results.cells):
+        return DAMAGE_VERSION
+    return RANGES_VERSION if results.ranges else SCHEMA_VERSION
 
 
 def _lines(items: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -272,7 +283,8 @@ def _lines(items: Iterable[Iterable[str]]) -> Iterator[str]:
 
 def _dump_cell(cell: CellResult) -> Iterator[str]:
     """Its scores come last and in parts, so that no more than one part is text at a time."""
-    yield json.dumps(cell.model_dump(mode="json", exclude={"scores"}), allow_nan=False)[:-1]
+    unsaid = {"scores"} if cell.train_log_damage else {"scores", "train_log_damage"}
+    yield json.dumps(cell.model_dump(mode="json", exclude=unsaid), allow_nan=False)[:-1]
     yield ', "scores": {'
     start = ""
     for name, rows in cell.scores.items():
@@ -359,6 +371,7 @@ def _cell(
         profile=None if record.profile is None else Profile.model_validate(_finite(record.profile)),
         train_minutes=record.train_minutes,
         train_log=_thin(record.train_log),
+        train_log_damage=record.train_log_damage,
         method_config=redact(record.method_config),
         variant_of=record.variant_of,
         options=redact(record.options),

@@ -62,11 +62,11 @@ class CellFolder:
 
     @property
     def samples(self) -> JsonLines:
-        return JsonLines(self.root / "samples.jsonl")
+        return JsonLines(self.root / "samples.jsonl", sums=True)
 
     @property
     def scores(self) -> JsonLines:
-        return JsonLines(self.root / "scores.jsonl")
+        return JsonLines(self.root / "scores.jsonl", sums=True)
 
     def video(self, sample_id: str) -> Path:
         return self.videos / f"{sample_id}.mp4"
@@ -101,7 +101,7 @@ class RunFolder:
 
     @property
     def events(self) -> JsonLines:
-        return JsonLines(self.root / "events.jsonl")
+        return JsonLines(self.root / "events.jsonl", sums=True)
 
     def calibration(self, model_key: str) -> Path:
         """What methods learnt of this full-precision model; may be deleted, it is made again."""

@@ -10,14 +10,15 @@ held against these by hashes, wherever it came from.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalharness.cells import GIVEN
 from evalharness.errors import UserError
+from evalharness.linesums import KEY, is_sound
+from evalharness.names import is_name
 from evalharness.records import PREPARE, Shape, misfit
 from evalharness.runfolder import RunFolder
 from evalharness.store import atomic_write_json, parse_json, read_json
@@ -25,15 +26,21 @@ from evalharness.store import atomic_write_json, parse_json, read_json
 if TYPE_CHECKING:
     from evalharness.console import Console
 
-__all__ = ["DISCARDED", "PREPARED", "PROFILED", "logged_plan", "mend"]
+__all__ = ["DISCARDED", "LOST", "PREPARED", "PROFILED", "TRAINED", "logged", "logged_plan", "mend"]
 
-PREPARED, PROFILED, DISCARDED = "prepared", "profiled", "discarded"
-_FAILURE, _HEAD = b'"event": "failure"', 80
+PREPARED, PROFILED, DISCARDED, TRAINED = "prepared", "profiled", "discarded", "trained"
+_HEAD = 80
+
+
+def _named(kind: str) -> bytes:
+    return f'"event": "{kind}"'.encode()
+
+
+_LONG = (_named("failure"), _named(TRAINED))
+"""Of these there may be one for each of 100,000 videos, or a whole log in a line."""
 _LONGEST = 64 << 20
 """Bytes of a line; what is longer comes in pieces, which are no JSON."""
-_CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{,199}")
-"""What ``names.check_name`` lets name a folder, and a file system too."""
-_TAKEN = "was lost or damaged; taken from events.jsonl"
+LOST = "was lost or damaged; taken from"
 
 
 def mend(folder: RunFolder, console: Console) -> None:
@@ -44,11 +51,11 @@ def mend(folder: RunFolder, console: Console) -> None:
     events = list(_events(folder))
     if _is_damaged(folder.manifest) and (manifest := _logged_manifest(folder, events)) is not None:
         atomic_write_json(folder.manifest, manifest)
-        console.warn(f"{folder.manifest.name} {_TAKEN}")
+        console.warn(f"{folder.manifest.name} {LOST} {folder.events.path.name}")
     for path, record in _records(folder, events).items():
         if record is not None and _is_damaged(path, PREPARE if path.name == "prepare.json" else None):
             atomic_write_json(path, record)
-            console.warn(f"{path.relative_to(folder.root).as_posix()} {_TAKEN}")
+            console.warn(f"{path.relative_to(folder.root).as_posix()} {LOST} {folder.events.path.name}")
 
 
 def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
@@ -60,9 +67,10 @@ def logged_plan(folder: RunFolder) -> dict[str, Any] | None:
     told = [event for event in _events(folder) if event["event"] == "begin" and "identity" in event]
     entries = _manifest_entries(folder)
     identity = told[0]["identity"] if told else _identity(entries)
-    lists = _cells([*entries, *(event.get("manifest") for event in told)])
+    configs = _configs([*entries, *(event.get("manifest") for event in told)])
     if not isinstance(identity, dict):
         return None
+    lists = [config.get("cells") for config in configs]
     cells = [cell for each in lists if isinstance(each, list) for cell in each]
     return {"identity": identity, "cells": cells}
 
@@ -108,27 +116,18 @@ def _identity(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     A later entry may be of a command that scored with other versions, which is not what the folder is made
     with; and of videos made elsewhere the manifest has no identity at all.
     """
+    from evalharness.plan import COMMAND_ONLY
+
     configs = _configs(entries)
     if not configs or configs[0].get("model_fingerprint") in (None, GIVEN):
         return None
-    return {key: value for key, value in configs[0].items() if key not in _NO_IDENTITY}
+    return {key: value for key, value in configs[0].items() if key not in COMMAND_ONLY}
 
 
 def _configs(entries: list[Any]) -> list[dict[str, Any]]:
     """The resolved options of each entry of a manifest that has some."""
     found = [entry.get("config") for entry in entries if isinstance(entry, dict)]
     return [config for config in found if isinstance(config, dict)]
-
-
-def _cells(entries: list[Any]) -> list[Any]:
-    return [config.get("cells") for config in _configs(entries)]
-
-
-_NO_IDENTITY = frozenset(
-    ("cells", "prompts", "dimensions", "chosen_metrics", "load", "train", "profile", "peers", "workers")
-    + ("executor", "memory", "plugin_files")
-)
-"""What a manifest's config has beside the identity, see ``RunPlan.record``."""
 
 
 def _published_manifest(folder: RunFolder) -> dict[str, Any] | None:
@@ -147,7 +146,7 @@ def _records(folder: RunFolder, events: list[dict[str, Any]]) -> Mapping[Path, d
         kind, name, record = event["event"], event.get("cell"), event.get("record")
         if kind not in (PREPARED, PROFILED, DISCARDED) or not isinstance(name, str):
             continue
-        if _CELL_ID.fullmatch(name) is None:
+        if not is_name(name):
             continue
         files = folder.cell(name)
         if kind == DISCARDED:
@@ -165,7 +164,13 @@ def _is_damaged(path: Path, shape: Shape | None = None) -> bool:
     return record is None or misfit(record, shape or {}) is not None
 
 
-def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
+def logged(folder: RunFolder, kind: str) -> Iterator[dict[str, Any]]:
+    """The log's events of one kind, in their order."""
+    left_out = [each for each in _LONG if each != _named(kind)]
+    return (event for event in _events(folder, left_out) if event["event"] == kind)
+
+
+def _events(folder: RunFolder, leave_out: Sequence[bytes] = _LONG) -> Iterator[dict[str, Any]]:
     """Of the log's lines those that tell something here and are whole; one that is damaged is passed over."""
     try:
         file = folder.events.path.open("rb")
@@ -173,7 +178,7 @@ def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
         return
     with file:
         for line in iter(partial(file.readline, _LONGEST), b""):
-            if _FAILURE in line[:_HEAD]:  # there may be one for each of 100,000 videos
+            if any(kind in line[:_HEAD] for kind in leave_out) or is_sound(line) is False:
                 continue
             try:
                 event = parse_json(line)
@@ -181,4 +186,5 @@ def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError):  # not JSON, or none that can be written into a file again
                 continue
             if isinstance(event, dict) and isinstance(event.get("event"), str):
+                event.pop(KEY, None)
                 yield event

@@ -10,9 +10,9 @@ from evalharness.console import Console
 from evalharness.executor import WorkerSpec, build_executor
 from evalharness.plan import RunPlan
 from evalharness.planfile import record_cells
+from evalharness.recovery import recover
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
-from evalharness.runlog import mend
 from evalharness.runstate import RunState, StageCount
 from evalharness.stages import aggregate, generate, prepare, profile, score
 from evalharness.stages.samples import made_as
@@ -82,8 +82,9 @@ def run_plan(plan: RunPlan, registry: Registry, console: Console) -> Summary:
             identity,
             plan.cells,
             lambda cell: made_as(identity, folder.cell(cell.id), plan.samples(cell)),
+            console,
         )
-        mend(folder, console)
+        recover(folder, console)
         executor = build_executor(plan.executor, worker_spec(plan), plan.workers)
         state = RunState(
             plan=plan,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.errors import StorageError, UserError
+from evalharness.linesums import KEY, is_sound, summed
 
 __all__ = [
     "TEMP_PREFIX",
@@ -176,16 +177,23 @@ def remove_temporaries(folder: Path) -> None:
 
 
 class JsonLines:
-    """An append-only file of JSON objects, one a line, each on the disk before ``append`` returns."""
+    """An append-only file of JSON objects, one a line, each on the disk before ``append`` returns.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        sums: whether new lines get a checksum (``evalharness.linesums``), which is held against them when
+            they are read; records have no key of that name.
+    """
+
+    def __init__(self, path: Path, *, sums: bool = False) -> None:
         self.path = Path(path)
+        self._sums = sums
 
     def read(self) -> list[dict[str, Any]]:
         """All whole records; a last line that a crash cut short is left out.
 
         Raises:
-            UserError: a line that is not the last is not a JSON object.
+            UserError: a line that is not the last is not a JSON object, or not as it was written.
         """
         return [record for _, record in self.each()]
 
@@ -221,7 +229,7 @@ class JsonLines:
 
         A cut-short last line is removed first, so that it never becomes a corrupt middle one.
         """
-        text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        text = "".join(map(self._line, records))
         if not text:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,10 +248,38 @@ class JsonLines:
 
     def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace the whole file atomically."""
-        atomic_write_pieces(
-            self.path,
-            (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records),
-        )
+        atomic_write_pieces(self.path, map(self._line, records))
+
+    def drop_damaged(self) -> list[int]:
+        """Take out, in one atomic write, the lines that are not as they were written; their numbers.
+
+        In a file without a single sum nothing is taken out: ``each`` refuses what is no JSON there.
+        """
+        damaged = self.damaged()
+        if damaged:
+            lost = set(damaged)
+            with self.path.open("rb") as file:
+                kept = (line for number, line in enumerate(file, start=1) if number not in lost)
+                atomic_write_blocks(self.path, kept)
+        return damaged
+
+    def damaged(self) -> list[int]:
+        """Numbers of the lines that ``drop_damaged`` takes out; a last one that was cut is none of them."""
+        found, has_sums = [], False
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                sound = is_sound(line)
+                has_sums = has_sums or sound is not None
+                if sound is False or (sound is None and line.endswith(b"\n") and not _is_record(line)):
+                    found.append(number)
+        return found if has_sums else []
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        if self._sums:
+            assert KEY not in record, "the name of the sum"
+            text = summed(text)
+        return text + "\n"
 
     def _ends_whole(self) -> bool:
         with self.path.open("rb") as file:
@@ -253,13 +289,22 @@ class JsonLines:
             return file.read(1) == b"\n"
 
     def _whole_bytes(self) -> int:
-        """What the whole records fill; each is looked at, so that nothing is added to a damaged file."""
-        for _ in self.each():
-            pass
+        """What the whole records fill; each is looked at, so that nothing is added to a damaged file.
+
+        Not where lines have sums: damage is found by these, and a run's log goes on whatever happened to it.
+        """
+        if not self._sums:
+            for _ in self.each():
+                pass
         data = self.path.read_bytes()
         return data.rfind(b"\n") + 1
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        if self._sums and is_sound(line) is False:
+            raise StorageError(
+                f"{self.path}: line {number} is not as it was written, by its checksum; "
+                "`evalharness run` drops that line, and does its work again"
+            )
         try:
             text = line.decode()
             record, end = _DECODE(text)  # a third of the time of one that looks for spaces around it
@@ -272,7 +317,13 @@ class JsonLines:
                 f"{self.path}: line {number} is not a JSON record; remove that line "
                 "(its work is then done again) or restore the file"
             )
+        if self._sums:
+            record.pop(KEY, None)
         return record
+
+
+def _is_record(line: bytes) -> bool:
+    return isinstance(_decoded(line), dict)
 
 
 def _decoded(line: bytes) -> Any:

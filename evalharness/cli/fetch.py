@@ -102,6 +102,8 @@ def _model(options: argparse.Namespace) -> int:
     check_folder(folder, spec)
     size = sum(file.size for file in listing.files) / 1e9
     print(f"{folder}: {spec.repo} at {listing.revision}, {size:.1f} GB, licence {listing.licence}")
+    if listing.revision != spec.revision and spec.revision is not None:
+        print(f"not the pinned revision: --revision {listing.revision} in every run, whose records keep it")
     return 0
 
 

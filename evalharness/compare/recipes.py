@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evalharness.api import GenerationSettings
 from evalharness.result_schema import CellResult, Results
 
-__all__ = ["Change", "cell_recipe", "changes", "declared", "environment", "hardware", "run_recipe"]
+__all__ = [
+    "Change",
+    "cell_recipe",
+    "changes",
+    "declared",
+    "environment",
+    "hardware",
+    "recipe_keys",
+    "run_recipe",
+]
 
 # Of the identity of a run (``plan.Plan.identity``): what was asked for. Versions are environment.
 _DECLARED = ("model", "model_fingerprint", "protocol", "prompts_sha256", "samples_per_prompt", "skip_layers")
@@ -41,6 +52,17 @@ def declared(cell: CellResult) -> dict[str, Any]:
     """Method, bits and the options that were asked for, options of options by dots."""
     named = {"method": cell.variant_of or cell.method, "w_bits": cell.w_bits, "a_bits": cell.a_bits}
     return {**named, **_flat(cell.options)}
+
+
+def recipe_keys(*sides: Results) -> set[str]:
+    """What a recipe can differ in: of any run, whatever these declare, and every option of their methods."""
+    settings = {f"settings.{field.name}" for field in dataclasses.fields(GenerationSettings)}
+    found = {*_DECLARED, *settings, "dimensions"}
+    for results in sides:
+        found |= run_recipe(results).keys()
+        for cell in results.cells:
+            found |= declared(cell).keys() | _flat(cell.method_config).keys()
+    return found
 
 
 def cell_recipe(cell: CellResult) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evalharness.columns import Columns, mean_over, together
-from evalharness.compare.recipes import Change, changes, declared, hardware, run_recipe
+from evalharness.compare.recipes import Change, changes, declared, hardware, recipe_keys, run_recipe
 from evalharness.compare.selection import Pair, Row, Side, rows_of
 from evalharness.effects import Effect, effect, effect_of, holm, table
 from evalharness.errors import unknown
@@ -48,8 +48,13 @@ def check(
     """Judge every gate on every row of the reference, and gates on ``timings`` on those given.
 
     Raises:
-        UserError: a gate on a metric or a row that the reference does not have.
+        UserError: a gate on a metric or a row that the reference does not have, a key to ignore that no
+            recipe has.
     """
+    known = recipe_keys(run.results, reference.results)
+    for key in gates.ignore_recipe:
+        if key not in known:
+            raise unknown("key in ignore_recipe", key, known)
     recipe = _recipe_changes(run, reference, gates)
     if recipe:
         why = f"made with another recipe: {', '.join(change.key for change in recipe)}"

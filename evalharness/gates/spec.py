@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,22 @@ class Gates:
             raise UserError(f"significance: {self.significance}; expected between 0 and 1, or null")
         if self.seeds not in _SEEDS:
             raise UserError(f"seeds: {self.seeds!r}; expected one of {', '.join(_SEEDS)}")
+        _refuse_twice(self.gates)
+
+
+def _refuse_twice(gates: Sequence[Gate]) -> None:
+    """Each would have its share of the error, and of two numbers nobody knows which is meant."""
+    seen: dict[tuple[str, str | None, frozenset[str], str], int] = {}
+    for place, gate in enumerate(gates, start=1):
+        for bound in (*_QUALITY_BOUNDS, *_COST_BOUNDS):
+            if getattr(gate, bound) is None:
+                continue
+            first = seen.setdefault((gate.metric, gate.over, frozenset(gate.rows), bound), place)
+            if first != place:
+                rows = f" for {', '.join(sorted(gate.rows))}" if gate.rows else ""
+                raise UserError(
+                    f"gates {first} and {place} both give {bound} of {gate.metric}{rows}; leave one"
+                )
 
 
 DEFAULT = Gates(

@@ -23,9 +23,9 @@ from evalharness.interchange.found import Found, by_manifest, by_name
 from evalharness.names import check_name
 from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_dimensions, worker_count
 from evalharness.planfile import record_cells
+from evalharness.recovery import recover
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
-from evalharness.runlog import mend
 from evalharness.runner import Summary, run_stages, worker_spec
 from evalharness.runstate import Prepared, RunState
 from evalharness.sampling import samples_by_dimension, samples_of
@@ -140,8 +140,8 @@ def _score(
     }
     [cell] = plan.cells
     with run.lock():
-        record_cells(run, identity, plan.cells)
-        mend(run, console)
+        record_cells(run, identity, plan.cells, console=console)
+        recover(run, console)
         files = run.cell(cell.id)
         _take_in(files, identity, found, everything, run.hashes)
         state = RunState(

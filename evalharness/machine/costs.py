@@ -16,6 +16,7 @@ from evalharness.models.video.spec import ModelSpec, TransformerShape
 
 __all__ = [
     "NOMINAL",
+    "TILE_PIXELS",
     "MemoryNeed",
     "Rates",
     "Work",
@@ -23,7 +24,9 @@ __all__ = [
     "expert_bytes",
     "memory_needs",
     "observing_memory",
+    "output_bytes",
     "start_memory",
+    "training_host_memory",
     "training_memory",
     "training_seconds",
     "video_seconds",
@@ -36,10 +39,15 @@ GB = 1e9
 # Bytes moved for a channel of a token in one block by norms, modulation, rotary angles, gates: counted
 # in diffusers' eager code.
 _ELEMENTWISE = {True: 78.0, False: 267.0}  # CogVideoX, Wan
-# Working memory of the decoder for a pixel of a frame, of CogVideoX in bfloat16 and of Wan in float32: all
-# tensors alive at once, counted on the meta device, without the workspaces of convolutions; and its tile.
-_DECODER_BYTES = {True: 45_500.0, False: 20_500.0}
-_TILE_PIXELS = {True: 240 * 360, False: 256 * 256}
+# Working memory of the decoder for a pixel of a frame, of CogVideoX in bfloat16 and of Wan2.1 in float32, as
+# an H100 takes it (results/benchmarks/generate-h100.json, `decodes`); and its tile. Counted on the meta
+# device, without workspaces of convolutions, it is 45,500 and 20,500.
+_DECODER_BYTES = {True: 45_600.0, False: 22_600.0}
+TILE_PIXELS = {True: 240 * 360, False: 256 * 256}
+# Of a block at work in a training under autocast, with quantizers as one kernel each: numbers of bfloat16 a
+# token, in widths and in hidden layers, counted tensor by tensor without data (a test does it again). Wan's
+# norms and modulation are float32, and one backward pass through them holds fourteen such hidden states.
+_TRAINED = {True: (30, 4), False: (50, 3)}  # CogVideoX, Wan
 # Moments that an optimizer with offload has on the GPU at once: three parts of 2^26 numbers.
 _MOMENTS_AT_WORK = 3 * 2**26 * 8.0
 # An encoded video's bytes for a pixel of a frame, at the harness's codec setting.
@@ -178,7 +186,11 @@ def expert_bytes(spec: ModelSpec, execution: str, w_bits: int) -> float:
 
 
 def memory_needs(
-    spec: ModelSpec, settings: VideoSettings, number_bytes: int = 2, transformer: float | None = None
+    spec: ModelSpec,
+    settings: VideoSettings,
+    number_bytes: int = 2,
+    transformer: float | None = None,
+    decoder_pixel_bytes: float | None = None,
 ) -> list[MemoryNeed]:
     """Under each preset, from the fastest to the smallest.
 
@@ -187,6 +199,7 @@ def memory_needs(
         settings: of generation.
         number_bytes: of a weight at full precision.
         transformer: bytes of one transformer, where it is not at full precision; see ``expert_bytes``.
+        decoder_pixel_bytes: that the decoder takes for a pixel of a frame, where that was measured.
     """
     shape = _shape(spec)
     text = spec.text_parameters * float(number_bytes)
@@ -196,9 +209,9 @@ def memory_needs(
     rows = 2 if shape.joint_text and settings.guidance > 1 else 1  # CogVideoX takes both at once
     activations = rows * work.tokens * number_bytes * _live_channels(shape)
     frame = settings.height * settings.width
-    scale = _DECODER_BYTES[shape.joint_text]
-    whole, tiled = scale * frame, scale * min(frame, _TILE_PIXELS[shape.joint_text])
-    output = 3.0 * settings.frames * frame * spec.decoder_bytes
+    scale = _DECODER_BYTES[shape.joint_text] if decoder_pixel_bytes is None else decoder_pixel_bytes
+    whole, tiled = scale * frame, scale * min(frame, TILE_PIXELS[shape.joint_text])
+    output = output_bytes(settings.frames, frame, spec)
     everything = text + spec.experts * expert + decoder
     return [
         MemoryNeed(
@@ -222,6 +235,11 @@ def memory_needs(
             },
         ),
     ]
+
+
+def output_bytes(frames: int, pixels: int, spec: ModelSpec) -> float:
+    """Of decoded frames of so many pixels each."""
+    return 3.0 * frames * pixels * spec.decoder_bytes
 
 
 def _live_channels(shape: TransformerShape) -> int:
@@ -253,7 +271,7 @@ def training_memory(
     rank: int = 0,
     teacher: bool = True,
     teacher_place: str = "whole",
-    offload: bool = False,
+    offload: float = 0.0,
     keeps_attention: bool = False,
 ) -> dict[str, float]:
     """Bytes on each GPU while a quantized model trains under the loop of ``qvgen.training``.
@@ -270,7 +288,7 @@ def training_memory(
         rank: of Phi; 0 without it.
         teacher: whether there is one.
         teacher_place: ``whole`` on each GPU, ``sharded`` or on the ``host``: ``recipe.teacher``.
-        offload: whether the moments of the weights rest on the host: ``recipe.offload``.
+        offload: share of the weights' moments that rests on the host: ``recipe.offload`` and its share.
         keeps_attention: whether checkpointed blocks keep what attention gave: one hidden state for each
             attention, of which Wan's blocks have two.
     """
@@ -279,9 +297,8 @@ def training_memory(
     phi = float(spec.experts * rank * _linear_sides(shape))
     work = work_of(spec, settings)
     token = 2.0 * shape.width
-    # Kept for the backward pass of a block: about 16 widths and 4 hidden layers a token in bfloat16, and
-    # float32 copies of fake-quantized inputs and weights of the block at work.
-    working = batch_size * work.tokens * (16 * token + 4 * 2.0 * shape.hidden)
+    widths, hidden = _TRAINED[shape.joint_text]
+    working = batch_size * work.tokens * (widths * token + hidden * 2.0 * shape.hidden)
     kept = batch_size * work.tokens * token * shape.layers if checkpointing else working * (shape.layers - 1)
     if checkpointing and keeps_attention:
         kept += batch_size * work.tokens * token * shape.layers * (1 if shape.joint_text else 2)
@@ -289,7 +306,7 @@ def training_memory(
     at_work = 3 * 4.0 * block if gpus > 1 else 4.0 * block
     if teacher and teacher_place != "whole":
         at_work += 2 * 2.0 * block
-    resting = 8.0 * numbers / gpus - _MOMENTS_AT_WORK if offload else 0.0
+    resting = offload * 8.0 * numbers / gpus - _MOMENTS_AT_WORK if offload else 0.0
     return {
         "student, gradients, moments": 16.0 * (numbers + phi) / gpus - max(0.0, resting),
         "whole blocks while at work": at_work,
@@ -298,6 +315,12 @@ def training_memory(
         else 0.0,
         "activations": kept + working,
     }
+
+
+def training_host_memory(spec: ModelSpec, *, gpus: int, teacher_on_host: bool, offload: float) -> float:
+    """Bytes that one process of a training keeps on the host: moments that rest there, and the teacher."""
+    numbers = float(spec.experts * _shape(spec).parameters)
+    return (8.0 * offload + (2.0 if teacher_on_host else 0.0)) * numbers / gpus
 
 
 def start_memory(spec: ModelSpec, gpus: int, teacher: bool = True) -> float:

@@ -8,10 +8,12 @@ SHA-256 for large files, git's own SHA-1 for small ones.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import re
 import shutil
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -32,6 +34,9 @@ _OFFLINE = ("HF_HUB_OFFLINE", "EVALHARNESS_OFFLINE")
 # What a pipeline of diffusers needs; not demo videos, not the same weights in a second form.
 _WANTED_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".md")
 _TRIES = 3
+# A hub that is busy (429) or ails (5xx) is asked again after what it says, or after these seconds.
+_WAITS_S = (2.0, 10.0, 30.0)
+_LONGEST_WAIT_S = 120.0
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -108,26 +113,45 @@ class Hub:
 
     def _open(self, address: str, what: str, headers: dict[str, str] | None = None) -> _Answer:
         request = urllib.request.Request(address, headers={"User-Agent": "evalharness", **(headers or {})})  # noqa: S310
-        try:
-            answer: _Answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                raise UserError(
-                    f"{self.endpoint}: there is no {what}; check the name and --revision"
-                ) from error
-            if error.code in (401, 403):
-                raise UserError(
-                    f"{self.endpoint}: {what} needs a login, which this command does not do; download it "
-                    "with the hub's own tool and give --weights DIR"
-                ) from error
-            raise UserError(f"{self.endpoint}: {what}: HTTP {error.code}; try again later") from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise UserError(
-                f"{self.endpoint} cannot be reached ({reason}); what is there already is kept, and the same "
-                "command goes on"
-            ) from error
-        return answer
+        for wait in (*_WAITS_S, None):
+            try:
+                answer: _Answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
+            except urllib.error.HTTPError as error:
+                error.close()
+                if wait is None or not (error.code == 429 or error.code >= 500):
+                    raise UserError(f"{self.endpoint}: {_refusal(error, what)}") from error
+                time.sleep(_told_wait_s(error) or wait)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = getattr(error, "reason", error)
+                raise UserError(f"{self.endpoint} cannot be reached ({reason}); {_GOES_ON}") from error
+            else:
+                return answer
+        raise AssertionError
+
+
+_GOES_ON = "what is there already is kept, and the same command goes on"
+
+
+def _refusal(error: urllib.error.HTTPError, what: str) -> str:
+    """What a user can do about it; the hub says in a header what a code leaves open."""
+    code = error.headers.get("X-Error-Code", "")
+    if error.code == 404:
+        advice = "check the name and --revision"
+        if code == "RevisionNotFound" or (not code and " at revision " in what):
+            advice = "--revision main takes the newest, whose commit is recorded, or check the name"
+        return f"there is no {what}; {advice}"
+    if error.code in (401, 403):
+        why = "wants terms accepted and a login" if code == "GatedRepo" else "needs a login or is not there"
+        return (
+            f"{what} {why}; no login is done here: download it with the hub's own tool and give --weights DIR"
+        )
+    return f"{what}: HTTP {error.code}; try again later: {_GOES_ON}"
+
+
+def _told_wait_s(error: urllib.error.HTTPError) -> float | None:
+    """``Retry-After`` where it is seconds."""
+    told = error.headers.get("Retry-After", "")
+    return min(float(told), _LONGEST_WAIT_S) if told.isdecimal() else None
 
 
 def _refuse_offline(repo: str) -> None:
@@ -183,7 +207,7 @@ def fetch(hub: Hub, repo: str, revision: str | None, folder: Path, tell: Callabl
     listing = hub.listing(repo, revision or "main")
     files = wanted(listing)
     missing = [file for file in files if not _is_right(folder / file.path, file)]
-    _check_room(folder, sum(file.size for file in missing))
+    _check_room(folder, sum(file.size - _came(folder / f"{file.path}.part") for file in missing))
     for number, file in enumerate(missing, start=1):
         tell(f"{number}/{len(missing)} {file.path} ({file.size / 1e9:.2f} GB)")
         _download(hub, listing, file, folder)
@@ -243,25 +267,41 @@ def _hashes(path: Path, file: HubFile) -> bool:
 
 
 def _download(hub: Hub, listing: Listing, file: HubFile, folder: Path) -> None:
-    """Into ``NAME.part``, which a killed command leaves behind to be gone on with."""
+    """Into ``NAME.part``, which a killed command leaves behind to be gone on with.
+
+    A connection may break as often as it likes while each leaves more of the file than any before; of a hub
+    that begins anew each time, one that brings less has brought nothing.
+    """
     target, part = folder / file.path, folder / f"{file.path}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(_TRIES):
-        if part.is_file() and part.stat().st_size > file.size:
-            part.unlink()
-        start = part.stat().st_size if part.is_file() else 0
+    spoiled = idle = 0
+    most = _came(part)
+    while spoiled < _TRIES and idle < _TRIES:
+        start = _came(part)
         if start < file.size or file.size == 0:
             _append(hub, listing, file, part, start)
-        if part.stat().st_size == file.size:
-            if _hashes(part, file):
-                part.replace(target)
-                return
+        if _came(part) < file.size:
+            idle = idle + 1 if _came(part) <= most else 0
+            most = max(most, _came(part))
+        elif _came(part) == file.size and _hashes(part, file):
+            part.replace(target)
+            return
+        else:
             part.unlink()
-        assert attempt < _TRIES
+            spoiled, most = spoiled + 1, 0
+    if spoiled < _TRIES:
+        raise UserError(
+            f"{file.path}: {_TRIES} connections in a row brought nothing more ({_came(part)} of {file.size} "
+            f"bytes came); {_GOES_ON}"
+        )
     raise UserError(
         f"{file.path}: came {_TRIES} times in another form than the hub says (size or hash); nothing of it "
         "was kept, try again later"
     )
+
+
+def _came(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _append(hub: Hub, listing: Listing, file: HubFile, part: Path, start: int) -> None:
@@ -271,24 +311,19 @@ def _append(hub: Hub, listing: Listing, file: HubFile, part: Path, start: int) -
             stream.truncate(start)
             for piece in _pieces(answer):
                 stream.write(piece)
-    except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) is not None and not isinstance(
-            error, ConnectionError | TimeoutError
-        ):
-            raise
-        return  # the connection broke; what came is kept
     finally:
         answer.close()
 
 
 def _pieces(answer: _Answer) -> Iterator[bytes]:
-    import http.client
-
+    """What comes before the end, or before the connection breaks."""
     while True:
         try:
             piece = answer.read(_CHUNK)
         except http.client.IncompleteRead as error:
             yield error.partial
+            return
+        except (OSError, http.client.HTTPException, ValueError):
             return
         if not piece:
             return

@@ -8,14 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from evalharness.errors import UserError
-from evalharness.machine.costs import GB, observing_memory, start_memory, training_memory
+from evalharness.machine.costs import (
+    GB,
+    observing_memory,
+    start_memory,
+    training_host_memory,
+    training_memory,
+)
 from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.spec import ModelSpec
 
-__all__ = ["Training", "need_of", "preflight"]
+__all__ = ["Training", "host_need_of", "need_of", "preflight"]
 
 # Of a GPU's memory, what a process can fill: the rest is CUDA's own and holes between tensors.
 _USABLE = 0.92
+# Of the free memory of a host: the rest is for what reads and writes beside the training.
+_USABLE_HOST = 0.95
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
 _SUGGESTIONS = 3
 
 
@@ -24,6 +33,7 @@ class Training:
     """What of a training decides its memory; see ``qvgen.training.recipe.TrainRecipe``.
 
     ``observed``: samples of a batch that the method looks at before, at full precision; 0: it looks at none.
+    ``offload``: share of the weights' moments that rests on the host.
     """
 
     batch_size: int
@@ -32,7 +42,7 @@ class Training:
     rank: int = 0
     teacher: bool = True
     teacher_place: str = "whole"
-    offload: bool = False
+    offload: float = 0.0
     keeps_attention: bool = False
     observed: int = 0
 
@@ -46,7 +56,7 @@ class Training:
             rank=rank,
             teacher=recipe.get("loss", "distill") != "task",
             teacher_place=str(recipe.get("teacher", "whole")),
-            offload=recipe.get("offload", "off") == "moments",
+            offload=float(recipe.get("offload_share", 1.0)) if recipe.get("offload") == "moments" else 0.0,
             keeps_attention=recipe.get("checkpointing_keeps", "nothing") == "attention",
             observed=observed,
         )
@@ -57,15 +67,22 @@ class Training:
         del fields["observed"]
         return fields
 
+    def on_the_host(self) -> dict[str, Any]:
+        """The arguments of ``training_host_memory``."""
+        teacher = self.teacher and self.teacher_place == "host"
+        return {"gpus": self.gpus, "teacher_on_host": teacher, "offload": self.offload}
+
     @property
     def words(self) -> str:
         keep = "on" if self.checkpointing else "off"
-        words = f"{self.gpus} GPUs, batch_size {self.batch_size}, gradient_checkpointing {keep}"
+        words = f"{self.gpus} GPU{'s' * (self.gpus > 1)}, batch_size {self.batch_size}, "
+        words += f"gradient_checkpointing {keep}"
         if self.keeps_attention:
             words += ", checkpointing_keeps attention"
         if self.teacher_place != "whole":
             words += f", teacher {self.teacher_place}"
-        return words + (", offload moments" if self.offload else "")
+        words += ", offload moments" if self.offload else ""
+        return words + (f", offload_share {self.offload:g}" if 0 < self.offload < 1 else "")
 
 
 def need_of(spec: ModelSpec, settings: VideoSettings, training: Training) -> tuple[float, dict[str, float]]:
@@ -82,10 +99,34 @@ def _before(spec: ModelSpec, settings: VideoSettings, training: Training) -> tup
     return start_memory(spec, training.gpus, training.teacher), observing
 
 
-def preflight(spec: ModelSpec, settings: VideoSettings, training: Training, memory: float) -> None:
-    """Raise UserError if ``training`` does not fit GPUs of ``memory`` bytes; the message names what would."""
+def host_need_of(spec: ModelSpec, training: Training) -> float:
+    """Bytes that each process keeps on the host; the pipeline's other parts rest there as well."""
+    pipeline = 2.0 * spec.text_parameters + float(spec.decoder_bytes) * spec.decoder_parameters
+    return pipeline + training_host_memory(spec, **training.on_the_host())
+
+
+def preflight(
+    spec: ModelSpec, settings: VideoSettings, training: Training, memory: float, host: float | None = None
+) -> None:
+    """Raise UserError if ``training`` does not fit; the message names what would.
+
+    Args:
+        spec: the model.
+        settings: size of the clips.
+        training: what was asked for.
+        memory: bytes of each GPU.
+        host: free bytes of the host for each of its processes; None: not known.
+    """
     need, parts = need_of(spec, settings, training)
     if need <= _USABLE * memory:
+        if host is not None and not _fits_host(spec, training, host):
+            need = host_need_of(spec, training)
+            fits = _fitting(spec, settings, training, memory, host)
+            raise UserError(
+                f"{_asked(spec, settings, training)} keeps about {need / GB:.0f} GB of each process on the "
+                f"host, which has {host / GB:.0f} free for each; "
+                + (f"what would fit: {fits}" if fits else "nothing fits these GPUs and this host")
+            )
         return
     step, (start, observing) = sum(parts.values()), _before(spec, settings, training)
     where = ", ".join(f"{name} {size / GB:.1f}" for name, size in parts.items())
@@ -94,23 +135,47 @@ def preflight(spec: ModelSpec, settings: VideoSettings, training: Training, memo
         if observing > start:
             what = f"while the method looks at batches of {training.observed} in float32"
         where = f"before its first step, {what} (a step takes {step / GB:.0f})"
-    fits = list(
-        dict.fromkeys(
-            other.words
-            for other in _others(training)
-            if need_of(spec, settings, other)[0] <= _USABLE * memory
-        )
-    )
-    advice = (
-        f"what would fit: {'; or '.join(fits[:_SUGGESTIONS])}"
-        if fits
-        else f"it needs GPUs of {need / GB / _USABLE:.0f} GB"
-    )
-    clip = f"{settings.frames}x{settings.height}x{settings.width}"
+    fits = _fitting(spec, settings, training, memory, host)
+    advice = f"what would fit: {fits}" if fits else f"it needs GPUs of {need / GB / _USABLE:.0f} GB"
     raise UserError(
-        f"training {spec.name} on clips {clip} with {training.words} takes about {need / GB:.0f} GB on each "
+        f"{_asked(spec, settings, training)} takes about {need / GB:.0f} GB on each "
         f"GPU, which have {memory / GB:.0f}: {where}; {advice}"
     )
+
+
+def _fits_host(spec: ModelSpec, training: Training, host: float) -> bool:
+    """A pipeline that does not fit is no matter of a training that keeps nothing there."""
+    keeps = bool(training.offload) or training.teacher_place == "host"
+    return not keeps or host_need_of(spec, training) <= _USABLE_HOST * host
+
+
+def _asked(spec: ModelSpec, settings: VideoSettings, training: Training) -> str:
+    clip = f"{settings.frames}x{settings.height}x{settings.width}"
+    return f"training {spec.name} on clips {clip} with {training.words}"
+
+
+def _fitting(
+    spec: ModelSpec, settings: VideoSettings, training: Training, memory: float, host: float | None
+) -> str:
+    """A few trainings that would fit, in words; empty if there are none.
+
+    Further GPUs are taken to be of the same hosts, whose memory their processes share.
+    """
+
+    def on_host(other: Training) -> bool:
+        return host is None or _fits_host(spec, other, host * training.gpus / other.gpus)
+
+    fits: dict[str, None] = {}
+    for wanted in _others(training):
+        # If all of the moments are too much for the host, some may stay.
+        shares = _SHARES if wanted.offload == 1 and not on_host(wanted) else ()
+        for other in (wanted, *(dataclasses.replace(wanted, offload=share) for share in shares)):
+            if on_host(other) and need_of(spec, settings, other)[0] <= _USABLE * memory:
+                fits[other.words] = None
+                break
+        if len(fits) == _SUGGESTIONS:
+            break
+    return "; or ".join(fits)
 
 
 def _others(training: Training) -> Iterator[Training]:
@@ -118,8 +183,9 @@ def _others(training: Training) -> Iterator[Training]:
     for gpus in (training.gpus, *(count for count in (2, 4, 8, 16, 32) if count > training.gpus)):
         for size in sorted({training.batch_size, max(1, training.batch_size // 2), 1}, reverse=True):
             for checkpointing in (training.checkpointing, True):
-                for offload in (training.offload, True):
-                    for place in (training.teacher_place, "sharded" if gpus > 1 else "host"):
+                for offload in dict.fromkeys((training.offload, 1.0, 0.0)):
+                    elsewhere = "sharded" if gpus > 1 else "host"
+                    for place in dict.fromkeys((training.teacher_place, elsewhere, "whole")):
                         yield dataclasses.replace(
                             training, gpus=gpus, batch_size=size, checkpointing=checkpointing,
                             offload=offload, teacher_place=place,

@@ -114,7 +114,7 @@ def _ordered(columns: dict[str, dict[str, str]], groups: dict[str, BitsRanking])
 
 
 def _left_out(groups: dict[str, BitsRanking], results: Results) -> list[str]:
-    """A line for what has no mean, and one for rows of fewer seeds than others."""
+    """A line for what has no mean, and one for rows that lack a seed which others have."""
     partial = [f"{name} at {label}" for label, group in groups.items() for name in group.unranked]
     fewer = [
         f"{row.result.method} at {label} ({', '.join(str(seed) for seed in row.result.seeds)})"
@@ -123,4 +123,7 @@ def _left_out(groups: dict[str, BitsRanking], results: Results) -> list[str]:
         if row.result.seeds != results.seeds
     ]
     lines = [f"\nNo mean, for want of full coverage: {', '.join(partial)}.\n"] if partial else []
-    return lines + ([f"\nOn other seeds than the rest: {', '.join(fewer)}.\n"] if fewer else [])
+    if fewer:
+        every = ", ".join(map(str, results.seeds))
+        lines.append(f"\nNot of every seed ({every}), in brackets those they have: {', '.join(fewer)}.\n")
+    return lines

@@ -44,6 +44,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 LEGEND: Literal["outside upper left"] = (
     "outside upper left"  # on the page: in sight on a phone, which shows the left part first
 )
+_SERIES = "series:"
 _LONGEST = 30  # characters of a name in a legend: one line must not take the figure's room
 
 
@@ -88,12 +89,15 @@ def interval_dots(
     """Dots with interval bars: upright, or lying with ``places`` on the upright axis."""
     values = [shown(estimate, results) for estimate in estimates]
     x, y = (values, places) if lying else (places, values)
-    axes.scatter(x, y, color=style.color, marker=style.marker, s=28, zorder=3, label=label, linewidths=0)
+    dots = axes.scatter(
+        x, y, color=style.color, marker=style.marker, s=28, zorder=3, label=label, linewidths=0
+    )
+    dots.set_gid(series(label))
     for place, estimate in zip(places, estimates, strict=True):
         if estimate is not None and estimate.lo is not None and estimate.hi is not None:
             ends = [estimate.lo * scale_of(results), estimate.hi * scale_of(results)]
             bar = (ends, [place, place]) if lying else ([place, place], ends)
-            axes.plot(*bar, color=style.color, lw=1.2)
+            axes.plot(*bar, color=style.color, lw=1.2, gid=series(label))
 
 
 def legend(
@@ -110,7 +114,16 @@ def legend(
     texts = [short(label) for label in labels]
     column = 0.6 + 0.075 * max(map(len, texts), default=0)  # inches of mark and text
     ncols = max(1, min(6, len(labels), int(figure.get_size_inches()[0] / column)))
-    figure.legend([found[label] for label in labels], texts, loc=loc, ncols=ncols)
+    made = figure.legend([found[label] for label in labels], texts, loc=loc, ncols=ncols)
+    for label, *parts in zip(labels, made.legend_handles, made.get_texts(), strict=True):
+        for part in parts:
+            if part is not None:
+                part.set_gid(series(label))
+
+
+def series(method: str) -> str:
+    """Marks a part of a drawing as a method's; ``to_svg`` makes it what the page highlights by."""
+    return f"{_SERIES}{method}"
 
 
 def short(name: str) -> str:
@@ -132,6 +145,7 @@ def to_svg(figure: Figure, prefix: str) -> str:
     text = buffer.getvalue()
     head, body = text[text.index("<svg") :].replace(INK, "currentColor").split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
+    body = re.sub(rf' id="{_SERIES}([^"]*)"', r' class="series" data-series="\1"', body)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", body)
     width = round(figure.get_size_inches()[0] * 96)
     return f'{head} aria-hidden="true" style="--drawn: {width}px">{body}'

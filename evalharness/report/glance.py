@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from evalharness.report.html_tables import MINUS
 from evalharness.report.rows import bits_label, estimate_text, number, scale_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _column(group: BitsRanking, whole: PooledResult | None, results: Results) ->
 def _distance(by: Estimate, state: str, results: Results) -> str:
     digits = 1 if results.percent else 3
     text = number(None if by.value is None else -by.value * scale_of(results), digits)
-    return f"{text.replace('-', chr(0x2212))}{ {'level': ' level', 'here': ' *'}.get(state, '') }"
+    return f"{text.replace('-', MINUS)}{ {'level': ' level', 'here': ' *'}.get(state, '') }"
 
 
 def _cell(row: Ranked, small: str, state: str, whole: PooledResult | None, results: Results) -> GlanceCell:

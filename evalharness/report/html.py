@@ -56,6 +56,7 @@ def _context(results: Results, run_folder: Path) -> dict[str, Any]:
     from evalharness.report.plots import plots
     from evalharness.report.published import published, published_table
     from evalharness.report.recipes import grouped, pretty, row_recipes
+    from evalharness.report.summary import summary
     from evalharness.report.wording import coverage_line, legend, ranking_sentences, warnings
 
     several = len(results.seeds) > 1
@@ -68,6 +69,7 @@ def _context(results: Results, run_folder: Path) -> dict[str, Any]:
         "script": Markup(script),  # noqa: S704 - our own file
         "script_hash": _sha256_base64(script),
         "overview": _overview(results),
+        "summary": summary(rankings, results),
         "warnings": warnings(results),
         "glance": glance(rankings, results),
         "ranking": ranking_sentences(rankings, results),
@@ -96,7 +98,7 @@ def _video_context(results: Results, run_folder: Path) -> dict[str, Any]:
     clips = embedded(run_folder, cells, chosen)
     told = {
         "rule": RULE,
-        "chosen": [choice.prompt_id for choice in chosen] if clips else [],
+        "chosen": [[choice.prompt_id, choice.dimension] for choice in chosen] if clips else [],
         "inside": len(clips),
     }
     data = inert_json({**browser_data(results, run_folder), **told})

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _SIZES = ("weight_bits", "stored_mb")  # counted, so that a simulation has them too
 
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus, so that signs stand under each other
 _CLICKS = "A click on a column's name sorts by it; a click on a method shows its recipe."
 
 
@@ -180,7 +181,8 @@ def _number(value: float | None, digits: int) -> TableCell:
 
 
 def _estimate(estimate: Estimate | None, results: Results, *, signed: bool = False) -> TableCell:
-    return _split(estimate_text(estimate, results, signed=signed), estimate)
+    text = estimate_text(estimate, results, signed=signed)
+    return _split(text if text == "-" else text.replace("-", MINUS), estimate)
 
 
 def _mean(row: CellResult | PooledResult, results: Results, ends: tuple[float, float]) -> TableCell:

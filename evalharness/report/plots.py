@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,10 +14,11 @@ from evalharness.report.drawing import (
     interval_dots,
     legend,
     look_of,
+    series,
     shown,
     to_svg,
 )
-from evalharness.report.rows import bits_label, estimate_text, scale_of, sorted_cells, sorted_pooled
+from evalharness.report.rows import bits_label, estimate_text, scale_of, sorted_pooled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,11 @@ def _mean_by_bits(results: Results) -> Plot | None:
     for method, style in _looks(results).items():
         mine = [row for row in quantized if row.method == method]
         x = [ticks.index(_bits(row)) + 0.6 * style.shift for row in mine]
-        axes.plot(x, [shown(row.mean, results) for row in mine], color=style.color, lw=0.8, alpha=0.4)
+        if not mine:
+            continue
+        values = [shown(row.mean, results) for row in mine]
+        [line] = axes.plot(x, values, color=style.color, lw=0.8, alpha=0.4)
+        line.set_gid(series(method))
         interval_dots(axes, x, [row.mean for row in mine], results, style, method)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.6, len(ticks) - 0.4)
@@ -147,45 +151,11 @@ def _dimension_panel(axes: Axes, panel: str, rows: Sequence[PooledResult], resul
 
 
 def _training_curves(results: Results) -> Plot | None:
-    cells = [cell for cell in sorted_cells(results) if _curve(cell, "loss")]
-    if not cells:
+    from evalharness.report.training import draw
+
+    drawn = draw(results, _looks(results))
+    if drawn is None:
         return None
-    names = {"loss": "loss", "grad": "gradient norm", "rank": "rank"}
-    names = {key: name for key, name in names.items() if any(_curve(cell, key) for cell in cells)}
-    panels = list(dict.fromkeys(_bits(cell) for cell in cells))
-    figure = empty_figure(1.8 + 2.3 * len(panels), 0.8 + 1.9 * len(names))
-    grid = figure.subplots(len(names), len(panels), sharex=True, sharey="row", squeeze=False)
-    looks = _looks(results)
-    for row_of_axes, (key, name) in zip(grid, names.items(), strict=True):
-        for axes, panel in zip(row_of_axes, panels, strict=True):
-            for cell in cells:
-                if _bits(cell) == panel and (curve := _curve(cell, key)):
-                    color = looks[cell.method].color
-                    axes.plot(*zip(*curve, strict=True), color=color, lw=0.9, alpha=0.85, label=cell.method)
-            if key != "rank":
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_formatter("")
-            axes.grid(lw=0.3, alpha=0.5)
-        row_of_axes[0].set_ylabel(name)
-    for top, bottom, panel in zip(grid[0], grid[-1], panels, strict=True):
-        top.set_title(panel, fontsize=9.0)
-        bottom.set_xlabel("step")
-    legend(figure, list(grid[0]), LEGEND)
-    caption = f"Training of the quantized weights: {', '.join(names.values())} by step, one line a cell."
-    alt = f"Cells: {', '.join(cell.id for cell in cells)}."
-    return Plot(to_svg(figure, "training"), caption, alt, is_wide=len(panels) > 2)
-
-
-def _curve(cell: CellResult, prefix: str) -> list[tuple[float, float]]:
-    """(step, value) of the logged quantity whose name starts so, the shortest if several do.
-
-    Losses and norms that are not positive are left out: their axis is logarithmic.
-    """
-    names = {name for record in cell.train_log for name in record if name.startswith(prefix)}
-    if not names:
-        return []
-    name = min(names, key=lambda each: (len(each), each))
-    values = [(record.get("step", place), record.get(name)) for place, record in enumerate(cell.train_log)]
-    least = 0.0 if prefix == "rank" else math.ulp(0.0)
-    return [(float(x), float(y)) for x, y in values if isinstance(y, int | float) and y >= least]
+    figure, caption, alt = drawn
+    panels = len({_bits(cell) for cell in results.cells if cell.train_log})
+    return Plot(to_svg(figure, "training"), caption, alt, is_wide=panels > 2)

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from evalharness.report.drawing import INK, LEGEND, Style, empty_figure, interval_dots, legend, short, shown
+from evalharness.report.drawing import (
+    INK,
+    LEGEND,
+    Style,
+    empty_figure,
+    interval_dots,
+    legend,
+    series,
+    short,
+    shown,
+)
 from evalharness.report.rows import bits_label, cost, sorted_pooled
 
 if TYPE_CHECKING:
@@ -118,10 +128,13 @@ def _panel(axes: Axes, of: Cost, found: Sequence[Point], results: Results, looks
     for point in named(line, (_NAME[0] * sizes[0], _NAME[1] * sizes[1])):
         text = f"{point.row.method} {bits_label(point.row.w_bits, point.row.a_bits)}"
         place = (point.cost, point.mean)
+        above = 10 if point is line[-1] else 4  # the best has the others' intervals to its left
         name = axes.annotate(
-            short(text), place, (-5, 4), textcoords="offset points", ha="right", fontsize=7.5
+            short(text), place, (-5, above), textcoords="offset points", ha="right", fontsize=7.5
         )
+        name.set_gid(series(point.row.method))
         name.set_in_layout(False)  # a long name must not take the panel's room
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= high])  # no cost is below nothing
     axes.set_xlabel(of.label)
     axes.grid(lw=0.3, alpha=0.5)
 

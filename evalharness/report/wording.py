@@ -44,7 +44,16 @@ def warnings(results: Results) -> list[str]:
         for cell in partial:
             alike.setdefault(_missing(cell), []).append(cell.id)
         lines += [f"{', '.join(ids)}: {missing}" for missing, ids in alike.items()]
-    return lines + _unequal_budgets(results)
+    return lines + _damaged_logs(results) + _unequal_budgets(results)
+
+
+def _damaged_logs(results: Results) -> list[str]:
+    return [
+        f"TRAINING LOG of {cell.id}: {cell.train_log_damage}. Its curves show what is left; "
+        "no score depends on it."
+        for cell in results.cells
+        if cell.train_log_damage
+    ]
 
 
 def coverage_line(results: Results) -> str:
@@ -57,6 +66,8 @@ def coverage_line(results: Results) -> str:
     text = f"Coverage: {complete} of {len(results.cells)} cells have every score"
     if complete < len(results.cells):
         text += f"; least: {least.id}, {coverage_text(least.coverage)}"
+    if logs := sum(cell.train_log_damage is not None for cell in results.cells):
+        text += f"; {logs} training log{'' if logs == 1 else 's'} damaged"
     return f"{text}{f'; {failed} videos failed' if failed else ''}."
 
 

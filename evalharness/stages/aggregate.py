@@ -29,8 +29,9 @@ from evalharness.stages.made import CURRENT, LEFT_OUT, VALUE, Made, scored
 from evalharness.stages.prepare import inputs_hash
 from evalharness.stages.profile import profile_hash
 from evalharness.stages.score import MetricHashes
-from evalharness.store import JsonLines, atomic_write_json, read_json
+from evalharness.store import atomic_write_json, read_json
 from evalharness.totals import totals_of
+from evalharness.trainlog import read_train_log
 
 if TYPE_CHECKING:
     from evalharness.results import CellRecord, Results
@@ -46,7 +47,7 @@ def run(state: RunState) -> StageCount:
     """Write results and reports unless those there were made from the very same records."""
     # The command's own cells have their options whole; the file's are without secrets.
     own = {cell.id: cell for cell in state.plan.cells}
-    cells = [own.get(cell.id, cell) for cell in read_plan_file(state.folder).cells.values()]
+    cells = [own.get(cell.id, cell) for cell in read_plan_file(state.folder, state.console).cells.values()]
     protocol: EvalProtocol = state.registry.get("protocols", state.plan.protocol)()
     stale = {cell.id: reason for cell in cells if (reason := _why_stale(state, cell)) is not None}
     wanted = _inputs_hash(state, cells, stale, protocol)
@@ -164,6 +165,7 @@ class _RecordBuilder:
         current = record is not None
         prepare = record or self._unprepared(cell)
         found = self._judged(cell, files) if current else self._nothing()
+        train_log, train_log_damage = read_train_log(files, prepare) if current else ([], None)
         return CellRecord(
             cell_id=cell.id,
             model=cell.model,
@@ -183,7 +185,8 @@ class _RecordBuilder:
             n_failed=found.failed,
             profile=self._profile(files) if current else None,
             train_minutes=prepare["train_minutes"],
-            train_log=JsonLines(files.train_log).read() if current else [],
+            train_log=train_log,
+            train_log_damage=train_log_damage,
             method_config=prepare["config"],
         )
 

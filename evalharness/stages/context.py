@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evalharness import trainlog
 from evalharness.api import CalibrationNeeds, LayerStatistics, TrainBatch
 from evalharness.calibration import Statistics, calibrate, needs_key
 from evalharness.calibration_files import held, read_statistics, write_statistics
 from evalharness.hessians import budget_of
 from evalharness.seeds import video_seed
 from evalharness.session import Session
-from evalharness.store import atomic_write_bytes, atomic_write_text
+from evalharness.store import atomic_write_bytes
 from evalharness.tracker import TensorBoard
 from evalharness.video import encode_video
 
@@ -136,9 +136,7 @@ class StageContext:
         return self._session.loaded.predict(transformer, batch)
 
     def log(self, record: Mapping[str, float | int | str]) -> None:
-        # Not fsynced: what a power cut may lose is the log of a training that is cut short as well.
-        with self._train_log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+        trainlog.add_line(self._train_log, record, sums=self.state_folder is not None)
         if self._session.spec.track == "tensorboard":
             if self._tracker is None:
                 self._tracker = TensorBoard(self._train_log.parent / "tensorboard")
@@ -164,9 +162,7 @@ class StageContext:
 
     def rewind_log(self, lines: int) -> None:
         """Keep the first ``lines`` lines of the log: a resumed training writes the others again."""
-        if self._train_log.exists():
-            text = self._train_log.read_text(encoding="utf-8")
-            atomic_write_text(self._train_log, "".join(text.splitlines(keepends=True)[:lines]))
+        trainlog.rewind(self._train_log, lines)
 
     def track(self, steps: range, what: str) -> Iterator[int]:
         """Yield the steps; tells the parent how far it is, a few times a second."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evalharness import trainlog
 from evalharness.api import Method, Needs
 from evalharness.calibration import VERSION as CALIBRATION_VERSION
 from evalharness.cells import Cell, build_method
@@ -36,7 +37,7 @@ from evalharness.records import read_prepare
 from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, utc_now
-from evalharness.runlog import DISCARDED, PREPARED
+from evalharness.runlog import DISCARDED, PREPARED, TRAINED
 from evalharness.runstate import Prepared, RunState, StageCount
 from evalharness.session import Session
 from evalharness.stages.context import StageContext
@@ -80,7 +81,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     state_folder = Path(payload["state_folder"]) if payload.get("state_folder") else None
     first = is_first(payload)
     if first and (state_folder is None or not state_folder.is_dir()):
-        train_log.unlink(missing_ok=True)
+        trainlog.forget(train_log)
     with ready(payload):
         method = build_method(session.registry, cell)
         calibration = Path(payload["calibration_folder"]) if payload.get("calibration_folder") else None
@@ -222,9 +223,8 @@ def _check_trainings(state: RunState, cells: Sequence[Cell]) -> None:
         method = build_method(state.registry, cell)
         if method.needs == Needs.TRAINING:
             config = _own_config(method)
-            observed = int(getattr(method, "observed_samples", 0))
-            more = {"observed": observed} if observed else {}
-            check(config.get("recipe", config), int(config.get("rank") or 0), gpus, **more)
+            observed = int(getattr(method, "observed_samples", 0))  # others' methods may not tell
+            check(config.get("recipe", config), int(config.get("rank") or 0), gpus, observed=observed)
 
 
 def _task(state: RunState, cell: Cell, source: Path | None, wanted: str) -> Task:
@@ -266,7 +266,12 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         target.chmod(0o755)
         replace_folder(target, files.checkpoint)
     else:
-        files.train_log.unlink(missing_ok=True)
+        trainlog.forget(files.train_log)
+    log = trainlog.seal(files.train_log)
+    if log is not None:
+        state.event(TRAINED, cell=cell.id, log=trainlog.copied(files.train_log))
+        if log["lost"]:
+            state.console.warn(f"{cell.id}: {trainlog.damage(files, {'train_log': log})}")
     folder = source or files.checkpoint
     record = _record(
         cell,
@@ -277,6 +282,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         checkpoint=display_path(folder) if source else "checkpoint",
         checkpoint_sha256=tree_sha256(folder),
         train_minutes=round(seconds / 60, 4) if trained else None,
+        train_log=log,
     )
     state.keep(files.prepare, PREPARED, cell, record)
     _discard_trainings(files)

@@ -33,7 +33,7 @@ from evalharness.cost import cost_record
 from evalharness.executor import Task
 from evalharness.hashing import digest
 from evalharness.memory import call_memory
-from evalharness.peers import PEERS, AbsentError, build_peer, held_bytes
+from evalharness.peers import PEERS, AbsentError, build_peer, compiler_settings_kept, held_bytes
 from evalharness.phases import measure_phases
 from evalharness.records import read_prepare
 from evalharness.runfolder import CellFolder
@@ -159,6 +159,7 @@ def work(session: Session, payload: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@compiler_settings_kept()
 def _peer(name: str, session: Session, inputs: Mapping[str, Any], execution: str) -> dict[str, Any]:
     """Times of another library's form of the transformer, in turns with full precision; or why not."""
     import torch

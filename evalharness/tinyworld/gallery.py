@@ -44,7 +44,7 @@ def contact_sheet(strips: Sequence[Sequence[np.ndarray]], captions: Sequence[Seq
     return sheet
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Contact sheets of a run folder's videos.")
     parser.add_argument("run", type=Path)
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--cells", default="", help="cell ids (all)")
     parser.add_argument("--prompts", default="", help="prompt ids")
     parser.add_argument("--count", type=int, default=8, help="that many prompts, evenly spread")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     texts = {prompt.id: prompt.text for prompt in TinyWorldProtocol().prompts()}
     ids = list(texts)
     prompts = (

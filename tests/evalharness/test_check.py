@@ -255,12 +255,49 @@ def test_a_misspelt_gate_does_not_pass(gate: Gate, words: str) -> None:
         ({"gates": [{"metric": "mean", "max_drop": 1}], "seeds": "all"}, "expected one of same, any"),
         ({"gates": [{"metric": "mean", "max_drop": 1}], "same_hardware": 1}, "expected bool"),
         ({"gates": [{"metric": "mean", "max_drop": 1}], "signficance": 0.1}, "did you mean 'significance'"),
+        (
+            {"gates": [{"metric": "mean", "max_drop": 1}] * 2},
+            "gates 1 and 2 both give max_drop of mean; leave one",
+        ),
+        (
+            {
+                "gates": [
+                    {"metric": "color", "min": 60, "rows": ["a-w3a3", "b-w3a3"]},
+                    {"metric": "mean", "max_drop": 1},
+                    {"metric": "color", "min": 50, "max_drop": 1, "rows": ["b-w3a3", "a-w3a3"]},
+                ]
+            },
+            "gates 1 and 3 both give min of color for a-w3a3, b-w3a3; leave one",
+        ),
     ],
 )
 def test_gates_are_read_strictly(data: Any, words: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_gates(data)
     assert words in str(caught.value)
+
+
+def test_gates_on_one_metric_that_say_different_things_are_taken() -> None:
+    bounds: list[dict[str, Any]] = [{"max_drop": 1}, {"min": 60}, {"max_drop": 2, "rows": ["a-w3a3"]}]
+    step = [{"metric": "step_ms", "max": 1.5}, {"metric": "step_ms", "max": 1.5, "over": "reference"}]
+    gates = parse_gates({"gates": [*({"metric": "mean", **each} for each in bounds), *step]}).gates
+    assert len(gates) == 5
+
+
+def test_a_key_to_ignore_that_no_recipe_has_is_refused() -> None:
+    """Misspelt, it would ignore nothing, and the check would be refused for another reason."""
+    here, there = side(cell(options={"rank": 8})), side(cell(options={"rank": 16}))
+
+    def ignoring(*keys: str) -> Gates:
+        return Gates(gates=DEFAULT.gates, ignore_recipe=keys)
+
+    with pytest.raises(UserError, match="unknown key in ignore_recipe 'nope'"):
+        check(here, there, ignoring("nope"))
+    with pytest.raises(UserError, match="did you mean 'model_fingerprint'"):
+        check(here, there, ignoring("rank", "model_fingerprnt"))
+    assert check(here, there, ignoring("rank", "settings.frames", "w_bits")).status is Status.PASS
+    plain = side(cell(method_config={"recipe": {"steps": 80}}))  # one file of gates for runs with and without
+    assert check(plain, plain, ignoring("recipe.steps")).status is Status.PASS
 
 
 def test_a_file_of_gates(tmp_path: Path) -> None:

@@ -174,7 +174,9 @@ def test_json_holds_what_the_text_says(tmp_path: Path, call: Callable[..., Any])
     assert record["rows"][0]["dimensions"][0]["difference"]["value"] == pytest.approx(-0.15)
     written = call("compare", "a:lsq-w3a3", "b:lsq-w3a3", "--format", "html", "--output", "c.html")
     assert written.out == "c.html\n"
-    assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
+    page = (tmp_path / "c.html").read_text()
+    assert page.startswith("<!doctype html>") and "Of the mean, A and B cannot be told apart: -7.50" in page
+    assert page.count("<main>") == 1 and page.count('tabindex="0"') == page.count('role="group" aria-label="')
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evalharness import memory
-from evalharness.memory import CallMemory, call_memory
+from evalharness.memory import CallMemory, call_memory, host_memory_left
 
 BLOCK = 40_000_000
 CLOSE = 4_000_000
@@ -65,3 +65,57 @@ def test_where_free_memory_cannot_be_given_back_only_the_total_is_known(
     found = call_memory(lambda: touch(BLOCK), "cpu")
     assert found.taken is None
     assert found.total is not None and found.total > BLOCK
+
+
+def test_memory_left_is_the_machine_s_or_the_container_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of 1 GiB, of which 700 MiB are used, 200 of them by files that the kernel would drop."""
+    meminfo, mib = tmp_path / "meminfo", 1 << 20
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_SELF", tmp_path)
+    (tmp_path / "cgroup").write_text("0::/\n")
+    assert host_memory_left() is None
+    meminfo.write_text("MemTotal: 9000000 kB\nMemAvailable:  2097152 kB\n")
+    assert host_memory_left() == 2048 * mib
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{700 * mib}\n")
+    stat = f"anon 1\nactive_file {50 * mib}\ninactive_file {150 * mib}\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert host_memory_left() == 2048 * mib
+    (tmp_path / "memory.max").write_text(f"{1024 * mib}\n")
+    assert host_memory_left() == 524 * mib
+    (tmp_path / "memory.stat").write_text("anon 1\n")
+    assert host_memory_left() == 2048 * mib
+    (tmp_path / "cgroup").unlink()
+    assert host_memory_left() == 2048 * mib
+
+
+@pytest.mark.parametrize(
+    ("top", "lines", "limit", "used", "prefix"),
+    [
+        (".", "0::/slurm/job_7/step_0\n", "memory.max", "memory.current", ""),
+        (
+            "memory", "5:cpu,cpuacct:/slurm\n4:memory:/slurm/job_7/step_0\n0::/\n",
+            "memory.limit_in_bytes", "memory.usage_in_bytes", "total_",
+        ),
+    ],
+)  # fmt: skip
+def test_the_limit_of_a_job_counts_for_its_steps(
+    top: str, lines: str, limit: str, used: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 GiB for the job, of which 3 are used; its step and the machine have none. Both versions of groups."""
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_SELF", tmp_path)
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {64 << 20} kB\n")
+    (tmp_path / "cgroup").write_text(lines)
+    step = tmp_path / top / "slurm" / "job_7" / "step_0"
+    step.mkdir(parents=True)
+    none = "max" if top == "." else "9223372036854771712"
+    for group, most, taken in ((step, none, 1 << 30), (step.parent, str(8 << 30), 3 << 30)):
+        (group / limit).write_text(most)
+        (group / used).write_text(str(taken))
+        (group / "memory.stat").write_text(f"{prefix}active_file 0\n{prefix}inactive_file {1 << 30}\n")
+    assert host_memory_left() == 6 << 30

@@ -190,3 +190,13 @@ def test_a_run_times_them_beside_full_precision_once(toy_run: Callable[..., Any]
     assert sorted(record["peers"]) == ["bitsandbytes-nf4", "quanto-int8", "torchao-int8"], (
         "what was known stays"
     )
+
+
+def test_what_a_library_sets_for_the_compiler_ends_with_it() -> None:
+    """Torchao turns a tuner on for the whole process; what is compiled after it must not inherit that."""
+    config = pytest.importorskip("torch._inductor.config")
+    before = config.coordinate_descent_tuning, config.triton.unique_kernel_names
+    with peers.compiler_settings_kept():
+        config.coordinate_descent_tuning = not before[0]
+        config.triton.unique_kernel_names = not before[1]
+    assert (config.coordinate_descent_tuning, config.triton.unique_kernel_names) == before

@@ -190,10 +190,7 @@ def test_methods_are_picked_by_keyboard_and_by_button(opened: Browser) -> None:
     opened.run(f"[...{pick}.querySelectorAll('button')].find((b) => b.textContent === 'None').click()")
     opened.wait(f"{captions}.length === 1")
     opened.run(f"{pick}.querySelector('input').focus()")
-    for kind in ("keyDown", "keyUp"):
-        opened.call(
-            "Input.dispatchKeyEvent", type=kind, key="Escape", code="Escape", windowsVirtualKeyCode=27
-        )
+    press(opened, "Escape", 27)
     assert opened.run(f"!{pick}.open && document.activeElement === {pick}.querySelector('summary')")
 
 
@@ -391,11 +388,62 @@ def test_every_text_stands_out_from_what_is_under_it(opened: Browser, scheme: st
     assert len(ratios) > 300 and min(ratios) >= 4.5
 
 
+def press(browser: Browser, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        browser.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+
+def test_a_method_of_the_plots_is_highlighted_by_list_keys_and_click(opened: Browser) -> None:
+    faint = "[...new Set([...document.querySelectorAll('.series.off')].map((e) => e.dataset.series))].join()"
+    select = "document.querySelector('#plots-form select')"
+    assert opened.run(f"[...{select}.options].map((o) => o.value).join()") == ",lsq,rtn"
+    opened.run(f"{select}.focus()")
+    press(opened, "ArrowDown", 40)
+    opened.wait(f"{select}.value === 'lsq'")
+    assert opened.run(faint) == "rtn", "full precision stays"
+    opened.run("document.querySelector('#plots-form + .plots [data-series=rtn]').dispatchEvent("
+               "new MouseEvent('click', {bubbles: true}))")  # fmt: skip
+    assert opened.run(f"{select}.value") == "rtn" and opened.run(faint) == "lsq"
+    opened.run("document.querySelector('.plots [data-series=rtn]').dispatchEvent("
+               "new MouseEvent('click', {bubbles: true}))")  # fmt: skip
+    assert opened.run(f"{select}.value") == "" and opened.run(faint) == ""
+
+
+def test_intervals_are_seen_in_forced_colours(opened: Browser) -> None:
+    bar = "document.querySelector('.interval')"
+    opened.call("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
+    ink, paper = opened.run(
+        f"[getComputedStyle({bar}, '::after'), getComputedStyle(document.body)].map((s) => s.backgroundColor)"
+    )
+    opened.call("Emulation.setEmulatedMedia", features=[])
+    assert ink != paper
+
+
+def test_what_was_chosen_says_for_which_dimension(opened: Browser) -> None:
+    results = make(30)
+    [first, *_] = choose_prompts(shown_cells(results), DIMENSIONS, 10)
+    opened.run("document.querySelector('#browse-list article').scrollIntoView()")
+    small = "document.querySelector('#browse-list article > small')"
+    opened.wait(f"{small} !== null")
+    assert opened.run(f"{small}.textContent").endswith(f"chosen by rule for {first.dimension}")
+
+
+def test_the_top_of_the_page_says_what_it_shows(opened: Browser) -> None:
+    text = opened.run("document.querySelector('header .summary').textContent")
+    assert text.startswith("2 methods at 2 bit widths: the best keeps") and "W3A3" in text
+
+
 def test_it_prints(opened: Browser) -> None:
     opened.call("Emulation.setEmulatedMedia", media="print")
     hidden = opened.run("getComputedStyle(document.getElementById('browser')).display")
+    drawn = "[...document.querySelectorAll('h2')].filter((h) => h.checkVisibility()).map((h) => h.id)"
+    folded = opened.run(drawn)
+    opened.run("document.querySelector('#recipe ~ details').open = true")
+    unfolded = opened.run(drawn)
     opened.call("Emulation.setEmulatedMedia", media="")
     assert hidden == "none"
+    assert folded == ["ranking", "table-1", "plots", "reading"], "what is folded leaves no empty frame"
+    assert unfolded == [*folded, "recipe"]
     assert opened.pdf().startswith(b"%PDF")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,9 +21,10 @@ from evalharness.report.latex import escape, latex
 from evalharness.report.plots import plots
 from evalharness.report.published import published, published_table
 from evalharness.report.recipes import grouped, row_recipes
+from evalharness.report.summary import summary
 from evalharness.report.tables import LatexReporter, markdown
 from evalharness.report.tradeoff import COSTS, front, named, points
-from evalharness.results import ScoreRow
+from evalharness.results import Results, ScoreRow
 from tests.evalharness.test_report import DIMENSIONS, SCRIPT, build, full, partial, record
 
 
@@ -58,6 +63,91 @@ def test_rank_is_drawn_down_to_zero() -> None:
     assert plot.caption.startswith("Training of the quantized weights: loss, gradient norm, rank by step")
     without = plots(build([record("qvgen", 3)]))[-1]
     assert "rank" not in without.caption
+
+
+def test_what_a_rank_falls_to_is_marked_once_for_each_step_and_method() -> None:
+    """By hand: 32, 16, 16, 0 logged at steps 10 to 40 falls at 20 and 40; two seeds fall alike."""
+    ranks = (32, 16, 16, 0)
+    log = [{"step": 10 * (at + 1), "loss": 0.5, "rank": rank} for at, rank in enumerate(ranks)]
+    rows = [replace(record("qvgen", 3, seed), train_log=log) for seed in (0, 1)]
+    [plot] = [each for each in plots(build(rows)) if each.caption.startswith("Training")]
+    assert "A dotted upright line" in plot.caption
+    assert "qvgen-w3a3-s1: loss 0.5 at step 40, rank 32, 16 from step 20, 0 from step 40." in plot.alt
+    dotted = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="[^"]*stroke-dasharray', plot.svg)
+    assert len(dotted) == 4, "two falls, in the panels of loss and rank"
+    flat = [replace(row, train_log=[{**each, "rank": 8} for each in log]) for row in rows]
+    [plot] = [each for each in plots(build(flat)) if each.caption.startswith("Training")]
+    assert "dotted" not in plot.caption and "rank 8" in plot.alt
+
+
+def test_the_shipped_trainings_are_drawn_beside_each_other() -> None:
+    """QVGen halves its rank from 32 down to none at every width, as its logs say; the others have none."""
+    folder = Path(__file__).parents[2] / "results/tinyworld/training"
+    rows = [record("bf16", 16)]
+    for method, bits in itertools.product(("qvgen", "lsq", "kd-qat"), (4, 3, 2)):
+        lines = (folder / f"{method}-w{bits}a{bits}.train.jsonl").read_text().splitlines()
+        log = [json.loads(line) for line in lines]
+        scored = replace(record("qvgen", 3), cell_id=f"{method}-w{bits}a{bits}-s0")
+        rows.append(replace(scored, method=method, w_bits=bits, a_bits=bits, train_log=log))
+    plot = plots(build(rows))[-1]
+    assert plot.is_wide and plot.alt.count("loss") == 9
+    for bits in (4, 3, 2):
+        told = next(part for part in plot.alt.split("; ") if part.startswith(f"qvgen-w{bits}a{bits}"))
+        falls = [int(rank) for rank in re.findall(r"(\d+) from step", told)]
+        assert falls == [16, 8, 4, 2, 1, 0]
+    assert all(f'data-series="{name}"' in plot.svg for name in ("qvgen", "lsq", "kd-qat"))
+
+
+def test_a_sentence_says_what_the_tables_show() -> None:
+    """By hand: at W3A3 71.5, 69.0 and 22.5 of 91.5; rtn at W4A4 77.5, so 85 % and 78 % are kept."""
+
+    def told(results: Results) -> str:
+        return summary(ranking(results), results)
+
+    assert told(full()) == (
+        "3 methods at 2 bit widths: the best keeps 85 % at W4A4 and 78 % at W3A3 of full precision's mean "
+        "of 91.5; they differ most at W3A3: qvgen has the highest mean, 71.5, lsq and rtn cannot be told "
+        "from it."
+    )
+    assert told(partial()).endswith("71.5, ahead of rtn; rtn has the lowest, 22.5."), "lsq has no mean"
+    few = build([record("bf16", 16), record("qvgen", 3), record("lsq", 3)])
+    assert told(few) == (
+        "2 methods at W3A3 against full precision's 91.5: qvgen has the highest mean, 71.5, lsq cannot be "
+        "told from it."
+    )
+    assert told(build([record("rtn", 3)])) == "1 method at W3A3: rtn has 22.5."
+    assert told(build([record("bf16", 16)])) == "Full precision alone: nothing is compared with it."
+    assert told(build([])) == ""
+    none = replace(record("lsq", 3), scores={})
+    assert told(build([none])) == "Nothing is ranked: no quantized row has every score."
+    other = [replace(record("rtn", 3), model="other", cell_id="rtn-w3a3-s0-other"), record("rtn", 3)]
+    assert told(build(other)) == "other: 1 method at W3A3: rtn has 22.5. toy: 1 method at W3A3: rtn has 22.5."
+
+
+def test_stars_are_not_called_clear_on_top() -> None:
+    """Ahead with these seeds alone: the top says so too, and names no more than three that are level."""
+    results = full()
+    [group] = [group for group in ranking(results) if group.w_bits == 3]
+    best, *rest = group.rows
+    leads = tuple(replace(lead, by=best.result.mean, p=0.2, p_here=0.001) for lead in best.leads)
+    starred = replace(group, rows=(replace(best, leads=leads), *rest))
+    assert "ahead of all others with these seeds; rtn has the lowest" in summary([starred], results)
+    level = tuple(replace(best.leads[0], over=f"m{place}") for place in range(4))
+    many = replace(group, rows=(replace(best, leads=level), *rest))
+    assert "71.5, 4 others cannot be told from it" in summary([many], results)
+
+
+def test_a_row_without_a_mean_is_in_no_legend() -> None:
+    mean = plots(partial())[0]
+    assert mean.caption.startswith("Mean by bit width") and 'data-series="lsq"' not in mean.svg
+    assert 'data-series="qvgen"' in mean.svg
+
+
+def test_names_in_drawings_are_escaped() -> None:
+    row = replace(record("rtn", 3), method='a"><script>&', cell_id="x-w3a3-s0")
+    for plot in plots(build([record("bf16", 16), row])):
+        assert "<script" not in plot.svg
+        ElementTree.fromstring(plot.svg)
 
 
 def paper(**changes: object) -> PaperNumber:

@@ -295,9 +295,9 @@ def test_two_cells_of_one_id_are_refused() -> None:
     [
         (None, "no such file"),
         ("{", "not a JSON file"),
-        ("[]", "schema version None, this evalharness reads 1, 2, 3"),
-        ('{"schema_version": 4}', "schema version 4, this evalharness reads 1, 2, 3"),
-        ('{"schema_version": true}', "schema version True, this evalharness reads 1, 2, 3"),
+        ("[]", "schema version None, this evalharness reads 1, 2, 3, 4"),
+        ('{"schema_version": 5}', "schema version 5, this evalharness reads 1, 2, 3, 4"),
+        ('{"schema_version": true}', "schema version True, this evalharness reads 1, 2, 3, 4"),
         ('{"schema_version": 1, "protocol": 3}', "protocol: Input should be a valid string"),
     ],
 )

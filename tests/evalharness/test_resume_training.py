@@ -76,6 +76,33 @@ def test_killed_in_mid_training(start: Start, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
+def test_a_log_that_is_hurt_while_its_training_lies_killed(start: Start, tmp_path: Path) -> None:
+    """Two of the lines that the state knows of: the training goes on, and everybody is told of two."""
+    cell = tmp_path / "out" / CELL
+    run = tuple("qvgen.recipe.steps=400" if word.endswith("steps=1500") else word for word in RUN)
+    first = start(*run, "out", "--workers", "1")
+    wait_for(lambda: any(cell.glob("training-*/train_state.safetensors")))
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (cell / "prepare.json").exists() and (cell / ".train.crc").exists()
+    lines = (cell / "train.jsonl").read_text().splitlines(keepends=True)
+    hurt = lines[2].replace('"loss": 0', '"loss": 1', 1)
+    assert hurt != lines[2]
+    (cell / "train.jsonl").write_text("".join([lines[0], hurt, *lines[3:]]))
+
+    _, err = (again := start(*run, "out", "--workers", "0")).communicate(timeout=60)
+    assert again.returncode == 0, err
+    said = "train.jsonl lost 2 lines before the training went on"
+    assert f"qvgen-w3a3-s0: {said}" in err
+    seal = json.loads((cell / "prepare.json").read_text())["train_log"]
+    assert seal["lost"] == 2 and not (cell / ".train.crc").exists()
+    found = (cell / "train.jsonl").read_text().splitlines(keepends=True)
+    assert (found[0], found[1:3]) == (lines[0], ['{"event": "lost"}\n'] * 2) and len(found) == seal["lines"]
+    assert [record["step"] for record in log(cell)[3:5]] == [json.loads(line)["step"] for line in lines[3:5]]
+    assert f"TRAINING LOG of qvgen-w3a3-s0: {said}" in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
 def test_a_training_with_other_options_starts_anew(toy_run: Callable[..., Any], tmp_path: Path) -> None:
     """What an abandoned training left is removed, neither used nor refused."""
     left = tmp_path / "out" / CELL / "training-0123456789abcdef"

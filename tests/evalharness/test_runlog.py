@@ -13,9 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalharness.config import RunConfig
 from evalharness.console import Console
 from evalharness.errors import UserError
+from evalharness.names import is_name
+from evalharness.plan import COMMAND_ONLY, build_plan
 from evalharness.planfile import read_plan_file
+from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
 from evalharness.runlog import mend
 from tests.evalharness.conftest import files_of
@@ -229,3 +233,18 @@ def test_a_log_of_anything_writes_within_its_folder_or_not_at_all(
         assert {p.name for p in place.iterdir()} == {"deep"}
     finally:
         shutil.rmtree(place)
+
+
+def test_what_a_manifest_has_beside_the_identity_is_listed() -> None:
+    """An entry of that kind that is not would pass for a part of the identity."""
+    config = RunConfig(model="tinyworld", methods="rtn", bits="4", peers="torchao-int8", limit=1)
+    plan = build_plan(config, Registry(()))
+    assert plan.record().keys() - plan.identity().keys() <= COMMAND_ONLY
+    assert not COMMAND_ONLY & plan.identity().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"), [("a" * 200, True), ("a" * 201, False), ("../a", False), (".a", False)]
+)
+def test_names_of_folders_in_a_log(name: str, is_one: bool) -> None:
+    assert is_name(name) is is_one

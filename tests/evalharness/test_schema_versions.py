@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from evalharness.records import read_samples, read_scores
 from evalharness.report.html import render
 from evalharness.report.tables import CsvReporter, markdown
+from evalharness.report.wording import coverage_line, warnings
 from evalharness.result_schema import READABLE_VERSIONS, SCHEMA_VERSION
 from evalharness.results import read_results, write_results
+from evalharness.runfolder import RunFolder
 from tests.evalharness.test_report import build, record
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,6 +58,38 @@ def test_files_with_ranges_are_of_the_third_version(tmp_path: Path) -> None:
     write_results(results, tmp_path / "results.json")
     assert (tmp_path / "results.json").read_text() == golden.read_text()
     assert read_results(golden).ranges == {"color": (-1.0, 1.0)}
+
+
+def test_files_with_a_damaged_training_log_are_of_the_fourth_version(tmp_path: Path) -> None:
+    golden = GOLDEN / "results_v4.json"
+    told = "train.jsonl has 3 lines where 5 were written"
+    records = [
+        replace(each, train_log_damage=told) if each.cell_id == "qvgen-w3a3-s0" else each for each in RECORDS
+    ]
+    write_results(build(records, resampler=None), tmp_path / "results.json")
+    assert (tmp_path / "results.json").read_text() == golden.read_text()
+    results = read_results(golden)
+    assert [cell.id for cell in results.cells if cell.train_log_damage] == ["qvgen-w3a3-s0"]
+    assert [line for line in warnings(results) if told in line and "qvgen-w3a3-s0" in line]
+    assert told in render(results, tmp_path) and told in markdown(results)
+    assert "1 training log damaged" in coverage_line(results)
+    assert "damaged" not in coverage_line(read_results(GOLDEN / "results_v3.json"))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_records_of_both_versions_are_read_the_same(version: int, tmp_path: Path) -> None:
+    """1 had no sums; 2 has one at the end of each line."""
+    shutil.copytree(GOLDEN / f"records_v{version}", tmp_path / "cells" / "a")
+    files = RunFolder(tmp_path).cell("a")
+    samples, scores = read_samples(files), read_scores(files)
+    assert [(each["sample"], each["status"]) for each in samples] == [("0000-0", "ok"), ("0001-0", "failed")]
+    assert [(each["sample"], each["value"]) for each in scores] == [("0000-0", 0.8125), ("0001-0", None)]
+    assert not any("crc" in each for each in [*samples, *scores])
+    raw = files.scores.path.read_bytes()
+    assert (b'"crc": "' in raw) == (version == 2)
+    files.scores.rewrite(scores)
+    written = (GOLDEN / "records_v2" / "scores.jsonl").read_bytes()
+    assert files.scores.path.read_bytes() == written, "what is written today"
 
 
 def test_every_readable_version_has_its_golden_file() -> None:

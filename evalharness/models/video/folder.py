@@ -138,20 +138,13 @@ def _check_files(part: Path, cls: str) -> None:
 
 def tensor_names(part: Path) -> set[str]:
     """Of all tensors in the files of a part that are read; ``check_folder`` has looked at them."""
-    return {name for path in _files_read(part) for name in _header(path) if name != "__metadata__"}
+    return {name for path in _files_read(part) for name in _header(path)}
 
 
 def _files_read(part: Path) -> list[Path]:
     """Safetensors files but those of a variant, such as ``model.fp16.safetensors``, which none asks for."""
     named = {name for index in part.glob("*.index.json") for name in _shards(index)}
     return sorted(p for p in part.glob("*.safetensors") if "." not in p.stem or p.name in named)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = parse_json(file.read(length))
-    return header
 
 
 def _check_transformer(folder: Path, spec: ModelSpec) -> None:
@@ -190,7 +183,7 @@ def _check_weights(part: Path) -> None:
             found = f" (only {variants[0]}, a variant, and none is read; save the pipeline without)"
         raise UserError(f"{part}: no safetensors file{found}; fetch again")
     for path in files:
-        _check_length(path)
+        _header(path)
     pieces = [path.name for path in files if _PIECE.search(path.name)]
     if pieces and len(pieces) == len(files) and not list(part.glob("*.index.json")):
         raise UserError(
@@ -207,22 +200,34 @@ def _shards(index: Path) -> set[str]:
     return set(names)
 
 
-def _check_length(path: Path) -> None:
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of its tensors, by name.
+
+    Raises:
+        UserError: it is none, is not as long as it says, or has numbers of 8 bits, which stand for nothing
+            without scales that no library would apply.
+    """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length >= min(size, _HEADER_LIMIT):
                 raise ValueError("longer than the file, or than any header")
-            header = parse_json(file.read(length))
-        end = max(
-            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
-        )
+            header: dict[str, dict[str, Any]] = parse_json(file.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        narrow = next((name for name, entry in header.items() if entry["dtype"].startswith("F8_")), None)
         whole = size == 8 + length + end
     except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError):
-        whole = False
+        whole, narrow, header = False, None, {}
     if not whole:
         raise UserError(f"{path}: truncated or no safetensors file ({size} bytes); fetch or copy it again")
+    if narrow is not None:
+        raise UserError(
+            f"{path}: {narrow} is {header[narrow]['dtype']}, numbers of 8 bits; the harness quantizes "
+            "by itself: give the pipeline in bfloat16, float16 or float32"
+        )
+    return header
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -96,9 +97,13 @@ class VideoModel:
         import torch
 
         from evalharness.machine.preflight import Training, preflight
+        from evalharness.memory import host_memory_left
 
         memory = float(torch.cuda.get_device_properties(0).total_memory)
-        preflight(self.spec, self._training_settings(), Training.of(recipe, rank, gpus, observed), memory)
+        left = host_memory_left()
+        host = None if left is None else left / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        training = Training.of(recipe, rank, gpus, observed)
+        preflight(self.spec, self._training_settings(), training, memory, host)
 
     def _training_settings(self) -> VideoSettings:
         """Of the largest clips of the training data, or of generation."""

@@ -140,15 +140,17 @@ class Placement:
 def _blocks_by_turns(transformer: nn.Module, device: torch.device) -> Iterator[None]:
     """Blocks come to ``device`` for their calls, one at a time; what is in no block for the whole time.
 
-    Copies come and are dropped: nothing goes back to the host, where all of it stays. No layer is told, for
-    one with packed weights that is sent to the host by ``.to`` gets ready to compute there.
+    Copies come and are dropped: nothing goes back to the host, where all of it stays; what a block writes
+    into its own tensors is lost. Only tensors that a call makes anew, such as codes in another form, go to
+    the host behind it, and come again. No layer is told, for one with packed weights that is sent to the host
+    by ``.to`` gets ready to compute there.
     """
     experts = [transformer.high, transformer.low] if isinstance(transformer, TwoExperts) else [transformer]
     with ExitStack() as undo:
         for expert in experts:
             in_blocks: set[int] = set()
             for block in _blocks(expert):
-                visit = _Visit(_tensors(block), device)
+                visit = _Visit(_tensors(block), device, block)
                 in_blocks.update(id(tensor) for tensor in _tensors(block))
                 undo.callback(block.register_forward_pre_hook(visit.bring).remove)
                 undo.callback(block.register_forward_hook(visit.drop, always_call=True).remove)
@@ -159,11 +161,13 @@ def _blocks_by_turns(transformer: nn.Module, device: torch.device) -> Iterator[N
 
 
 class _Visit:
-    """Tensors that rest on the host and come to the device as copies."""
+    """Tensors that rest on the host and come to the device as copies; of ``block`` those it makes as well."""
 
-    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], device: torch.device, block: nn.Module | None = None
+    ) -> None:
         self._resting = [(tensor, tensor.data) for tensor in tensors]
-        self._device = device
+        self._device, self._block = device, block
 
     def bring(self, *_: Any) -> None:
         with torch.inference_mode(mode=False), torch.no_grad():
@@ -173,6 +177,15 @@ class _Visit:
     def drop(self, *_: Any) -> None:
         for tensor, rest in self._resting:
             tensor.data = rest
+        if self._block is None:
+            return
+        known = {id(tensor) for tensor, _ in self._resting}
+        present = {id(tensor): tensor for tensor in _tensors(self._block)}
+        self._resting = [(tensor, rest) for tensor, rest in self._resting if id(tensor) in present]
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for tensor in (tensor for key, tensor in present.items() if key not in known):
+                tensor.data = tensor.data.to(HOST)
+                self._resting.append((tensor, tensor.data))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -49,7 +49,7 @@
   form.querySelector(".slot").replaceWith(picked.details);
   const inside = new Map();
   for (const each of document.querySelectorAll("script.clip-data")) inside.set(`${each.dataset.row}/${each.dataset.prompt}`, each);
-  const chosen = new Map(data.chosen.map((id, at) => [id, at]));
+  const chosen = new Map(data.chosen.map(([id, dimension], at) => [id, { at, dimension }]));
   if (chosen.size) {
     const first = new Option("chosen by rule first", "rule");
     form.elements.order.prepend(first);
@@ -235,7 +235,7 @@
     const spread = Math.max(...widths.values());
     const told = Number.isFinite(spread) ? ` · disagreement ${spread.toFixed(data.digits)}` : "";
     const more = left && haveClips ? ` · under each video the ${NAMES} dimensions that differ most, of ${all.length}` : "";
-    const why = chosen.has(prompt.id) ? " · chosen by rule" : "";
+    const why = chosen.has(prompt.id) ? ` · chosen by rule for ${chosen.get(prompt.id).dimension}` : "";
     element.append(make("small", `prompt ${prompt.id}${told}${more}${why}`));
     const has = (sample) => names.some((name) => data.rows.some((_, index) => valueOf(name, prompt, { index }, sample) !== null));
     const samples = data.samples.map((_, sample) => sample).filter(has);
@@ -273,12 +273,12 @@
   const waiting = new Map();
   const soon = new IntersectionObserver((entries) => {
     for (const entry of entries) {
-      const make = entry.isIntersecting && waiting.get(entry.target);
-      if (!make) continue;
+      const begin = entry.isIntersecting && waiting.get(entry.target);
+      if (!begin) continue;
       soon.unobserve(entry.target);
       waiting.delete(entry.target);
       entry.target.style.removeProperty("min-height");
-      make();
+      begin();
     }
   }, { rootMargin: "600px" });
   const article = (prompt, rows, apart) => {
@@ -299,7 +299,7 @@
     if (words.length) found = found.filter((prompt) => words.every((word) => prompt.words.includes(word)));
     if (order !== "own") {
       const keys = weights(rows, order, wanted());
-      const turn = (prompt) => order === "rule" ? chosen.get(prompt.id) ?? chosen.size : 0;
+      const turn = (prompt) => order === "rule" ? chosen.get(prompt.id)?.at ?? chosen.size : 0;
       found.sort((a, b) => turn(a) - turn(b) || (keys[b.at] > keys[a.at]) - (keys[b.at] < keys[a.at]));
     }
     start = Math.max(0, Math.min(start, Math.floor((found.length - 1) / PAGE) * PAGE));

@@ -36,6 +36,17 @@ const addOption = (select, value, text) => {
   select.append(element);
 };
 
+// A named list, the first of which stands for all.
+const labelled = (text, name, all, values) => {
+  const label = make("label", `${text} `);
+  const select = make("select");
+  select.name = name;
+  addOption(select, "", all);
+  for (const value of values) addOption(select, value, value);
+  label.append(select);
+  return { label, select };
+};
+
 // A list of methods to tick; says what is ticked. Full precision always stays.
 const pickMethods = (methods) => {
   const details = make("details", undefined, "pick");
@@ -85,12 +96,7 @@ const pickMethods = (methods) => {
   const found = rows();
   const widths = [...new Set(found.map((row) => row.dataset.bits))];
   const methods = [...new Set(found.map((row) => row.dataset.method))].sort();
-  const label = make("label", "Bits ");
-  const bits = make("select");
-  bits.name = "bits";
-  addOption(bits, "", "all");
-  for (const each of widths) addOption(bits, each, each);
-  label.append(bits);
+  const { label, select: bits } = labelled("Bits", "bits", "all", widths);
   const picked = pickMethods(methods);
   const count = make("span");
   count.setAttribute("role", "status");
@@ -123,4 +129,29 @@ const pickMethods = (methods) => {
       filter();
     });
   }
+})();
+
+// One method of the plots stands out: picked from the list, or by a click on its marks or its name in a legend.
+(() => {
+  const form = document.getElementById("plots-form");
+  if (!form) return;
+  const plots = document.querySelector(".plots");
+  const whole = new Set([...document.querySelectorAll("tr.reference")].map((row) => row.dataset.method));
+  const parts = [...plots.querySelectorAll(".series")].filter((part) => !whole.has(part.dataset.series));
+  const names = [...new Set(parts.map((part) => part.dataset.series))].sort();
+  const { label, select } = labelled("Highlight", "method", "all methods", names);
+  form.append(label);
+  form.hidden = names.length < 2;
+  if (form.hidden) return;
+  plots.classList.add("has-script");
+  const show = () => {
+    for (const part of parts) part.classList.toggle("off", select.value !== "" && part.dataset.series !== select.value);
+  };
+  form.addEventListener("input", show);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  plots.addEventListener("click", (event) => {
+    const name = event.target.closest(".series")?.dataset.series ?? "";
+    select.value = name === select.value || whole.has(name) ? "" : name;
+    show();
+  });
 })();

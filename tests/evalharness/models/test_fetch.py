@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ import pytest
 
 from evalharness.cli.main import main
 from evalharness.errors import UserError
+from evalharness.machine import fetch as fetching
 from evalharness.machine.fetch import Hub, HubFile, Listing, fetch, verify, wanted
 from evalharness.modeloptions import ModelOptions
 from evalharness.models.video.folder import models_cache
@@ -35,6 +38,10 @@ class FakeHub:
         self.spoil = ""
         self.ranges = True
         self.commit = COMMIT
+        self.refusals: list[
+            tuple[str, int, dict[str, str]]
+        ] = []  # part of a path, status, headers; once each
+        self.moved = False  # files lie elsewhere, as the hub's large ones do
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,15 +72,23 @@ class FakeHub:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.asked.append((request.path, request.headers.get("Range")))
+        for number, (part, status, headers) in enumerate(self.refusals):
+            if part in request.path:
+                del self.refusals[number]
+                return self.say(request, status, b"no", headers=headers)
+        if self.moved and request.path.startswith(f"/{REPO}/resolve/"):
+            elsewhere = {"Location": f"{self.address}/cdn{request.path}?signed=1"}
+            return self.say(request, 302, b"", headers=elsewhere)
         if request.path.startswith(f"/api/models/{REPO}/revision/"):
             revision = request.path.rpartition("/")[2].partition("?")[0]
             if revision not in ("main", COMMIT, self.commit):
                 return self.say(request, 404, b"")
             return self.say(request, 200, json.dumps(self.listing()).encode())
         prefix = f"/{REPO}/resolve/{self.commit}/"
-        if not request.path.startswith(prefix):
+        path = request.path.removeprefix("/cdn").partition("?")[0]
+        if not path.startswith(prefix):
             return self.say(request, 404, b"")
-        name = request.path.removeprefix(prefix)
+        name = path.removeprefix(prefix)
         data = (self.folder / name).read_bytes()
         if name == self.spoil:
             data = data[:-1] + bytes([data[-1] ^ 1])
@@ -84,8 +99,13 @@ class FakeHub:
             request, status, data[start:], self.cut.pop(0) if self.cut and name.endswith("tensors") else None
         )
 
-    def say(self, request: BaseHTTPRequestHandler, status: int, data: bytes, cut: int | None = None) -> None:
+    def say(
+        self, request: BaseHTTPRequestHandler, status: int, data: bytes, cut: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         request.send_response(status)
+        for name, value in (headers or {}).items():
+            request.send_header(name, value)
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
         request.wfile.write(data if cut is None else data[:cut])
@@ -165,6 +185,97 @@ def test_a_hub_without_ranges_begins_anew(hub: FakeHub, tmp_path: Path) -> None:
     assert tree(tmp_path) == tree(hub.folder)
 
 
+def test_connections_may_break_while_they_bring_something(hub: FakeHub, tmp_path: Path) -> None:
+    """Eight times; but three in a row that bring nothing end it, with what came kept."""
+    hub.cut = [100] * 8
+    fetch(Hub(), REPO, None, tmp_path / "a", quiet)
+    assert tree(tmp_path / "a") == tree(hub.folder)
+    first = next(path for path in hub.files() if path.suffix == ".safetensors")
+    size = first.stat().st_size
+    hub.cut = [100, 0, 0, 0]
+    with pytest.raises(
+        UserError, match=rf"3 connections in a row brought nothing more \(100 of {size} bytes"
+    ):
+        fetch(Hub(), REPO, None, tmp_path / "b", quiet)
+    fetch(Hub(), REPO, None, tmp_path / "b", quiet)
+    assert tree(tmp_path / "b") == tree(hub.folder)
+    assert [asked for _, asked in hub.asked if asked][-1] == "bytes=100-"
+
+
+def test_a_hub_that_begins_anew_each_time_is_not_asked_for_ever(hub: FakeHub, tmp_path: Path) -> None:
+    """It breaks off at 500 bytes, then three times before that: nothing is gained, however they lie."""
+    hub.ranges, hub.cut = False, [500, 300, 400, 200, 350]
+    with pytest.raises(UserError, match="3 connections in a row brought nothing more"):
+        fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert hub.cut == [350]
+
+
+def test_an_encrypted_connection_may_break_too(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What TLS says then has a number, as errors of the disk have; and an answer may be no HTTP at all."""
+    plain, broken = Hub.open, [700]
+
+    class Answer:
+        status = 200
+
+        def __init__(self, data: bytes) -> None:
+            self.pieces = [data]
+
+        def read(self, size: int) -> bytes:
+            if self.pieces:
+                return self.pieces.pop()
+            raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+
+        def close(self) -> None: ...
+
+    def open_(self: Hub, listing: Listing, path: str, start: int) -> tuple[Any, int]:
+        if path.endswith(".safetensors") and broken:
+            return Answer((hub.folder / path).read_bytes()[: broken.pop()]), 0
+        return plain(self, listing, path, start)
+
+    monkeypatch.setattr(Hub, "open", open_)
+    fetch(Hub(), REPO, None, tmp_path / "a", quiet)
+    assert tree(tmp_path / "a") == tree(hub.folder)
+    assert [asked for _, asked in hub.asked if asked] == ["bytes=700-"]
+
+    def garbled(*_: Any, **__: Any) -> None:
+        raise http.client.BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", garbled)
+    with pytest.raises(UserError, match=r"cannot be reached \(SSH-2\.0\); what is there already is kept"):
+        fetch(Hub(), REPO, None, tmp_path / "b", quiet)
+
+
+def test_large_files_lie_elsewhere_and_are_gone_on_with_there(hub: FakeHub, tmp_path: Path) -> None:
+    hub.moved, hub.cut = True, [1000]
+    fetch(Hub(), REPO, None, tmp_path, quiet)
+    assert tree(tmp_path) == tree(hub.folder)
+    assert [path for path, asked in hub.asked if asked and path.startswith("/cdn/")]
+
+
+def test_a_busy_hub_is_waited_for(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it says; else 2, 10, 30 seconds; then the command ends, and goes on when given again."""
+    waited: list[float] = []
+    monkeypatch.setattr(fetching.time, "sleep", waited.append)
+    hub.refusals = [
+        ("/api/", 429, {"Retry-After": "7"}), ("/api/", 503, {}), ("/vae/", 429, {"Retry-After": "100000"}),
+        ("/vae/", 500, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+    ]  # fmt: skip
+    fetch(Hub(), REPO, None, tmp_path / "a", quiet)
+    assert tree(tmp_path / "a") == tree(hub.folder)
+    assert waited == [7.0, 10.0, 120.0, 10.0]
+    waited.clear()
+    hub.refusals = [("/vae/diffusion", 503, {})] * 4
+    with pytest.raises(
+        UserError, match=r"safetensors: HTTP 503; try again later: what is there already is kept"
+    ):
+        fetch(Hub(), REPO, None, tmp_path / "b", quiet)
+    assert waited == [2.0, 10.0, 30.0]
+    fetch(Hub(), REPO, None, tmp_path / "b", quiet)
+    assert tree(tmp_path / "b") == tree(hub.folder)
+
+
 def test_bytes_that_hash_otherwise_are_refused(hub: FakeHub, tmp_path: Path) -> None:
     hub.spoil = "transformer/diffusion_pytorch_model.safetensors"
     with pytest.raises(UserError, match="came 3 times in another form"):
@@ -211,6 +322,19 @@ def test_what_fails_is_one_line(hub: FakeHub, tmp_path: Path, capfd: pytest.Capt
     assert "did you mean 'wan2.1-1.3b'" in said(capfd, "wan2.1-1.3", *out)
     assert "nothing to fetch" in said(capfd, "wan", *out)
     assert "nothing to fetch" in said(capfd, "tinyworld", *out)
+    assert "--revision main takes the newest, whose commit is recorded" in line
+    hub.commit = LATER  # the pinned commit is gone
+    hub.refusals = [("/revision/", 404, {"X-Error-Code": "RevisionNotFound"})]
+    line = said(capfd, "wan2.1-1.3b", *out)
+    assert f"there is no {REPO} at revision {COMMIT}; --revision main takes the newest" in line
+    hub.refusals = [("/revision/", 404, {"X-Error-Code": "RepoNotFound"})]
+    assert f"at revision {COMMIT}; check the name" in said(capfd, "wan2.1-1.3b", *out)
+    hub.refusals = [("/revision/", 401, {}), ("/revision/", 403, {"X-Error-Code": "GatedRepo"})]
+    assert "needs a login or is not there; no login is done here" in said(capfd, "wan2.1-1.3b", *out)
+    assert "wants terms accepted and a login" in said(capfd, "wan2.1-1.3b", *out)
+    hub.refusals = [("/revision/", 418, {})]
+    assert "HTTP 418; try again later" in said(capfd, "wan2.1-1.3b", *out)
+    assert hub.refusals == []
     monkeypatch.setenv("HF_ENDPOINT", "ftp://x")
     assert "expected an address that begins with https://" in said(capfd, "wan2.1-1.3b", *out)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
@@ -258,6 +382,14 @@ def test_from_fetch_to_a_video(hub: FakeHub, tmp_path: Path, tiny: Any, monkeypa
     assert loaded.generate(["a goat"], [0]).shape == (1, 5, 32, 32, 3)
     with pytest.raises(UserError, match="asked was def"):
         Registry().get("models", "wan2.1-1.3b")(ModelOptions(revision="def")).folder()
+    # The newest, where the pinned commit is gone: what it prints is what a run then takes.
+    hub.commit = LATER
+    capfd.readouterr()
+    assert main(["fetch", "wan2.1-1.3b", "--revision", "main"]) == 0
+    assert f"not the pinned revision: --revision {LATER} in every run" in capfd.readouterr().out
+    with pytest.raises(UserError, match=f"or take what is there with: --revision {LATER}"):
+        Registry().get("models", "wan2.1-1.3b")(ModelOptions()).folder()
+    assert Registry().get("models", "wan2.1-1.3b")(ModelOptions(revision=LATER)).folder()
     own = Registry().get("models", "wan2.1-1.3b")(ModelOptions(weights=str(hub.folder))).folder()
     assert own == hub.folder, "a folder that is given need not be of the pinned revision"
     record = models_cache() / "wan2.1-1.3b" / "fetch.json"

@@ -146,6 +146,37 @@ def test_a_variant_beside_the_weights(
         build_model(Registry(), "wan", ModelOptions(weights=str(copied))).load("cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_another_dtype_in_other_shards_is_the_same_pipeline(
+    copied: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """As repositories differ: one stores float32 in one file, another bfloat16 in many."""
+    import diffusers
+
+    saved = diffusers.WanPipeline.from_pretrained(copied, local_files_only=True).to(torch.bfloat16)
+    saved.to(dtype).save_pretrained(tmp_path / "other", max_shard_size="3KB")
+    names = {path.name for path in (tmp_path / "other" / "transformer").iterdir()}
+    assert "diffusion_pytorch_model.safetensors.index.json" in names and len(names) > 3
+    loaded = build_model(Registry(), "wan", ModelOptions(weights=str(tmp_path / "other"))).load("cpu")
+    original = build_model(Registry(), "wan", ModelOptions(weights=str(copied))).load("cpu")
+    wanted = dict(original.transformer.named_parameters())
+    for name, parameter in loaded.transformer.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, wanted[name].bfloat16().float())
+    stored = load_file(copied / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert stored.keys() == dict(loaded.transformer.named_parameters()).keys()
+
+
+def test_numbers_of_8_bits_are_refused(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = copied / "transformer" / "diffusion_pytorch_model.safetensors"
+    narrow = {
+        name: value.to(torch.float8_e4m3fn) if name.endswith("ffn.net.2.weight") else value
+        for name, value in load_file(path).items()
+    }
+    save_file(narrow, path, {"format": "pt"})
+    assert "blocks.0.ffn.net.2.weight is F8_E4M3, numbers of 8 bits" in said(copied, capfd)
+
+
 @pytest.mark.parametrize(
     ("part", "lost", "line"),
     [

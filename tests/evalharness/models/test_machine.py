@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from evalharness.cli.main import main
 from evalharness.compat import protocol_notes
 from evalharness.errors import UserError
 from evalharness.machine.costs import (
+    NOMINAL,
     Rates,
     call_seconds,
     expert_bytes,
@@ -26,12 +27,13 @@ from evalharness.machine.costs import (
     observing_memory,
     start_memory,
     training_memory,
+    training_seconds,
     video_seconds,
     video_tokens,
     weights_bytes,
     work_of,
 )
-from evalharness.machine.preflight import Training, need_of, preflight
+from evalharness.machine.preflight import Training, host_need_of, need_of, preflight
 from evalharness.modeloptions import ModelOptions
 from evalharness.protocols.vbench import MLPerfProtocol, QVGen8Protocol
 from evalharness.registry import Registry
@@ -126,10 +128,11 @@ def test_what_the_dry_run_reckons_with() -> None:
 
 
 class Alive(TorchDispatchMode):
-    """The most bytes of tensors alive at a time, of those made within."""
+    """The most bytes of tensors alive at a time, of those made within; ``known``: storages that were not."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Collection[int] = ()) -> None:
         super().__init__()
+        self.known = known
         self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}
         self.most = 0
 
@@ -138,6 +141,8 @@ class Alive(TorchDispatchMode):
         for tensor in made if isinstance(made, tuple | list) else [made]:
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
+                if storage._cdata in self.known:
+                    continue
                 self.sizes[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.sizes = {key: row for key, row in self.sizes.items() if not row[0].expired()}
         self.most = max(self.most, sum(size for _, size in self.sizes.values()))
@@ -330,8 +335,16 @@ def test_recipes_are_whole_and_fit_the_machines_they_name(path: Path) -> None:
     )
     gpus = int(text.partition("--nproc-per-node ")[2].split()[0]) if "torchrun" in text else 1
     assert method.recipe.accumulate % gpus == 0 and method.w_bits == 4 and method.rank == 32
-    training = Training.of(dataclasses.asdict(method.recipe), method.rank, gpus)
-    preflight(built.spec, settings, training, 85e9)
+    recipe = method.recipe
+    training = Training.of(dataclasses.asdict(recipe), method.rank, gpus)
+    preflight(built.spec, settings, training, 85e9, 64e9)
+    # What its page says: memory, and time at the rates of the page, of all samples over the GPUs.
+    page = (Path(__file__).parents[3] / "docs" / "models" / f"{config.model}.md").read_text()
+    gigabytes = need_of(built.spec, settings, training)[0] / 1e9
+    samples = recipe.steps * recipe.batch_size * recipe.accumulate
+    hours = training_seconds(built.spec, settings, NOMINAL["cuda"]) * samples / gpus / 3600
+    row = f"{gpus} GPU{'s' * (gpus > 1)}, {gigabytes:.0f} GB on each; its steps take at least {hours:.1f} h |"
+    assert f"| predicted, training by `configs/models/{path.name}` | {row}" in page
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
@@ -340,10 +353,10 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     with pytest.raises(UserError) as caught:
         preflight(built.spec, built.settings, asked, 85e9)
     line = str(caught.value)
-    assert "with 1 GPUs, batch_size 8, gradient_checkpointing off takes about" in line
+    assert "with 1 GPU, batch_size 8, gradient_checkpointing off takes about" in line
     assert "which have 85" in line
     offered = line.partition("what would fit: ")[2]
-    assert offered.startswith("1 GPUs, batch_size 8, gradient_checkpointing on")
+    assert offered.startswith("1 GPU, batch_size 8, gradient_checkpointing on")
     preflight(built.spec, built.settings, dataclasses.replace(asked, checkpointing=True), 85e9)
     with pytest.raises(UserError, match="it needs GPUs of"):
         preflight(built.spec, built.settings, asked, 3e9)
@@ -375,6 +388,45 @@ def test_what_lies_elsewhere_is_no_memory_of_a_gpu() -> None:
     assert start_memory(built.spec, 8, teacher=False) == pytest.approx(2 * 14.29e9, rel=1e-3)
     recipe = {"batch_size": 1, "gradient_checkpointing": True, "teacher": "host", "offload": "moments"}
     assert Training.of(recipe, 32, 2).words.endswith("teacher host, offload moments")
+
+
+def test_what_the_host_has_no_room_for_is_refused_with_what_would_fit() -> None:
+    """Wan2.1-14B on one GPU of 150 GB, by hand: 10 bytes of 14.29e9 numbers and 12 GB of other parts."""
+    built = model("wan2.1-14b", generation={"frames": 17, "height": 480, "width": 832})
+    asked = Training(batch_size=1, gpus=1, checkpointing=True, offload=1.0, teacher_place="host")
+    assert host_need_of(built.spec, asked) == pytest.approx(10 * 14.29e9 + 11.36e9 + 0.51e9, rel=1e-3)
+    preflight(built.spec, built.settings, asked, 150e9, 170e9)
+    preflight(built.spec, built.settings, asked, 150e9)  # nobody knows
+    with pytest.raises(UserError, match=r"about 155 GB of each process on the host, which has 150 free"):
+        preflight(built.spec, built.settings, asked, 150e9, 150e9)
+    with pytest.raises(UserError) as caught:
+        preflight(built.spec, built.settings, asked, 170e9, 150e9)
+    first = str(caught.value).partition("what would fit: ")[2].partition(";")[0]
+    assert first.endswith("teacher host, offload moments, offload_share 0.8")
+    # Two processes of one host share it: 2 x 83 GB of all moments and the teacher are more than 150.
+    assert "2 GPUs, batch_size 1, gradient_checkpointing on, teacher host, offload moments, off" in str(
+        caught.value
+    )
+    partly = dataclasses.replace(asked, offload=0.8)
+    preflight(built.spec, built.settings, partly, 170e9, 150e9)
+    moved = need_of(built.spec, built.settings, partly)[0] - need_of(built.spec, built.settings, asked)[0]
+    assert moved == pytest.approx(0.2 * 8 * 14.29e9, rel=1e-3)
+    assert host_need_of(built.spec, asked) - host_need_of(built.spec, partly) == pytest.approx(moved)
+    with pytest.raises(UserError) as caught:  # eight GPUs need nothing of the host
+        preflight(
+            built.spec,
+            built.settings,
+            dataclasses.replace(asked, gpus=8, teacher_place="sharded"),
+            141e9,
+            20e9,
+        )
+    offered = str(caught.value).partition("what would fit: ")[2].split("; or ")
+    assert offered[0] == "8 GPUs, batch_size 1, gradient_checkpointing on, teacher sharded"
+    here = dataclasses.replace(asked, gpus=8, offload=0.0, teacher_place="sharded")
+    preflight(built.spec, built.settings, here, 150e9, 1e9)  # keeps nothing there
+    recipe = {"offload": "moments", "offload_share": 0.25, "teacher": "host"}
+    assert Training.of(recipe, 0, 2).on_the_host() == {"gpus": 2, "teacher_on_host": True, "offload": 0.25}
+    assert Training.of({**recipe, "offload": "off"}, 0, 2).offload == 0.0
 
 
 @pytest.mark.parametrize("name", ["cogvideox-2b", "wan2.1-1.3b", "wan2.1-14b"])
@@ -419,6 +471,8 @@ def test_methods_say_what_they_look_at(method: str, option: dict[str, Any], samp
     cls: Any = Registry().get("methods", method)
     made = [cls(w_bits=4, a_bits=4, mode=mode, **option) for mode in ("author", "fair")]
     assert [each.observed_samples for each in made] == [samples, 0]
+    others = [Registry().get("methods", name)(w_bits=4, a_bits=4) for name in ("qvgen", "kd-qat")]
+    assert [each.observed_samples for each in others] == [0, 0]
 
 
 def test_the_prepare_stage_asks_before_it_trains(

@@ -172,6 +172,36 @@ def test_packed_layers_that_come_and_go_are_not_told() -> None:
     assert torch.equal(model(x), wanted) and told == []
 
 
+def test_tensors_that_a_call_makes_rest_on_the_host_too() -> None:
+    """As a backend makes when it finds itself on the device: each call has all, between them none stays."""
+
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("codes", torch.arange(3.0))
+            self.register_buffer("made", None, persistent=False)
+            self.calls: list[tuple[bool, int]] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.append((self.made is None, 0 if self.made is None else self.made.data_ptr()))
+            if self.made is None or len(self.calls) == 3:
+                self.made = self.codes * 2
+            return x + self.made  # type: ignore[operator]
+
+    model = nn.Module()
+    block = Growing()
+    model.blocks = nn.ModuleList([block])
+    with torch.inference_mode(), placement._blocks_by_turns(model, torch.device("cpu", 0)):
+        x, rests = torch.ones(3), []
+        for _ in range(4):
+            assert torch.equal(block(x), torch.tensor([1.0, 3.0, 5.0]))
+            assert block.made is not None and block.made.device == torch.device("cpu")
+            rests.append(block.made.data_ptr())
+    assert [is_new for is_new, _ in block.calls] == [True, False, False, False]
+    assert rests[0] == rests[1] != rests[2] == rests[3], "made anew in the third call"
+    assert block.calls[1][1] != rests[0] and block.calls[3][1] != rests[3], "a copy came"
+
+
 def test_an_unknown_preset() -> None:
     with pytest.raises(ValueError, match="--memory all: expected one of phases, resident, blocks"):
         ModelOptions(memory="all")
