@@ -51,8 +51,29 @@ LEAST_SECONDS = 0.02
 """One measurement repeats a call for at least so long."""
 
 
-class Side:
-    """One checkout in a process: ``prepare`` a path, then ``measure`` it."""
+class Asked:
+    """A process that measures: ``prepare`` a path, then ``measure`` it."""
+
+    def __init__(self, questions: TextIO, answers: TextIO) -> None:
+        self._questions, self._answers = questions, answers
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """Its answer to one line of JSON."""
+        self._questions.write(json.dumps(question) + "\n")
+        self._questions.flush()
+        line = self._answers.readline()
+        if not line:
+            raise RuntimeError("the measuring process ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        raise NotImplementedError
+
+
+class Side(Asked):
+    """One checkout in a process."""
 
     def __init__(self, root: Path, slower: float = 0.0) -> None:
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **STEADY_MEMORY}
@@ -62,20 +83,10 @@ class Side:
         self._process = subprocess.Popen(
             command, env=environment, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-
-    def ask(self, **question: Any) -> dict[str, Any]:
-        """Its answer to one line of JSON."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the measuring process ended")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        super().__init__(self._process.stdin, self._process.stdout)
 
     def close(self) -> None:
-        """End the process."""
         self._process.kill()
         self._process.wait()
 
@@ -136,7 +147,8 @@ def block(
     sides: dict[str, tuple[Path, float]],
     names: Sequence[str],
     number: int,
-    start: Callable[[Path, float], Side] | None = None,
+    start: Callable[[Path, float], Asked] | None = None,
+    turns: tuple[int, int] = TURNS,
 ) -> dict[str, Any]:
     """Medians of a few turns of every path, each side in a fresh process; or why there are none.
 
@@ -147,7 +159,7 @@ def block(
     """
     order = list(sides)
     random.SystemRandom().shuffle(order)
-    started = {key: (start or Side)(*sides[key]) for key in order}
+    started: dict[str, Asked] = {key: (start or Side)(*sides[key]) for key in order}
     cpus = sorted(os.sched_getaffinity(0))
     cpu = cpus[number // 2 % len(cpus)]  # one core for all: another may have a busy neighbour
     found: dict[str, Any] = {}
@@ -161,7 +173,7 @@ def block(
             longest = max(answer["seconds"] for answer in first.values())
             loops = max(1, round(LEAST_SECONDS / longest))
             times: dict[str, list[float]] = {key: [] for key in sides}
-            for turn in range(turns_of(loops * longest, len(names))):
+            for turn in range(turns_of(loops * longest, len(names), turns)):
                 ahead = turn % len(order)  # nobody is always ahead, nor always behind the same one
                 for key in order[ahead:] + order[:ahead]:
                     times[key].append(started[key].ask(loops=loops, cpu=cpu)["seconds"])
@@ -172,12 +184,12 @@ def block(
     return found
 
 
-def turns_of(seconds: float, paths: int) -> int:
+def turns_of(seconds: float, paths: int, turns: tuple[int, int] = TURNS) -> int:
     """How many turns a path has in a block of so many paths, by what one side's turn takes.
 
     Short turns scatter by ten per cent and more on a busy machine, processes by one or two.
     """
-    least, most = TURNS
+    least, most = turns
     return min(most, max(least, int(BLOCK_SECONDS / paths / (2 * seconds))))
 
 

@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import below, words
+
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("local", "torchrun", "ray")
 PARTS = ("workers", "kills")
@@ -77,20 +79,7 @@ def done_twice(folder: Path) -> list[str]:
 
 def family(root: int) -> list[int]:
     """Processes below ``root`` that do the harness's work."""
-    parents: dict[int, int] = {}
-    words: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                stat = entry.joinpath("stat").read_text()
-                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-                words[int(entry.name)] = entry.joinpath("cmdline").read_text().replace("\0", " ")
-    found, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= more
-        grown = bool(more)
-    return sorted(pid for pid in found - {root} if any(mark in words.get(pid, "") for mark in _MARKS))
+    return sorted(pid for pid in below(root) if any(mark in words(pid) for mark in _MARKS))
 
 
 def in_peace(folder: Path, run: Sequence[str], variables: Mapping[str, str]) -> dict[str, bytes]:

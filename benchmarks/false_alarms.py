@@ -4,7 +4,7 @@
 
 From the cached scores of ``results/tinyworld/cpu`` (16 rows, 80 prompts, 3 seeds): for each of 100 runs,
 every prompt's reference score comes from one seed drawn at random and the run's from another. The weights
-are the same, so that every REGRESSION is a false alarm. Two sizes: all prompts, and 16 as in ``results/ci``;
+are the same, so that every REGRESSION is a false alarm. Two sizes: all prompts, and 32 as in ``results/ci``;
 each run is held as a whole (all rows in one check) and row by row.
 """
 
@@ -28,7 +28,7 @@ from evalharness.results import read_results
 
 SHIPPED = Path("results/tinyworld/cpu/results.json")
 GATES = Path("results/ci/gates.yaml")
-SIZES = (80, 16)
+SIZES = (80, 32)
 
 
 def resampled(results: Results, rng: np.random.Generator, size: int) -> tuple[Results, Results]:

@@ -38,7 +38,10 @@ RUN = ("run", "--model", "toy", "--methods", "toy-train,toy-round", "--bits", "3
 MOST_COMMANDS = 8
 CRASHED = 70
 """An exception that reached the top: no fault may do that."""
-AFTERWARDS = ("truncated record", "duplicated records", "damaged video", "truncated JSON", "deleted JSON")
+AFTERWARDS = (
+    *("truncated record", "duplicated records", "damaged video", "truncated JSON", "deleted JSON"),
+    *("flipped digit", "damaged training log"),
+)
 """What happens to the files between two runs."""
 WHOLE = (
     *("plan.json", "manifest.json", "results.json", ".aggregate.json"),
@@ -46,7 +49,8 @@ WHOLE = (
 )
 """What is written whole. One is drawn by its name, so that cells do not outweigh the rest."""
 MOST_DRAWS = 20
-MENDED = "lost or damaged; taken from"
+MENDED = ("lost or damaged; taken from", "not as written")
+RECORDS = ("cells/*/samples.jsonl", "cells/*/scores.jsonl", "events.jsonl")
 
 _ADVICE = re.compile(r"(?P<path>/\S+?): (?:line (?P<line>\d+)|.*delete it)")
 
@@ -107,7 +111,9 @@ def run_once(folder: Path, fault: Fault | None = None) -> tuple[int, str]:
 def damage(kind: str, folder: Path, rng: random.Random) -> str:
     """Do to a file what a bad disk or a copy gone wrong does; says which, or nothing if none is there."""
     patterns: dict[str, Sequence[str]] = {
-        "truncated record": ["cells/*/samples.jsonl", "cells/*/scores.jsonl", "events.jsonl"],
+        "truncated record": RECORDS,
+        "flipped digit": RECORDS,
+        "damaged training log": ["cells/*/train.jsonl"],
         "duplicated records": ["cells/*/samples.jsonl", "cells/*/scores.jsonl"],
         "damaged video": ["cells/*/videos/*.mp4"],
         "truncated JSON": WHOLE,
@@ -119,13 +125,17 @@ def damage(kind: str, folder: Path, rng: random.Random) -> str:
         return ""
     path = rng.choice(rng.choice(there))
     data = path.read_bytes()
-    if kind == "deleted JSON":
+    how = rng.choice(("deleted", "cut", "changed")) if kind == "damaged training log" else kind
+    if how in ("deleted", "deleted JSON"):
         path.unlink()
         return path.relative_to(folder).as_posix()
     if kind == "duplicated records":
         lines = data.splitlines(keepends=True)
         again = rng.sample(lines, rng.randint(1, len(lines)))
         path.write_bytes(data + b"".join(line for line in again if line.endswith(b"\n")))
+    elif how in ("flipped digit", "changed"):
+        place = rng.choice([at for at, byte in enumerate(data) if chr(byte).isdigit()])
+        path.write_bytes(data[:place] + b"%d" % ((data[place] - 47) % 10) + data[place + 1 :])
     elif kind == "damaged video" and rng.random() < 0.5:
         place = rng.randrange(len(data))
         path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
@@ -179,7 +189,7 @@ def suffer(
         # A GPU stays as small as it is, and a smaller batch asked for would be another run.
         code, message = run_once(folder, fault if kind == "out of GPU memory" else None)
         codes.append(code)
-        mended += message.count(MENDED)
+        mended += sum(message.count(sign) for sign in MENDED)
         if code == 2 and obey(message):
             advice += 1
     if CRASHED in codes:

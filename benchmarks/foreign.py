@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evalharness.linesums import summed
+
 Read = Callable[[Path], object]
 Make = Callable[[], bytes]
 
@@ -125,6 +127,26 @@ def _scores(path: Path) -> object:
     from evalharness.runfolder import CellFolder
 
     return read_scores(CellFolder(path.parent))
+
+
+def _train_log(path: Path) -> object:
+    """As it is, as one that was sealed, and as one that a training goes on with."""
+    from evalharness import trainlog
+    from evalharness.runfolder import CellFolder
+
+    files = CellFolder(path.parent)
+    seal = {"lines": 2, "sha256": hashlib.sha256(_TRAINED).hexdigest(), "lost": 0}
+    found = [trainlog.read_train_log(files, record) for record in ({}, {"train_log": seal})]
+    trainlog.rewind(path, 2)
+    return [*found, trainlog.seal(path)]
+
+
+def _run_log(path: Path) -> object:
+    from evalharness.runfolder import RunFolder
+    from evalharness.runlog import logged, logged_plan
+
+    folder = RunFolder(path.parent)
+    return [logged_plan(folder), list(logged(folder, "trained")), folder.events.damaged()]
 
 
 def _card(path: Path) -> object:
@@ -284,6 +306,12 @@ def _good_video() -> bytes:
     return encode_video(np.indices((3, 16, 16, 3)).sum(axis=0).astype(np.uint8), 8)
 
 
+_TRAINED = b'{"step": 0, "loss": 0.5}\n{"step": 1, "loss": NaN, "rank": 8}\n'
+_BEGUN = _json({"event": "begin", "identity": _IDENTITY, "manifest": {"config": {"cells": [_CELL]}}})
+_LOGGED = (
+    summed(_BEGUN.decode()) + "\n" + summed('{"event": "trained", "cell": "a-s0", "log": "{}"}') + "\n"
+).encode()
+
 READERS: dict[str, Reader] = {
     "recipe": Reader("run.yaml", _recipe, b"model: tinyworld\nbits: 4,3\n", "evalharness/config.py"),
     "gates": Reader("gates.yaml", _gates, _GATES, "evalharness/gates/spec.py"),
@@ -298,6 +326,8 @@ READERS: dict[str, Reader] = {
     "prepare": Reader("prepare.json", _prepared, _json(_PREPARE), "evalharness/records.py"),
     "samples": Reader("samples.jsonl", _samples, _json(_SAMPLE) + b"\n", "evalharness/records.py"),
     "scores": Reader("scores.jsonl", _scores, _json(_SCORE) + b"\n", "evalharness/records.py"),
+    "training log": Reader("train.jsonl", _train_log, lambda: _TRAINED, "evalharness/trainlog.py"),
+    "run log": Reader("events.jsonl", _run_log, lambda: _LOGGED, "evalharness/runlog.py"),
     "card": Reader("evalharness.json", _card, _json(_CARD), "evalharness/checkpoints.py"),
     "papers": Reader("a.csv", _papers, _PAPER.encode(), "evalharness/papers.py"),
     "clips": Reader(

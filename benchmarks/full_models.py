@@ -95,6 +95,30 @@ def bf16_model(full: Full, device: torch.device, tiny: bool) -> nn.Module:
     return keep_wide(model.eval().requires_grad_(False))
 
 
+@torch.no_grad()
+def fill_(model: nn.Module, packed: nn.Module) -> nn.Module:
+    """Give ``model`` the numbers of ``packed``, in place: those that its codes stand for, rounded once.
+
+    What a multiplier draws, and so the clock, depends on the numbers: sides that are compared have the same.
+
+    Args:
+        model: the architecture of ``packed`` with plain linears; keeps its dtypes.
+        packed: from ``packed_model``; norms in its reads or not.
+    """
+    from qvgen.packed.convert import packed_layers
+
+    layers = dict(packed_layers(packed))
+    others = {**dict(packed.named_parameters()), **dict(packed.named_buffers())}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        layer = layers.get(name.removesuffix(".weight"))
+        if layer is None or not name.endswith(".weight"):
+            tensor.copy_(others[name])
+            continue
+        codes = layer.packed_weight().unpacked().float()
+        tensor.copy_(codes.sub_(layer.zero_point).mul_(layer.scale))
+    return model
+
+
 def keep_wide(model: nn.Module) -> nn.Module:
     """Float32 for what diffusers and packed layers keep so, whatever dtype is asked for; else bfloat16."""
     from qvgen.packed.convert import packed_layers

@@ -7,7 +7,7 @@ import gc
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,13 @@ from benchmarks.random_pipelines import open_model
 from evalharness.conditions import conditions
 from evalharness.cost import executed_as
 from evalharness.device import synchronize
-from evalharness.machine.costs import MemoryNeed, expert_bytes, memory_needs
+from evalharness.machine.costs import (
+    TILE_PIXELS,
+    MemoryNeed,
+    expert_bytes,
+    memory_needs,
+    output_bytes,
+)
 from evalharness.memory import peak_within
 from evalharness.models.video.placement import Placement
 from evalharness.video import encode_video, read_video
@@ -35,7 +41,8 @@ BITS = 4
 EXECUTIONS = ("packed", "bf16", "fake")
 # Of a GPU's memory, what a process can fill; and how much longer than the longest run the next may take.
 _USABLE, _LONGER = 0.95, 1.3
-# A decoder's workspaces are in no prediction: whole decodes of other sizes tell what they depend on.
+# A decoder's workspaces are in no prediction of before: whole decodes of other sizes, which come first, tell
+# what this GPU takes for a pixel. The one nearest in size predicts the whole and the tiled decode as well.
 DECODES = {"cog_2b": ((49, 240, 360), (25, 480, 720)), "wan_1_3b": ((33, 240, 416), (33, 480, 832))}
 
 
@@ -85,6 +92,8 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
         "settings": str(opened.settings),
     }
     print(f"  {name} opened in {found['opened_s']} s", flush=True)
+    if name not in DENOISE_ONLY:
+        decode_sizes(name, opened, found, given)
     executions: dict[str, nn.Module] = {}
     is_tile_known = name in DENOISE_ONLY  # a tiled decoder is alone on the device, whatever ran before
     longest = 0.0
@@ -120,11 +129,14 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
             is_tile_known = is_tile_known or is_tiled
         longest = max(longest, time.perf_counter() - begun)
         found["ratios"][run] = compared(entry, predicted)
+        if (probed := by_probe(opened, found.get("decodes", {}), execution, preset)) and "decode" in entry[
+            "phases"
+        ]:
+            entry["predicted_by_probe_gb"] = round(probed / 1e9, 3)
+            measured = entry["phases"]["decode"]["allocated_gb"]
+            found["ratios"][run]["decode_by_probe"] = ratio(measured, entry["predicted_by_probe_gb"])
         print(f"  {name}, {run}: measured over predicted {found['ratios'][run]}", flush=True)
         given.save(found)
-    executions.clear()
-    if name not in DENOISE_ONLY:
-        decode_sizes(name, opened, found, deadline, given)
     return found
 
 
@@ -152,20 +164,13 @@ def left_out(
     return None if need < room else f"needs {need / 1e9:.0f} GB, {room / 1e9:.0f} are there"
 
 
-def decode_sizes(
-    name: str, loaded: Any, found: dict[str, Any], deadline: Deadline, given: argparse.Namespace
-) -> None:
-    """The decoder alone, whole, at the sizes of ``DECODES``: most memory on top of its own weights."""
+def decode_sizes(name: str, loaded: Any, found: dict[str, Any], given: argparse.Namespace) -> None:
+    """The decoder, whole, at the sizes of ``DECODES``: most memory on top of its weights and its frames."""
     device, vae = loaded.device, loaded.pipeline.vae
-    loaded._full = None
-    loaded._hold(None)
-    loaded.pipeline.text_encoder.to("cpu")
     vae.disable_tiling()
     vae.to(device)
     channels = vae.config.get("z_dim") or vae.config.latent_channels
     for frames, height, width in ((9, 32, 32),) if given.tiny else DECODES.get(name, ()):
-        if deadline.passed:
-            break
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -181,10 +186,30 @@ def decode_sizes(
             found["skipped"][f"decode {size}"] = f"{type(error).__name__}: {error}"
         else:
             if before is not None:
-                on_top = watch.found[size]["allocated_gb"] * 1e9 - before * 1e6
-                watch.found[size]["bytes_for_a_pixel"] = round(on_top / (height * width))
+                on_top, pixels = watch.found[size]["allocated_gb"] * 1e9 - before * 1e6, height * width
+                result = output_bytes(frames, pixels, loaded.spec)
+                watch.found[size] |= {
+                    "pixels": pixels,
+                    "bytes_for_a_pixel": round((on_top - result) / pixels),
+                }
             found.setdefault("decodes", {}).update(watch.found)
         given.save(found)
+    if loaded.placement.moves:
+        vae.to("cpu")
+
+
+def by_probe(
+    loaded: Any, decodes: Mapping[str, Mapping[str, Any]], execution: str, preset: str
+) -> float | None:
+    """Bytes that a decode takes, from decodes of other sizes on this GPU; None without any."""
+    spec, settings = loaded.spec, loaded.settings
+    known = {entry["pixels"]: entry["bytes_for_a_pixel"] for entry in decodes.values() if "pixels" in entry}
+    if not known:
+        return None
+    frame = settings.height * settings.width
+    decoded = frame if preset == "resident" else min(frame, TILE_PIXELS[spec.shape.joint_text])
+    nearest = min(known, key=lambda pixels: abs(pixels - decoded))
+    return prediction(loaded, execution, preset, known[nearest]).phases["decode"]
 
 
 def pipeline_of(name: str, device: torch.device, given: argparse.Namespace) -> Any:
@@ -256,8 +281,12 @@ def one_video(
     entry["seconds"] = round(sum(phase["seconds"] for phase in watch.found.values()), 2)
 
 
-def prediction(loaded: Any, execution: str, preset: str) -> MemoryNeed:
-    """What doctor would say."""
+def prediction(
+    loaded: Any, execution: str, preset: str, decoder_pixel_bytes: float | None = None
+) -> MemoryNeed:
+    """What doctor would say, or from what a decoder took for a pixel of another size."""
     size = expert_bytes(loaded.spec, execution, BITS)
-    needs = memory_needs(loaded.spec, loaded.settings, transformer=size)
+    needs = memory_needs(
+        loaded.spec, loaded.settings, transformer=size, decoder_pixel_bytes=decoder_pixel_bytes
+    )
     return next(need for need in needs if need.preset == preset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,7 +33,7 @@ from qvgen.packed.triton_linear import (
     padded_columns,
     quantize_tokens,
 )
-from qvgen.packed.triton_table import Tiles
+from qvgen.packed.triton_table import Tiles, parse
 
 BITS = (4, 3)
 SETS = 3
@@ -69,11 +68,8 @@ def timed(
 
 def equal_warps(m: int, n: int, k: int) -> Tiles | None:
     """The fastest tiles without jobs that were tried, where the table has taken some with jobs."""
-    for entry in json.loads(files("qvgen.packed").joinpath("triton_table.json").read_text())["gemm"]:
-        if (entry["m"], entry["n"], entry["k"]) == (m, n, k) and entry["tiles"].get("jobs"):
-            tried = (Tiles.from_dict(one["tiles"]) for one in entry.get("tried", ()))
-            return next((tiles for tiles in tried if not tiles.jobs), None)
-    return None
+    text = files("qvgen.packed").joinpath("triton_table.json").read_text()
+    return next((e.equal for e in parse(text)[0] if (e.m, e.n, e.k) == (m, n, k)), None)
 
 
 def measure_gemm(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,8 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.int8_layers import BF16, BLOCKS, TINY_BLOCKS, Group, packed_group, plain_group
 from benchmarks.linear_parts import Save, Times, forget, timed
-from benchmarks.measuring import Deadline, ratio
-from evalharness.peers import AbsentError, build_peer, held_bytes
+from benchmarks.measuring import Deadline, Stopped, ratio, stopped_after
+from evalharness.peers import AbsentError, build_peer, compiler_settings_kept, held_bytes
 from qvgen.packed.triton_linear import int8_linears
 
 PEERS = ("torchao-float8", "torchao-int8")
@@ -50,48 +53,85 @@ class Model(nn.Module):
 
 def measure_peers(
     device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False,
-    save: Save = forget,
+    save: Save = forget, *, blocks: Sequence[str] = tuple(BLOCKS), each_s: float = float("inf"),
+    tuner: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Each peer in turns with ``F.linear`` in bfloat16 and with ours at W4A4, as CUDA graphs.
 
     A peer runs as its library gives it, under ``torch.compile``; each of its linears quantizes its own input.
+    All ``blocks`` in their order with the first peer, then with the next.
+
+    Args:
+        device: where.
+        tiny: small blocks.
+        repeats: turns.
+        limit_s: for all; what has not begun then is left out.
+        uniform: see ``drawn_codes``.
+        save: is given what is known after each.
+        blocks: names of ``BLOCKS``.
+        each_s: for one peer on one block: if it is not compiled by then, it is given up.
+        tuner: whether a library may turn on its compiler's tuner.
     """
-    deadline = Deadline(limit_s)
+    deadline, known = Deadline(limit_s), TINY_BLOCKS if tiny else BLOCKS
     found: dict[str, dict[str, Any]] = {}
     ratios: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
-    for name, groups in (TINY_BLOCKS if tiny else BLOCKS).items():
-        torch.manual_seed(0)
-        inputs = [torch.randn(1, g.tokens, g.columns, device=device, dtype=BF16) for g in groups]
-        weights = [plain_group(g, device) for g in groups]
-        ours = [packed_group(g, 4, device, True, uniform) for g in groups]
-        plain = Model(Linears(groups, weights))
-        names = [f"blocks.0.layers.{i}" for i in range(sum(len(pairs) for pairs in weights))]
-        for peer in PEERS:
+    whole: dict[str, Any] = {"ratios": ratios, "blocks": found, "skipped": skipped, "tuner": tuner}
+    for peer in PEERS:
+        for name in (name for name in blocks if name in known):
             if deadline.passed:
                 skipped[f"{name} {peer}"] = "no time was left"
                 continue
             try:
-                theirs = build_peer(peer, plain, names, compiler="eager" if tiny else "inductor")
-                entry = in_turns_with(plain, theirs, peer, inputs, ours, device, repeats, deadline)
-            except AbsentError as error:
+                with compiler_settings_kept():
+                    entry = measure_peer(
+                        peer, known[name], device, tiny, repeats, deadline, uniform, each_s, tuner
+                    )
+            except (AbsentError, Stopped) as error:
                 skipped[f"{name} {peer}"] = str(error)
-                continue
-            ratios.setdefault(name, {})[peer] = entry.pop("ratios")
-            found.setdefault(name, {})[peer] = entry
-            print(f"  {name} {peer}: {ratios[name][peer]}", flush=True)
-            save({"ratios": ratios, "blocks": found, "skipped": skipped})
-            del theirs
+                print(f"  {name} {peer}: {error}", flush=True)
+            except Exception as error:  # one must not cost the others their time
+                traceback.print_exc()
+                whole["error"] = skipped[f"{name} {peer}"] = f"{type(error).__name__}: {error}"
+            else:
+                ratios.setdefault(name, {})[peer] = entry.pop("ratios")
+                found.setdefault(name, {})[peer] = entry
+                print(f"  {name} {peer}: {ratios[name][peer]}", flush=True)
+            save(whole)
             torch.compiler.reset()
-    return {"ratios": ratios, "blocks": found, "skipped": skipped}
+            gc.collect()
+    return whole
+
+
+def measure_peer(
+    peer: str, groups: list[Group], device: torch.device, tiny: bool, repeats: int, deadline: Deadline,
+    uniform: bool, each_s: float, tuner: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """One peer on one block."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, g.tokens, g.columns, device=device, dtype=BF16) for g in groups]
+    weights = [plain_group(g, device) for g in groups]
+    ours = [packed_group(g, 4, device, True, uniform) for g in groups]
+    plain = Model(Linears(groups, weights))
+    names = [f"blocks.0.layers.{i}" for i in range(sum(len(pairs) for pairs in weights))]
+    began = time.monotonic()
+    with stopped_after(min(each_s, deadline.left)):
+        theirs = build_peer(peer, plain, names, compiler="eager" if tiny else "inductor")
+        if not tuner:
+            torch._inductor.config.coordinate_descent_tuning = False
+        got = theirs(inputs)
+    ready_s = round(time.monotonic() - began, 1)
+    return in_turns_with(plain, theirs, got, peer, inputs, ours, device, repeats, deadline) | {
+        "ready_s": ready_s
+    }
 
 
 def in_turns_with(
-    plain: nn.Module, theirs: nn.Module, peer: str, inputs: list[Tensor], ours: Sequence[list[Any]],
-    device: torch.device, repeats: int, deadline: Deadline,
+    plain: nn.Module, theirs: nn.Module, got: list[Tensor], peer: str, inputs: list[Tensor],
+    ours: Sequence[list[Any]], device: torch.device, repeats: int, deadline: Deadline,
 ) -> dict[str, Any]:  # fmt: skip
     """Times of the three, the peer's distance from bfloat16, and what each holds for its weights."""
-    exact, got = plain(inputs), theirs(inputs)
+    exact = plain(inputs)
     actions: dict[str, Sequence[Callable[[], object]]] = {
         "bf16": [partial(plain, inputs)],
         peer: [partial(theirs, inputs)],

@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,33 @@ class Deadline:
     def left(self) -> float:
         """Seconds until then, negative after it."""
         return self._end - time.monotonic()
+
+
+class Stopped(BaseException):
+    """Something took longer than it was given; no ``Exception``, lest a library takes it for its own."""
+
+
+@contextmanager
+def stopped_after(limit_s: float) -> Iterator[None]:
+    """Raise ``Stopped`` where the main thread is after so many seconds, as in a compiler that takes minutes.
+
+    Whatever runs outside of Python is not interrupted, but what follows it is. Twice a minute it is raised
+    again, should somebody have swallowed it.
+    """
+
+    def stop(*_: object) -> None:
+        raise Stopped(f"not ready after {limit_s:.0f} s")
+
+    if limit_s == float("inf"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(limit_s, 0.001), 30.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def wait(device: torch.device) -> None:

@@ -50,13 +50,23 @@ def fake_model(session: Session, bits: str) -> nn.Module:
     return convert_(quantize_(model, QuantConfig(w_bits=8, a_bits=8), skip)).eval()
 
 
-def moved(model: nn.Module) -> nn.Module:
-    """A copy whose latents are multiplied by 1 + 2^-23 at every step."""
+def moved(model: nn.Module, draw: int = 0) -> nn.Module:
+    """A copy whose latents are rounded once more at every step.
+
+    Args:
+        model: fake-quantized.
+        draw: 0: all are multiplied by 1 + 2^-23; else each by that or by 1 - 2^-23, as this seed draws.
+    """
 
     def change(
         _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * FACTOR}
+        latents = kwargs["hidden_states"]
+        if not draw:
+            return args, {**kwargs, "hidden_states": latents * FACTOR}
+        drawn = torch.randint(0, 2, latents.shape, generator=torch.Generator().manual_seed(draw))
+        factors = 1 + (FACTOR - 1) * (2 * drawn - 1)
+        return args, {**kwargs, "hidden_states": latents * factors.to(latents)}
 
     model = copy.deepcopy(model)
     model.register_forward_pre_hook(change, with_kwargs=True)
@@ -119,7 +129,13 @@ def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float | None:
 
 
 def parted(fake: Codes, packed: Codes) -> dict[str, Any]:
-    """Where the codes of the first step differ, in the order of the layers' calls."""
+    """Where the codes of the first step differ, in the order of the layers' calls.
+
+    Raises:
+        ValueError: no layer's codes were seen.
+    """
+    if not fake:
+        raise ValueError("no codes of the fake-quantized model were seen; look with kernels off")
     apart = {name: (codes.int() - packed[name].int()).abs() for name, codes in fake.items()}
     other = {name: diff for name, diff in apart.items() if bool(diff.any())}
     total = sum(diff.numel() for diff in apart.values())

@@ -6,24 +6,27 @@
 An arm is ``rtn`` at 4 bits with one change of the arithmetic, made in this process. ``make`` generates and
 scores 24 prompts of each arm, on one full-precision run. ``judge`` then draws 20 times 16 of the 24 prompts,
 and holds the arm's scores of them against the clean arm's by the gates of ``results/ci/gates.yaml``. A
-slower step is planted by ``benchmarks.planted_step``.
+slower step is planted by ``benchmarks.planted_step``; ``benchmarks.planted_sets`` draws independent videos.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evalharness.compare.selection import Side
     from evalharness.result_schema import Results
 
 DRAWS, PROMPTS_DRAWN, PROMPTS_MADE = 20, 16, 24
@@ -51,21 +54,24 @@ ARMS = ("clean", "again", "reordered", "sign", "zero", "clip")
 HARMLESS = ("again", "reordered")
 
 
-def plant(arm: str) -> None:
-    """Change the library's arithmetic in this process."""
+@contextlib.contextmanager
+def planted(arm: str) -> Iterator[None]:
+    """Within the block the library's arithmetic is changed in this process."""
     import qvgen.linear
     import qvgen.quantizers
 
-    if arm in DEQUANTIZE:
-        setattr(qvgen.linear, "dequantize", DEQUANTIZE[arm])  # noqa: B010 - not ours to assign, says mypy
-    if arm == "clip":
-        found = qvgen.quantizers.initial_scale
+    found = qvgen.quantizers.initial_scale
 
-        def narrow(*given: Any) -> tuple[Tensor, Tensor]:
-            scale, zero_point = found(*given)
-            return 0.7 * scale, zero_point
+    def narrow(*given: Any) -> tuple[Tensor, Tensor]:
+        scale, zero_point = found(*given)
+        return 0.7 * scale, zero_point
 
-        setattr(qvgen.quantizers, "initial_scale", narrow)  # noqa: B010
+    with contextlib.ExitStack() as stack:
+        if arm in DEQUANTIZE:
+            stack.enter_context(mock.patch.object(qvgen.linear, "dequantize", DEQUANTIZE[arm]))
+        if arm == "clip":
+            stack.enter_context(mock.patch.object(qvgen.quantizers, "initial_scale", narrow))
+        yield
 
 
 def make(work: Path, arms: Sequence[str]) -> int:
@@ -79,8 +85,8 @@ def make(work: Path, arms: Sequence[str]) -> int:
         if not (work / arm).exists():
             shutil.copytree(base, work / arm)
     for arm in arms:
-        plant(arm)
-        failed |= main([*common, "--methods", "rtn", "--output", str(work / arm)])
+        with planted(arm):
+            failed |= main([*common, "--methods", "rtn", "--output", str(work / arm)])
     return failed
 
 
@@ -97,17 +103,26 @@ def subset(results: Results, prompts: set[str]) -> Results:
     return results.model_copy(update={"cells": cells})
 
 
+def verdict(ours: Side, reference: Side) -> tuple[str, float]:
+    """What the quality gates of ``GATES`` say of it, and by how many points the mean fell."""
+    from evalharness.gates.checking import check
+    from evalharness.gates.spec import Gate, Gates, read_gates
+
+    whole = read_gates(GATES)
+    gates = Gates(
+        gates=tuple(gate for gate in whole.gates if not gate.is_cost), significance=whole.significance
+    )
+    single = Gates(gates=(Gate(metric="mean", max_drop=0.0),), significance=whole.significance)
+    [mean] = check(ours, reference, single).verdicts
+    assert mean.reference is not None and mean.run is not None
+    return check(ours, reference, gates).status.value, mean.reference - mean.run
+
+
 def judge_scores(work: Path, arms: Sequence[str] = ARMS[1:]) -> dict[str, dict[str, Any]]:
     """Arm -> how many of the draws the gate called a regression, and by how much the mean fell."""
     from evalharness.compare.selection import Side
-    from evalharness.gates.checking import check
-    from evalharness.gates.spec import Gate, Gates, read_gates
     from evalharness.results import read_results
 
-    whole = read_gates(GATES)
-    quality = tuple(gate for gate in whole.gates if not gate.is_cost)
-    gates = Gates(gates=quality, significance=whole.significance)
-    single = Gates(gates=(Gate(metric="mean", max_drop=0.0),), significance=whole.significance)
     clean = read_results(work / "clean" / "results.json")
     prompts = sorted({row.prompt_id for cell in clean.cells for row in cell.scores["scene"]})
     found: dict[str, dict[str, Any]] = {}
@@ -117,10 +132,9 @@ def judge_scores(work: Path, arms: Sequence[str] = ARMS[1:]) -> dict[str, dict[s
         for draw in range(DRAWS):
             drawn = set(random.Random(draw).sample(prompts, PROMPTS_DRAWN))  # noqa: S311 - no secret
             ours, reference = Side(arm, subset(run, drawn), ROW), Side("clean", subset(clean, drawn), ROW)
-            statuses.append(check(ours, reference, gates).status.value)
-            [mean] = check(ours, reference, single).verdicts
-            assert mean.reference is not None and mean.run is not None
-            drops.append(mean.reference - mean.run)
+            status, drop = verdict(ours, reference)
+            statuses.append(status)
+            drops.append(drop)
         found[arm] = {
             "draws": DRAWS,
             "regressions": statuses.count("REGRESSION"),

@@ -27,8 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import against
-from benchmarks.against import ROOT, STEADY_MEMORY, Side, answer_all, block
+from benchmarks.against import ROOT, STEADY_MEMORY, Asked, answer_all, block
 from evalharness.store import atomic_write_json
 
 DRAWS, BLOCKS, SLOWER, BOUND = 20, 10, 0.05, 0.025
@@ -66,7 +65,7 @@ def copied(transformer: Any, inputs: Any) -> Callable[[], object]:
     return call
 
 
-class Fork(Side):
+class Fork(Asked):
     """A side in a fork of this process, whose path is ``make``."""
 
     def __init__(self, make: Callable[[], Callable[[], object]], slower: float = 0.0) -> None:
@@ -83,18 +82,12 @@ class Fork(Side):
                 os._exit(0)
         os.close(questions)
         os.close(answer)
-        self._ask, self._answers = os.fdopen(ask, "w"), os.fdopen(answers)
-
-    def ask(self, **question: Any) -> dict[str, Any]:
-        self._ask.write(json.dumps(question) + "\n")
-        self._ask.flush()
-        answer: dict[str, Any] = json.loads(self._answers.readline())
-        return answer
+        super().__init__(os.fdopen(ask, "w"), os.fdopen(answers))
 
     def close(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        self._ask.close()
+        self._questions.close()
         self._answers.close()
 
 
@@ -110,7 +103,6 @@ def steady() -> None:
 
 def measure(draws: int, output: Path) -> dict[str, Any]:
     """Milliseconds of each side in each block of each draw; what ``output`` has already is kept."""
-    against.TURNS = (TURNS, TURNS)
     record: dict[str, Any] = {
         "blocks": BLOCKS,
         "turns": TURNS,
@@ -122,14 +114,14 @@ def measure(draws: int, output: Path) -> dict[str, Any]:
         record = json.loads(output.read_text(encoding="utf-8"))
     transformer, inputs = denoising_step()
 
-    def start(root: Path, slower: float) -> Side:
+    def start(root: Path, slower: float) -> Asked:
         return Fork(lambda: copied(transformer, inputs), slower)
 
     done: list[dict[str, list[float]]] = record["milliseconds"]
     while len(done) < draws:
         times: dict[str, list[float]] = {side: [] for side in SIDES}
         for number in range(BLOCKS):
-            found = block(SIDES, [PATH], number, start)[PATH]
+            found = block(SIDES, [PATH], number, start, (TURNS, TURNS))[PATH]
             if isinstance(found, str):
                 raise SystemExit(f"cannot be timed: {found}")
             for side, seconds in found.items():

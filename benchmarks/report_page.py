@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a page is made without it, also by the code of a checkout that lacks it
     from benchmarks.chromium import Browser
+from benchmarks.processes import below, words
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((10, 100), (10, 1000), (67, 80), (200, 100))
@@ -155,25 +156,13 @@ def _metric(browser: Browser, name: str) -> float:
 def _renderer_mb(browser: Browser) -> float:
     """Memory of the largest of the browser's processes that draw pages."""
     sizes = [0.0]
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                if "--type=renderer" in (folder / "cmdline").read_text() and _ancestor(folder, browser.pid):
-                    line = next(x for x in (folder / "status").read_text().splitlines() if "VmRSS" in x)
-                    sizes.append(int(line.split()[1]) / 1000)
+    for pid in below(browser.pid):
+        with contextlib.suppress(OSError):
+            if "--type=renderer" in words(pid):
+                status = Path(f"/proc/{pid}/status").read_text()
+                line = next(x for x in status.splitlines() if "VmRSS" in x)
+                sizes.append(int(line.split()[1]) / 1000)
     return max(sizes)
-
-
-def _ancestor(folder: Path, pid: int) -> bool:
-    """Whether a process descends from another."""
-    for _ in range(8):
-        parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        if parent == pid:
-            return True
-        if parent <= 1:
-            return False
-        folder = folder.parent / str(parent)
-    return False
 
 
 def pictures(browser: Browser, page: Path, folder: Path) -> None:

@@ -29,8 +29,9 @@ from torch import Tensor, distributed, nn
 
 from benchmarks.measuring import ratio, surroundings
 from benchmarks.qat_training import Batch
-from evalharness.machine.costs import training_memory
+from evalharness.machine.costs import training_host_memory, training_memory
 from evalharness.machine.preflight import Training, need_of
+from evalharness.memory import host_memory_left
 from evalharness.modeloptions import ModelOptions
 from evalharness.registry import Registry
 from evalharness.store import atomic_write_text
@@ -50,6 +51,7 @@ TINY: dict[str, dict[str, Any]] = {
         "sample_width": 4, "sample_height": 4, "sample_frames": 5,
     },
 }  # fmt: skip
+_PROCESSES_GB = 8.0  # of the host, for the processes themselves
 _UNTIMED = 1  # steps that load kernels and allocate
 
 
@@ -197,6 +199,19 @@ def transformer(kind: str, config: Mapping[str, Any], device: torch.device, seed
     return model
 
 
+def refuse_small_host(need_gb: float, left_gb: float | None) -> None:
+    """What the host has no room for would be ended by the kernel, and whatever else runs there with it.
+
+    Raises:
+        ValueError: says by how much.
+    """
+    if left_gb is not None and need_gb + _PROCESSES_GB > left_gb:
+        raise ValueError(
+            f"{need_gb:.0f} GB would lie on the host, of which {left_gb:.0f} are free; take a smaller "
+            "--offload-share, another --teacher, or more GPUs"
+        )
+
+
 def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """One training; its phases and predictions."""
     built = Registry().get("models", options.model)(ModelOptions())
@@ -208,7 +223,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
         steps=options.steps, batch_size=options.batch_size, accumulate=options.passes * world_size(),
         lr_weights=3e-5, precision="bf16", gradient_checkpointing=True, checkpointing_keeps=options.keeps,
         teacher=options.teacher, offload=options.offload, save_async=options.save_async,
-        save_every=options.save_every, log_every=1,
+        save_every=options.save_every, log_every=1, offload_share=options.offload_share,
     )  # fmt: skip
     quick = options.start == "quick"
     quant = QuantConfig(w_bits=4, a_bits=4, learn_clip=True, range_init="minmax" if quick else "search")
@@ -221,6 +236,10 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     )
     asked = Training.of(dataclasses.asdict(recipe), options.rank, world_size())
     predicted = training_memory(spec, settings, **asked.of_a_step())
+    left, local = host_memory_left(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_host = training_host_memory(spec, **asked.on_the_host()) * local
+    if not options.tiny:  # a tiny one is predicted as its whole model
+        refuse_small_host(on_host / 1e9, None if left is None else left / 1e9)
     context.facts = {
         "model": options.model,
         "tiny": options.tiny,
@@ -232,6 +251,8 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
         "recipe": dataclasses.asdict(recipe),
         "predicted_gb": {name: round(size / 1e9, 2) for name, size in predicted.items()},
         "predicted_step_peak_gb": round(sum(predicted.values()) / 1e9, 2),
+        "predicted_host_gb": round(on_host / 1e9, 2),
+        "host_left_gb": None if left is None else round(left / 1e9, 2),
         "preflight_gb": round(need_of(spec, settings, asked)[0] / 1e9, 2),
     }
     if rank() == 0:
@@ -275,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keeps", choices=("nothing", "attention"), default="nothing")
     parser.add_argument("--teacher", choices=("whole", "sharded", "host"), default="sharded")
     parser.add_argument("--offload", choices=("off", "moments"), default="off")
+    parser.add_argument("--offload-share", type=float, default=1.0, help="of the moments, on the host")
     parser.add_argument("--state", type=Path, default=None, help="folder of training states")
     parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--save-async", action="store_true")

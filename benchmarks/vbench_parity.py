@@ -118,7 +118,7 @@ class Comparison:
     def compare(self, dimension: str) -> dict[str, Any]:
         """Values of both sides by clip, and how far they are apart."""
         for name in NETWORKS[dimension]:
-            self._make(name)
+            self.make(name)
         began = time.perf_counter()
         upstream, why = self._upstream(dimension)
         between = time.perf_counter()
@@ -135,7 +135,8 @@ class Comparison:
             **({"upstream_said": why} if why else {}),
         }
 
-    def _make(self, name: str) -> None:
+    def make(self, name: str) -> None:
+        """Draw a network in the environment, unless it was, and save it in the cache."""
         mark = self._cache / f".{name}"
         if not mark.exists():
             self._in_environment("make", name, str(self._cache))

@@ -25,6 +25,10 @@ from torch import nn
 from benchmarks.vbench_networks import Attributes, build, prepare_imports
 
 BERT_WORDS = 30522
+SAID = ("red", "blue", "car", "dog")  # words that GRiT's random networks can say or be asked for
+# GRiT's two tasks begin with tokens of their own: what it calls a thing, and how it describes it.
+CAPTIONS = {"[CLS]": "car", "red": "car", "car": "[SEP]"}
+DESCRIBES = 104  # the number that GRiT has for the second, whatever the vocabulary
 # DINO's repository is in no package: timm's ViT with DINO's rule for positions stands for it.
 HUB = """
 import timm, torch
@@ -110,7 +114,7 @@ def _bert(cache: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    known += ["picture", "of"]
+    known += ["picture", "of", *SAID]
     words = [*known, *(f"word{number}" for number in range(BERT_WORDS - len(known)))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -140,6 +144,54 @@ def _tag2text(cache: Path) -> None:
     _saved(cache, "caption_model/tag2text_swin_14m.pth", {"model": network.state_dict()})
 
 
+def _grit(cache: Path, *, rows: bool) -> None:
+    """The detector of four dimensions: random, but for what makes it see things, and for their names.
+
+    It finds one box, the whole picture; with ``rows`` a few, some above others, which takes longer.
+    """
+    torch.manual_seed(0)
+    words = (_bert(cache) / "vocab.txt").read_text().split("\n")
+    with contextlib.chdir(cache):  # where it looks for bert-base-uncased
+        captions = importlib.import_module("vbench.third_party.grit_src.image_dense_captions")
+        build_model = importlib.import_module("detectron2.modeling").build_model
+        network = build_model(captions.setup_cfg(captions.get_parser(torch.device("cpu"), "")))
+    state = network.state_dict()
+    for name, tensor in state.items():
+        if name.endswith("agn_hm.bias"):
+            tensor.fill_(2.0)
+        elif name.endswith("cls_score.bias"):  # the object, and then what is none
+            tensor.copy_(torch.tensor([6.0, -6.0]))
+        elif rows and name.endswith("bbox_pred.2.bias"):  # boxes become broad and low
+            tensor[2:].copy_(torch.tensor([5.0, -6.0]))
+    told = {words.index(token): words.index(word) for token, word in CAPTIONS.items()}
+    head = "roi_heads.text_decoder.textual."  # both tasks share it
+    decoder = {name.removeprefix(head): tensor for name, tensor in state.items() if name.startswith(head)}
+    teach(decoder, {DESCRIBES: words.index("red"), **told})
+    _saved(cache, "grit_model/grit_b_densecap_objectdet.pth", {"model": state})
+
+
+def teach(state: dict[str, torch.Tensor], told: dict[int, int]) -> None:
+    """Let a random text decoder say after each token of ``told`` the one named, whatever it looks at.
+
+    All residual branches add nothing but the last: it knows each token by its embedding (a key) and adds
+    the embedding of what follows, which the output, of the same weights, then finds.
+    """
+    words = torch.nn.functional.normalize(state["embedding.words.weight"], dim=1)
+    state["embedding.words.weight"].copy_(words)
+    state["embedding.positions.weight"].zero_()
+    last = max(int(name.split(".")[3]) for name in state if name.startswith("transformer.encoder.layer."))
+    for name, tensor in state.items():
+        if name.startswith("transformer.") and ".output.dense." in name:
+            tensor.zero_()
+    layer = f"transformer.encoder.layer.{last}."
+    keys, bias = state[f"{layer}intermediate.dense.weight"], state[f"{layer}intermediate.dense.bias"]
+    bias.fill_(-10.0)  # a token's own key gives the root of the width, 27.7, and others about 1
+    keys.zero_()
+    for row, (token, following) in enumerate(told.items()):
+        keys[row] = words[token]
+        state[f"{layer}output.dense.weight"][:, row] = 100.0 * words[following]
+
+
 _MAKERS: dict[str, Callable[[Path], None]] = {
     "dino-vitb16": _dino,
     "clip-vit-b32": lambda cache: _clip(cache, "clip-vit-b32", "ViT-B-32.pt"),
@@ -159,6 +211,8 @@ _MAKERS: dict[str, Callable[[Path], None]] = {
     "viclip-l14": _viclip,
     "amt-s": _amt,
     "tag2text": _tag2text,
+    "grit": lambda cache: _grit(cache, rows=False),
+    "grit-rows": lambda cache: _grit(cache, rows=True),
 }
 
 

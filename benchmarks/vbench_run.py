@@ -52,13 +52,8 @@ def plan(maths: Sequence[str], precisions: Sequence[str]) -> list[Step]:
 
 
 def set_math(name: str) -> None:
-    """Torch's own settings, or no TF32 anywhere.
-
-    Raises:
-        ValueError: neither ``default`` nor ``strict``.
-    """
-    if name not in MATHS:
-        raise ValueError(f"--math {name}: default or strict, or both as a comma list")
+    """Torch's own settings (``default``), or no TF32 anywhere (``strict``)."""
+    assert name in MATHS, name
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = name == "default"
 
@@ -157,7 +152,7 @@ def prepared(root: Path, given: argparse.Namespace, end: float) -> Run:
     print(f"clips are made, {end - time.monotonic():.0f} s are left", flush=True)
     networks, left_out = _networks(root, given)
     print(f"networks are made, {end - time.monotonic():.0f} s are left", flush=True)
-    wanted = [one for one in given.dimensions.split(",") if one] or list(NETWORKS)
+    wanted = _wanted(given)
     dimensions = [one for one in wanted if all(need in networks for need in NETWORKS[one])]
     facts = {
         **surroundings(torch.device(given.device)),
@@ -172,6 +167,12 @@ def prepared(root: Path, given: argparse.Namespace, end: float) -> Run:
     return Run(given, dimensions, networks, root / "shelf", clips, warm, facts)
 
 
+def _wanted(given: argparse.Namespace) -> list[str]:
+    from benchmarks.vbench_sides import NETWORKS
+
+    return [one for one in given.dimensions.split(",") if one] or list(NETWORKS)
+
+
 def _networks(root: Path, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """Upstream's networks on the device, their weights on the shelf; what could not be built, and why."""
     from benchmarks.vbench_networks import build, prepare_imports, shelve, use_sizes
@@ -182,8 +183,7 @@ def _networks(root: Path, given: argparse.Namespace) -> tuple[dict[str, Any], di
     use_sizes(given.tiny)
     networks: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    wanted = [one for one in given.dimensions.split(",") if one] or list(NETWORKS)
-    for name in dict.fromkeys(need for one in wanted for need in NETWORKS[one]):
+    for name in dict.fromkeys(need for one in _wanted(given) for need in NETWORKS[one]):
         try:
             network = build(name, given.tiny, given.device)
         except Exception as error:  # what the other dimensions need may be there

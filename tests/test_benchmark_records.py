@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from evalharness.effects import effect
 from evalharness.report.against import against
 from evalharness.results import read_results
+from evalharness.stats import Key
 from qvgen.fused.rotate import Launch, usual_launch
 
 ROOT = Path(__file__).parents[1]
@@ -415,3 +418,97 @@ def test_every_engine_leaves_the_same_bytes(engine: str) -> None:
     counts = [str(kills[key]) for key in ("killed", "commands")]
     shown = ["the same", *counts, "the same", str(kills["done_twice"])]
     assert row("models/README.md", f"`{engine}`") == shown and kills["killed"] == 20
+
+
+def test_simulated_and_executed_scores() -> None:
+    folder = ROOT / "results" / "tinyworld" / "real"
+    cells = {cell["id"]: cell for cell in json.loads((folder / "results.json").read_text())["cells"]}
+    looked = json.loads((folder / "packed_runs.json").read_text())["cells"]
+    held = 0
+    for method in ("rtn", "gptq", "viditq", "svdquant", "lsq", "kd-qat", "qvgen"):
+        for said, bits in zip(row("packed.md", f"`{method}`"), (8, 4, 3), strict=True):
+            if not said:
+                continue
+            value, low, high = (float(number) for number in re.findall(r"[-+]?\d+\.\d+", said))
+            both = [cells[f"{label}-w{bits}a{bits}-s0"] for label in (method, f"{method}-real")]
+            means = [statistics.fmean(d["value"] for d in c["dimensions"].values()) for c in both]
+            assert value == pytest.approx(100 * (means[1] - means[0]), abs=0.006)
+            fake, real = (
+                {name: {Key(*key): score for *key, score in rows} for name, rows in c["scores"].items()}
+                for c in both
+            )
+            found = effect([
+                {name: {key: real[name][key] - score for key, score in rows.items()}
+                 for name, rows in fake.items()}
+            ])  # fmt: skip
+            assert [low, high] == pytest.approx([100 * found.lo, 100 * found.hi], abs=0.006)
+            name = f"{method}-w{bits}a{bits}-s0"
+            if name in looked:
+                assert looked[name]["scores"]["interval"] == pytest.approx([found.lo, found.hi])
+            held += low <= 0 <= high
+    videos = [video for cell in looked.values() for video in cell["videos"].values()]
+    apart = [video["packed_db"] - video["moved_db"] for video in videos]
+    twice = 20 * math.log10(2)
+    counts = (
+        len(apart),
+        *(sum(map(test, apart)) for test in (lambda d: d > 0, lambda d: d < -twice, lambda d: d > twice)),
+    )
+    text = (ROOT / "docs" / "packed.md").read_text()
+    assert f"{held} of 18 intervals hold 0" in text
+    assert counts == (1200, 562, 3, 3)
+
+
+def test_simulated_and_executed_viditq_on_a_cpu() -> None:
+    path = ROOT / "results" / "tinyworld" / "real" / "packed_runs-viditq-cpu.json"
+    cells = json.loads(path.read_text())["cells"]
+    told = [
+        "{:+.2f} [{:.2f}, {:.2f}]".format(*(100 * x for x in (found["mean"], *found["interval"])))
+        for found in (cells[f"viditq-w{bits}a{bits}-s0"]["scores"] for bits in (8, 4, 3))
+    ]
+    text = " ".join((ROOT / "docs" / "packed.md").read_text().split())
+    assert "differences are {}, {} and {} at W8A8, W4A4 and W3A3".format(*told) in text
+    apart = [v["packed_db"] - v["moved_db"] for cell in cells.values() for v in cell["videos"].values()]
+    assert (len(apart), sum(d > 0 for d in apart)) == (240, 113)
+    assert min(apart) > -20 * math.log10(2)
+
+
+def test_videos_of_full_size_models() -> None:
+    names = {"cog_2b": "CogVideoX-2B", "wan_1_3b": "Wan2.1-1.3B", "wan_14b": "Wan2.1-14B"}
+    forms = {"packed": "W4A4", "bf16": "bf16"}
+    for part, found in record("generate-h100.json")["parts"].items():
+        for run, made in found["runs"].items():
+            form, preset = run.split(":")
+            *peaks, seconds = row("benchmarks.md", f"{names[part]}, {forms[form]}, `{preset}`")
+            assert seconds == f"{made['phases']['denoise']['seconds']:.1f}"
+            for phase, said in zip(("text", "denoise", "decode"), peaks, strict=True):
+                ratio = found["ratios"][run].get(phase)
+                assert bool(said) == (ratio is not None)
+                if said:
+                    measured = made["phases"][phase]["allocated_gb"]
+                    assert said == f"{measured:.1f} ({ratio:.2f})"
+                    assert ratio == pytest.approx(measured / made["predicted_gb"][phase], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("cog_2b", "CogVideoX-2B, 49x480x720"), ("1.3b", "Wan2.1-1.3B, 49x480x832")]
+)
+def test_training_steps_of_full_size_models(name: str, first: str) -> None:
+    found = record(f"train_scale-{name}-h100.json")
+    said = row("benchmarks.md", f"{first} ([record](../results/benchmarks/train_scale-{name}-h100.json))")
+    ratio = found["step_peak_gb"] / found["predicted_step_peak_gb"]
+    assert [float(number) for number in said] == pytest.approx(
+        [found["recipe"]["accumulate"], found["step_s"], found["step_peak_gb"], ratio], abs=0.06
+    )
+    assert ratio == pytest.approx(found["peak_to_predicted"], abs=1e-3) and 0.85 < ratio < 1.15
+
+
+@pytest.mark.parametrize(
+    ("first", "call"),
+    [("quantize tokens", "quantize"), ("expand a weight", "expand"), ("a packed layer", "a layer"),
+     ("multiply, three descriptors", "multiply"), ("three layers of one input", "three layers of one input")],
+)  # fmt: skip
+def test_launches_from_python(first: str, call: str) -> None:
+    found = record("launches.json")["calls"][call]
+    shown = [f"{found[way]:.0f}" for way in ("tritons_way_us", "again_us")]
+    assert row("benchmarks.md", f"Python, {first}") == shown
+    assert found["again_us"] < 0.7 * found["tritons_way_us"]

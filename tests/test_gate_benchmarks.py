@@ -10,18 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import planted_sets
 from benchmarks.coverage import document, row
 from benchmarks.false_alarms import alarms, resampled
 from benchmarks.looks import cases, errors
 from benchmarks.looks import document as looks_document
-from benchmarks.planted import ARMS, DRAWS, HARMLESS, judge_scores, subset
+from benchmarks.planted import ARMS, DRAWS, HARMLESS, judge_scores, planted, subset
 from benchmarks.planted_step import judge
 from benchmarks.power import MIXES
 from evalharness.compare.selection import Side, rows_of
 from evalharness.effects import Components
 from evalharness.gates.spec import Gates, read_gates
 from evalharness.power import Design, detectable, simulated_power
+from evalharness.protocols.tinyworld import TinyWorldProtocol
 from evalharness.results import read_results
+from evalharness.seeds import video_seed
 
 ROOT = Path(__file__).parents[1]
 STATISTICS = ROOT / "results" / "statistics"
@@ -42,6 +45,79 @@ def test_each_planted_regression_is_caught_every_time(arm: str) -> None:
 def test_the_same_arithmetic_again_never_fails() -> None:
     found = judge_scores(STATISTICS / "planted", ["again"])["again"]
     assert (found["passes"], found["mean_drop"]) == (20, [0.0, 0.0, 0.0])
+
+
+def test_what_is_planted_is_gone_afterwards() -> None:
+    """Arms that are made in one process must not add up."""
+    import torch
+
+    import qvgen.linear
+    import qvgen.quantizers
+
+    codes, scale, zero_point = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.5]]), torch.tensor([[2.0]])
+    plain = qvgen.linear.dequantize, qvgen.quantizers.initial_scale
+    expected = {"sign": [2.5, 3.5], "zero": [1.5, 2.5], "reordered": [0.5, 1.5], "clip": [0.5, 1.5]}
+    for arm, values in expected.items():
+        with planted(arm):
+            assert qvgen.linear.dequantize(codes, scale, zero_point).tolist() == [values]
+            assert (qvgen.quantizers.initial_scale is plain[1]) == (arm != "clip")
+        assert (qvgen.linear.dequantize, qvgen.quantizers.initial_scale) == plain
+
+
+def test_sets_share_no_video_and_spread_over_the_dimensions() -> None:
+    protocol = TinyWorldProtocol()
+    prompts, names = list(protocol.prompts()), list(protocol.metrics)
+    sets = [planted_sets.drawn(prompts, names, number) for number in range(planted_sets.SETS)]
+    assert all(len({prompt.id for prompt in each}) == planted_sets.PROMPTS for each in sets)
+    assert len({tuple(prompt.id for prompt in each) for each in sets}) == planted_sets.SETS
+    assert min(sum(name in prompt.dimensions for prompt in each) for each in sets for name in names) >= 2
+    seeds = [
+        {video_seed(planted_sets.base_seed(arm, number), prompt.id, 0) for prompt in each}
+        for number, each in enumerate(sets)
+        for arm in (planted_sets.CLEAN, planted_sets.NOOP)
+    ]
+    assert len(set().union(*seeds)) == sum(map(len, seeds)) == 2 * 20 * 32
+    assert len(planted_sets.drawn(prompts, names, 0, 16)) == 16
+    assert {planted_sets.base_seed(arm, 3) for arm in planted_sets.ARMS} == {3, 1003}
+
+
+def test_units_are_shared_without_rest() -> None:
+    shared = [unit for part in range(8) for unit in planted_sets.units(20, f"{part}/8")]
+    assert sorted(shared) == sorted(planted_sets.units(20, "0/1")) and len(set(shared)) == len(shared) == 120
+
+
+def test_only_whole_sets_made_alike_are_judged(tmp_path: Path) -> None:
+    """Scores by hand: the arms fall by 0, 0.1, 30, 30 and 10 points at each of eight prompts."""
+    falls = {"no-op": 0.0, "reordered": 0.001, "sign": 0.3, "zero": 0.3, "clip": 0.1}
+    for number, arm in [*((0, arm) for arm in planted_sets.ARMS), (1, "clean")]:
+        scores = {f"{p:04d}": round(0.8 + 0.01 * p - falls.get(arm, 0) - 0.0001 * p**2, 5) for p in range(8)}
+        record = {"arm": arm, "set": number, "device": "cpu", "steps": 4, "batch": 4, "prompts": 8}
+        record["scores"] = {"scene": scores, "color": scores}
+        (tmp_path / f"{arm}-{number}.json").write_text(json.dumps(record))
+    found = planted_sets.collected(tmp_path)
+    assert found["sets"] == [0]
+    arms = planted_sets.judged(found)
+    assert {arm: said["regressions"] for arm, said in arms.items()} == {
+        **dict.fromkeys(("no-op", "reordered"), 0),
+        **dict.fromkeys(("sign", "zero", "clip"), 1),
+    }
+    assert [arms[arm]["mean_drop"][1] for arm in falls] == pytest.approx([0.0, 0.1, 30.0, 30.0, 10.0])
+    assert json.loads(planted_sets.document({"arms": arms, **found})) == {"arms": arms, **found}
+    (tmp_path / "clean-2.json").write_text(json.dumps({**record, "set": 2, "steps": 20}))
+    with pytest.raises(ValueError, match="made in 2 ways"):
+        planted_sets.collected(tmp_path)
+
+
+def test_the_published_sets_are_judged_as_they_say() -> None:
+    record = json.loads((STATISTICS / "planted_sets.json").read_text())
+    arms = planted_sets.judged(record)
+    assert arms == record["arms"]
+    count = len(record["sets"])
+    assert all(arms[arm]["regressions"] == count for arm in ("sign", "zero"))
+    assert arms["clip"]["regressions"] > count / 2 and arms["clip"]["mean_drop"][0] > 2.0
+    clean, again = (record["scores"][arm] for arm in ("clean", "no-op"))
+    pairs = zip(clean, again, strict=True)
+    assert not any(one["imaging_quality"] == other["imaging_quality"] for one, other in pairs)
 
 
 def test_a_resampled_run_takes_another_seed_for_every_prompt() -> None:
@@ -149,14 +225,24 @@ def words(path: str) -> str:
     return " ".join(Path(path).read_text().split())
 
 
-def test_the_documents_have_the_figures_of_planted_regressions() -> None:
+@pytest.mark.parametrize(
+    ("file", "table", "noop", "count"),
+    [
+        ("planted.json", 0, ("again", "none, made again"), "draws"),
+        ("planted_sets.json", 1, ("no-op", "none: other seeds, order and batches"), "sets"),
+    ],
+)
+def test_the_documents_have_the_figures_of_planted_regressions(
+    file: str, table: int, noop: tuple[str, str], count: str
+) -> None:
     text = Path("docs/ci.md").read_text()
-    arms = json.loads((STATISTICS / "planted.json").read_text())["arms"]
+    arms = json.loads((STATISTICS / file).read_text())["arms"]
+    text = text.split("| change | fall of the mean (least, middle, most) |")[1 + table]
     for arm, label in (
         ("sign", "wrong sign of the zero point"),
         ("zero", "zero point dropped"),
         ("clip", "weights clipped to 0.7 of their range"),
-        ("again", "none, made again"),
+        noop,
         ("reordered", "`s c - s z` in place of `s (c - z)`"),
     ):
         [line] = [line for line in text.splitlines() if line.startswith(f"| {label} |")]
@@ -166,7 +252,11 @@ def test_the_documents_have_the_figures_of_planted_regressions() -> None:
             for drop in arms[arm]["mean_drop"]
         ]
         assert drops.partition(" (")[0] == ", ".join(exact)
-        assert caught == f"{arms[arm]['regressions']} of {arms[arm]['draws']}"
+        assert caught == f"{arms[arm]['regressions']} of {arms[arm][count]}"
+
+
+def test_the_documents_have_the_figures_of_false_alarms() -> None:
+    text = Path("docs/ci.md").read_text()
     alarms_found = json.loads((STATISTICS / "false_alarms.json").read_text())
     for entry in alarms_found["significance 0.01"]:
         share = f"{100 * entry['row_false_alarms'] / entry['row_checks']:.1f} %"

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import throughput
 from benchmarks.generate import main
-from benchmarks.generate_parts import made, one_video
+from benchmarks.generate_parts import by_probe, made, one_video
 from benchmarks.random_pipelines import MODELS, RandomSource, open_model
 from benchmarks.throughput import rate
 from evalharness.machine.costs import expert_bytes
@@ -83,6 +83,23 @@ def test_a_run_that_fails_or_has_no_time_costs_the_others_nothing(
     assert main(["--tiny", "--output", str(path), *some, "--wan-1-3b-s", "0"]) == 0
     part = json.loads(path.read_text())["parts"]["wan_1_3b"]
     assert part["runs"] == {} and "s were left" in part["skipped"]["packed:phases"]
+
+
+def test_decodes_of_other_sizes_predict_the_decode() -> None:
+    """By hand: 15,000 bytes a pixel at a tile's size, 21,000 at a larger one; Wan's decoder is float32."""
+    loaded = open_model("wan_1_3b", CPU, True, memory="phases", steps=1)
+    loaded.settings = dataclasses.replace(loaded.settings, frames=81, height=480, width=832)
+    assert by_probe(loaded, {"9x32x32": {"allocated_gb": None}}, "bf16", "phases") is None
+    decodes = {
+        "33x240x416": {"pixels": 99_840, "bytes_for_a_pixel": 15_000},
+        "33x480x832": {"pixels": 399_360, "bytes_for_a_pixel": 21_000},
+    }
+    frames, decoder = 3 * 81 * 480 * 832 * 4, 126_892_531 * 4
+    alone = by_probe(loaded, decodes, "packed", "phases")
+    assert alone == pytest.approx(decoder + frames + 256 * 256 * 15_000)
+    beside = expert_bytes(loaded.spec, "packed", 4) + 5_680_910_336 * 2
+    whole = by_probe(loaded, decodes, "packed", "resident")
+    assert whole == pytest.approx(beside + decoder + frames + 480 * 832 * 21_000)
 
 
 def test_every_execution_makes_a_video() -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from benchmarks import packed_runs
 from benchmarks.packed_runs import Pair, expected, main, pairs, score_differences, summary, unsettled
 
 RUN = {"model": "tinyworld", "protocol": "tinyworld", "skip_layers": "std", "device": "cpu", "batch_size": 1}
@@ -139,3 +144,52 @@ def test_runs_without_a_video_in_common_are_no_success(
         (cell / "videos" / "0000-0.mp4").write_bytes(b"same")
     assert main([str(fake), str(packed), "--output", str(output)]) == 0
     assert json.loads(output.read_text())["summary"]["lsq-w4a4-s0"]["equal"] == 1
+
+
+class Latents(nn.Module):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+
+def test_other_roundings_are_single_ones_whose_signs_are_drawn() -> None:
+    from benchmarks.packed_scores import moved
+
+    x = torch.ones(1000)
+    up, down = 1 + 2**-23, 1 - 2**-23
+    assert moved(Latents())(hidden_states=x).unique().tolist() == [up]
+    drawn = [moved(Latents(), draw)(hidden_states=x) for draw in (1, 1, 2)]
+    assert all(one.unique().tolist() == [down, up] for one in drawn)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_unexplained_videos_are_made_with_other_roundings_until_one_explains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packed one is 8 levels off, the first rounding 1; others move by 2, by 3, and by 5 of 255."""
+    from evalharness.video import read_video, write_video
+
+    made: list[int] = []
+
+    def make(session: Any, model: nn.Module, samples: list[Any], size: int) -> list[Any]:
+        made.append(len(samples))
+        return [read_video(path).frames + (2, 3, 5)[len(made) - 1]] * len(samples)
+
+    monkeypatch.setattr(packed_runs, "make_moved", make)
+    path = tmp_path / "videos" / "a.mp4"
+    path.parent.mkdir()
+    write_video(path, np.full((4, 16, 16, 3), 100, np.uint8), 8)
+
+    def decibels(levels: int) -> float:
+        return float(20 * np.log10(255 / levels))
+
+    entry = {"packed_db": decibels(8), "moved_db": decibels(1), "explanation": "UNEXPLAINED: far"}
+    other = {"packed_db": None, "moved_db": None, "explanation": "equal"}
+    videos: dict[str, Any] = {"a": entry, "b": other}
+    samples: Any = [SimpleNamespace(id="a"), SimpleNamespace(id="b")]
+    pair: Any = SimpleNamespace(fake=tmp_path)
+    for roundings, wanted in ((2, [2, 3]), (2, [2, 3]), (9, [2, 3, 5])):
+        given = SimpleNamespace(roundings=roundings, batch_size=2)
+        packed_runs.look_again(None, pair, Latents(), samples, videos, given)  # type: ignore[arg-type]
+        assert entry["other_roundings_db"] == pytest.approx([decibels(levels) for levels in wanted])
+        assert str(entry["explanation"]).startswith("UNEXPLAINED") == (wanted[-1] < 4)
+    assert made == [1, 1, 1] and "other_roundings_db" not in other

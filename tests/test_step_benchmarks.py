@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.full_models import MODELS, bf16_model, inputs, packed_model, tokens
+from benchmarks.full_models import MODELS, bf16_model, fill_, inputs, packed_model, tokens
 from benchmarks.load_once import measure
+from benchmarks.measuring import Stopped, stopped_after
 from benchmarks.memory import reserved_within
+from benchmarks.step_parts import Plain, caller, distance, measure_model
 from qvgen.integrations.diffusers import attach_
 from qvgen.packed.convert import packed_layers
 
@@ -69,6 +73,100 @@ def test_random_models_run(name: str) -> None:
     with torch.no_grad():
         three = packed_model(full, (3, 8), CPU, True)
     assert {(m.config.w_bits, m.config.a_bits) for _, m in packed_layers(three)} == {(3, 8)}
+
+
+@pytest.mark.parametrize("name", ["cog_2b", "wan_1_3b"])
+def test_bfloat16_has_the_weights_of_the_packed_model(name: str) -> None:
+    """At 8 bits they differ by what quantizing activations costs; drawn apart they have no likeness."""
+    full = MODELS[name]
+    x = inputs(full, CPU, True)
+    packed = packed_model(full, (8, 8), CPU, True)
+    with torch.no_grad():
+        plain, wanted = bf16_model(full, CPU, True), packed(**x)[0].double()
+
+        def apart() -> float:
+            return float((plain(**x)[0].double() - wanted).norm() / wanted.norm())
+
+        assert apart() > 0.5
+        kinds = {n: p.dtype for n, p in plain.named_parameters()}
+        fill_(plain, packed)
+        assert apart() < 0.05
+    assert kinds == {n: p.dtype for n, p in plain.named_parameters()}
+    layer_name, layer = next(packed_layers(packed))
+    weight = plain.get_submodule(layer_name).weight
+    # At 8 bits a code is a byte.
+    by_hand = (layer.codes[:, : layer.in_features].double() - 128) * layer.scale.double()
+    assert isinstance(weight, torch.Tensor) and torch.equal(weight, by_hand.to(torch.bfloat16))
+
+
+def step_options(**given: Any) -> Namespace:
+    known = {
+        "tiny": True, "compiler": "eager", "samples": 1, "repeats": 1, "variant_s": 100.0,
+        "peer_tuner": "library", "variants": ["w4a4"], "save": lambda found: None,
+    }  # fmt: skip
+    return Namespace(**{**known, **given})
+
+
+@pytest.mark.parametrize("name", ["cog_2b", "wan_1_3b"])
+def test_both_bfloat16_models_follow_the_bits_of_the_variant(name: str) -> None:
+    """Compiled blocks and the table of timesteps included, whichever bits come after which."""
+    plain = Plain(name, step_options(), CPU)
+    outputs = {}
+    with torch.no_grad():
+        for bits in ((4, 4), (8, 8), (4, 4)):
+            packed = plain.take(bits)
+            best = plain.best or plain.build_best()
+            out = caller(best, plain.x, best=True)()
+            assert (distance(out, caller(plain.model, plain.x, best=False)) or 0) < 0.02
+            if bits == (8, 8):
+                assert (distance(out, caller(packed, plain.x, best=True)) or 0) < 0.05
+            outputs.setdefault(bits, []).append(out)
+    first, again = outputs[4, 4]
+    assert torch.equal(first, again) and not torch.equal(first, outputs[8, 8][0])
+
+
+def test_a_variant_that_does_not_get_ready_costs_its_own_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import step_parts
+
+    built, build = [], step_parts.build
+
+    def slow(variant: str, plain: Plain) -> Any:
+        built.append(variant)
+        if variant == "float8":
+            time.sleep(60)
+        return build(variant, plain)
+
+    monkeypatch.setattr(step_parts, "build", slow)
+    saved: list[dict[str, Any]] = []
+    options = step_options(
+        variants=["w4a4", "float8", "w4a4_eager"],
+        variant_s=3.0,
+        save=lambda f: saved.append(json.loads(json.dumps(f))),
+    )
+    began = time.monotonic()
+    found = measure_model("wan_1_3b", options, 600.0)
+    assert time.monotonic() - began < 20
+    assert found["skipped"] == {"float8": "not ready after 3 s"} and "error" not in found
+    assert list(found["variants"]) == ["w4a4", "w4a4_eager"]
+    assert [list(each["variants"]) for each in saved] == [["w4a4"], ["w4a4"], ["w4a4", "w4a4_eager"]]
+    assert found["compiled"] == {
+        "bf16_eager": "nothing", "bf16_best": "2 of 2 blocks by eager", "w4a4": "2 of 2 blocks by eager",
+        "w4a4_eager": "nothing",
+    }  # fmt: skip
+
+
+def test_a_compiler_is_stopped_and_the_next_one_works() -> None:
+    def sleepy(graph: Any, _: Any) -> Any:
+        time.sleep(60)
+        return graph
+
+    x = torch.arange(3.0)
+    with pytest.raises(Stopped, match="not ready after 1 s"), stopped_after(1.0):
+        torch.compile(lambda t: t + 1, backend=sleepy)(x)
+    with stopped_after(30.0):
+        assert torch.equal(torch.compile(lambda t: t + 1, backend="eager")(x), x + 1)
+    with stopped_after(float("inf")):
+        pass
 
 
 def test_unknown_variants_and_parts_are_refused() -> None:
