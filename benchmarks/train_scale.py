@@ -29,7 +29,8 @@ from torch import Tensor, distributed, nn
 
 from benchmarks.measuring import ratio, surroundings
 from benchmarks.qat_training import Batch
-from evalharness.machine.costs import training_host_memory, training_memory
+from evalharness.machine.costs import training_memory
+from evalharness.machine.pinned import training_host_memory
 from evalharness.machine.preflight import Training, need_of
 from evalharness.memory import host_memory_left
 from evalharness.modeloptions import ModelOptions

@@ -64,16 +64,18 @@ def test_a_host_without_room_is_refused_before_the_kernel_ends_it(monkeypatch: p
         refuse_small_host(126.0, 133.4)
     monkeypatch.setattr(train_scale, "host_memory_left", lambda: 100 * 10**9)
     monkeypatch.setattr(train_scale, "transformer", lambda *_: pytest.fail("weights were made"))
-    with pytest.raises(ValueError, match="143 GB would lie on the host, of which 100 are free"):
+    with pytest.raises(ValueError, match="152 GB would lie on the host, of which 100 are free"):
         main(["--model", "wan2.1-14b", "--offload", "moments", "--teacher", "host"])
 
 
 def test_a_share_of_the_moments_is_predicted_and_trained(tmp_path: Path) -> None:
-    """By hand, of 14.29e9 numbers: 2 bytes of the teacher and a quarter of 8 on the host."""
+    """By hand, of 14.29e9 numbers: 2 bytes of the teacher and a quarter of 8 on the host, a twentieth more
+    for holes between them, and two chunks of a GiB that are not full."""
     sizes = ["--tiny", "--rank", "0", "--begin", "quick", "--steps", "2", "--output", str(tmp_path)]
     assert main([*sizes, "--offload", "moments", "--offload-share", "0.25", "--teacher", "host"]) == 0
     found = json.loads((tmp_path / "train_scale.json").read_text())
-    assert found["predicted_host_gb"] == pytest.approx((2 + 0.25 * 8) * 14.29, rel=1e-3)
+    by_hand = 1.05 * (2 + 0.25 * 8) * 14.29 + 2 * 1.0737
+    assert found["predicted_host_gb"] == pytest.approx(by_hand, rel=1e-3)
     assert found["recipe"]["offload_share"] == 0.25 and len(found["losses"]) == 2
     kept = found["predicted_gb"]["student, gradients, moments"]
     assert kept == pytest.approx((8 + 0.75 * 8) * 14.29 + 1.61, rel=1e-3)

@@ -26,7 +26,6 @@ __all__ = [
     "observing_memory",
     "output_bytes",
     "start_memory",
-    "training_host_memory",
     "training_memory",
     "training_seconds",
     "video_seconds",
@@ -315,12 +314,6 @@ def training_memory(
         else 0.0,
         "activations": kept + working,
     }
-
-
-def training_host_memory(spec: ModelSpec, *, gpus: int, teacher_on_host: bool, offload: float) -> float:
-    """Bytes that one process of a training keeps on the host: moments that rest there, and the teacher."""
-    numbers = float(spec.experts * _shape(spec).parameters)
-    return (8.0 * offload + (2.0 if teacher_on_host else 0.0)) * numbers / gpus
 
 
 def start_memory(spec: ModelSpec, gpus: int, teacher: bool = True) -> float:

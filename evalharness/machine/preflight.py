@@ -12,9 +12,9 @@ from evalharness.machine.costs import (
     GB,
     observing_memory,
     start_memory,
-    training_host_memory,
     training_memory,
 )
+from evalharness.machine.pinned import training_host_memory
 from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.spec import ModelSpec
 
