@@ -35,6 +35,16 @@ class TaskRunner:
     def __init__(self, spec: WorkerSpec) -> None:
         self._session = Session(spec)
 
+    def check(self, kind: str) -> None:
+        """Whether this machine has what tasks of a kind need: the model's files, but where they only judge.
+
+        Raises:
+            UserError: it lacks something; says what to do.
+        """
+        folder = None if kind == "score" else getattr(self._session.model, "folder", None)
+        if folder is not None:
+            folder()
+
     def run(
         self, kind: str, payload: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]
     ) -> dict[str, Any]:

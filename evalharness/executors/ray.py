@@ -6,6 +6,10 @@ Each worker is an actor with one CPU (on cuda: one GPU) that keeps its pipeline 
 folder must be reachable under the same path from every node. A worker that dies is started again and
 its task is run again, elsewhere if need be. Tasks go to workers that have a place; those for which the
 cluster has none yet join when it grows, and nothing waits for them meanwhile.
+
+A worker gets tasks once it has told that it can do some: that its node has the plugins and the model's files.
+One that cannot is put elsewhere, three times in all; then the run goes on without it, and if there is no
+other it ends. A task that such a worker was given after a restart goes back to the others.
 """
 
 from __future__ import annotations
@@ -17,28 +21,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evalharness.errors import UserError, one_line
-from evalharness.executor import EventHandler, Failure, Outcome, Task, WorkerSpec, as_outcome
+from evalharness.executor import EventHandler, Failure, Outcome, Task, WorkerSpec, as_outcome, failed_reply
 
 __all__ = ["RayExecutor"]
 
 _RETRIES = 3
+_STARTS = 3
 _NO_PLACE_S = 60.0
 
 
 class _Worker:
-    """Lives in a process of Ray's."""
+    """Lives in a process of Ray's. Its constructor never raises: Ray would not tell in one line."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        from evalharness.worker import TaskRunner
+        self._runner: Any = None
+        self._unready: dict[str, str] = {}
+        self._checked: set[str] = set()
+        try:
+            from evalharness.worker import TaskRunner
 
-        self._runner = TaskRunner(spec)
+            self._runner = TaskRunner(spec)
+        except Exception as error:
+            self._unready = failed_reply(error)
 
-    def process(self) -> int:
-        """Number of the operating system's process."""
-        return os.getpid()
+    def ready(self, kind: str) -> dict[str, str]:
+        """What is in the way of tasks of this kind; empty: nothing."""
+        if not self._unready and kind not in self._checked:
+            try:
+                self._runner.check(kind)
+            except Exception as error:
+                self._unready = failed_reply(error)
+            self._checked.add(kind)
+        return self._unready
 
     def run(self, kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-        return self._runner.run(kind, payload, lambda event: None)
+        """As ``TaskRunner.run``; ``{"unready": ...}`` from one that Ray moved to where it cannot work."""
+        if self.ready(kind):
+            return {"unready": self._unready}
+        return dict(self._runner.run(kind, payload, lambda event: None))
 
 
 class RayExecutor:
@@ -55,7 +75,9 @@ class RayExecutor:
         self._spec = spec
         self._workers = max(1, workers)
         self._actors: list[Any] = []
-        self._coming: dict[Any, Any] = {}  # an answer that tells that a worker has a place: the worker
+        # An answer that tells that a worker has a place: the worker, and how many before it could not work.
+        self._coming: dict[Any, tuple[Any, int]] = {}
+        self._lost, self._cause, self._kind = 0, "", ""  # workers given up; why; what they are to do
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             # The workers must see the modules that this process sees, however it was started.
@@ -80,35 +102,82 @@ class RayExecutor:
     def run(
         self, tasks: Sequence[Task], on_event: EventHandler, *, width: int | None = None
     ) -> Iterator[Outcome]:
-        """Outcomes as they come."""
+        """Outcomes as they come.
+
+        Raises:
+            UserError: no worker could be started.
+        """
         waiting = deque(tasks)
+        self._kind = tasks[0].kind if tasks else ""
         wanted = min(len(waiting), self._workers, width or self._workers)
-        while len(self._actors) + len(self._coming) < wanted:
-            actor = self._actor()
-            self._coming[actor.process.remote()] = actor
+        while len(self._actors) + len(self._coming) < min(wanted, self._workers - self._lost):
+            self._start()
         running: dict[Any, tuple[Any, Task]] = {}
-
-        def start(actor: Any) -> None:
-            if waiting and len(running) < wanted:
-                task = waiting.popleft()
-                running[actor.run.remote(task.kind, dict(task.payload))] = (actor, task)
-
-        for actor in self._actors:
-            start(actor)
         while running or waiting:
-            finished = self._next([*running, *self._coming], [actor for actor, _ in running.values()])
-            if finished in self._coming:  # one that could not start says so at its first task
-                self._actors.append(self._coming.pop(finished))
-                start(self._actors[-1])
+            busy = [actor for actor, _ in running.values()]
+            for actor in self._actors:
+                if waiting and len(running) < wanted and actor not in busy:
+                    task = waiting.popleft()
+                    running[actor.run.remote(task.kind, dict(task.payload))] = (actor, task)
+                    busy.append(actor)
+            if not (running or self._coming):
+                raise UserError(f"--executor ray: no worker could be started: {self._cause}")
+            finished = self._next([*running, *self._coming], busy)
+            if finished in self._coming:
+                self._came(finished)
                 continue
             actor, task = running.pop(finished)
-            try:
-                outcome = as_outcome(task, self._ray.get(finished))
-            except self._ray.exceptions.RayError as error:
-                text = " ".join(str(error).split())[:300]
-                outcome = Outcome(task=task, failure=Failure.CRASH, error=f"Ray gave up on it: {text}")
-            start(actor)
-            yield outcome
+            outcome = self._ended(finished, actor, task)
+            if outcome is None:
+                waiting.appendleft(task)
+            else:
+                yield outcome
+
+    def _ended(self, answer: Any, actor: Any, task: Task) -> Outcome | None:
+        """How a task ended; None: it was not tried, for its worker cannot work, and gives up its place."""
+        try:
+            reply = self._ray.get(answer)
+        except self._ray.exceptions.RayError as error:
+            text = _line(error)
+            self._drop(actor)
+            if getattr(error, "actor_init_failed", False):
+                self._start(1, text)
+                return None
+            self._start()
+            return Outcome(task=task, failure=Failure.CRASH, error=f"Ray gave up on it: {text}")
+        if "unready" in reply:
+            self._drop(actor)
+            self._start(1, reply["unready"]["error"])
+            return None
+        return as_outcome(task, reply)
+
+    def _start(self, failed: int = 0, cause: str = "") -> None:
+        """A worker more, after ``failed`` others in its stead that could not work for ``cause``."""
+        self._cause = cause or self._cause
+        if failed < _STARTS:
+            actor = self._actor()
+            self._coming[actor.ready.remote(self._kind)] = (actor, failed)
+            return
+        self._lost += 1
+        line = f"--executor ray: a worker could not be started {_STARTS} times and is given up: {cause}"
+        sys.stderr.write(f"warning: {line}\n")
+
+    def _came(self, answer: Any) -> None:
+        """A worker has a place, and tells whether it can work there."""
+        actor, failed = self._coming.pop(answer)
+        try:
+            cause = self._ray.get(answer).get("error", "")
+        except self._ray.exceptions.RayError as error:
+            cause = _line(error)
+        if not cause:
+            self._actors.append(actor)
+            return
+        self._ray.kill(actor)
+        self._start(failed + 1, cause)
+
+    def _drop(self, actor: Any) -> None:
+        self._actors.remove(actor)
+        self._ray.kill(actor)
 
     def _next(self, answers: Sequence[Any], busy: Sequence[Any]) -> Any:
         """The first that comes; after a while without any it asks who lacks a place.
@@ -134,7 +203,7 @@ class RayExecutor:
                 self._actors.remove(idle[0])
 
     def close(self) -> None:
-        for actor in [*self._actors, *self._coming.values()]:
+        for actor in [*self._actors, *(actor for actor, _ in self._coming.values())]:
             self._ray.kill(actor)
         self._actors.clear()
         self._coming.clear()
@@ -147,3 +216,7 @@ class RayExecutor:
             num_cpus=1, num_gpus=1 if cuda else 0, max_restarts=-1, max_task_retries=_RETRIES
         )(_Worker)
         return remote.remote(self._spec)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from evalharness.cli.main import main
 from evalharness.errors import UserError
+from evalharness.executor import WorkerSpec
 from evalharness.modeloptions import ModelOptions, build_model
 from evalharness.models.video.folder import FETCH_RECORD, check_folder, fingerprint, resolve_folder
 from evalharness.models.video.wan import AnyWan, Wan21Small
 from evalharness.registry import Registry
+from evalharness.worker import TaskRunner
 
 Folders = Callable[[str], Path]
 
@@ -51,6 +53,24 @@ def test_wrong_folders(
     assert "did you mean" in said(around, capfd)
     (empty / "Wan2.1_VAE.pth").write_bytes(b"x")
     assert "diffusers form" in said(empty, capfd)
+
+
+def test_a_worker_tells_whether_its_machine_has_the_files(copied: Path) -> None:
+    """Asked before it gets a task of Ray's; who only judges needs none."""
+
+    def runner() -> TaskRunner:
+        options = ModelOptions(weights=str(copied))
+        spec = WorkerSpec(
+            model="wan", protocol="smoke", device="cpu", skip_layers="none", model_options=options
+        )
+        return TaskRunner(spec)
+
+    runner().check("generate")
+    shard = next((copied / "transformer").glob("*.safetensors"))
+    shard.unlink()
+    runner().check("score")
+    with pytest.raises(UserError, match="transformer"):
+        runner().check("generate")
 
 
 def test_wrong_class_and_size(copied: Path, folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:
