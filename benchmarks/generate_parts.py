@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import tempfile
 import time
 import traceback
@@ -93,7 +94,7 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
     }
     print(f"  {name} opened in {found['opened_s']} s", flush=True)
     if name not in DENOISE_ONLY:
-        decode_sizes(name, opened, found, given)
+        decode_sizes(name, opened, found, given, deadline)
     executions: dict[str, nn.Module] = {}
     is_tile_known = name in DENOISE_ONLY  # a tiled decoder is alone on the device, whatever ran before
     longest = 0.0
@@ -101,8 +102,7 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
         execution, _, preset = run.partition(":")
         predicted = prediction(opened, execution, preset)
         reason = left_out(name, preset, predicted, device, given)
-        if reason is None and deadline.left <= longest * _LONGER:
-            reason = f"{deadline.left:.0f} s were left, the longest run took {longest:.0f}"
+        reason = reason or late(deadline, longest, "the longest run took")
         if reason is not None:
             found["skipped"][run] = reason
             print(f"  {name}, {run}: {reason}", flush=True)
@@ -129,12 +129,13 @@ def measure_model(name: str, given: argparse.Namespace, limit_s: float) -> dict[
             is_tile_known = is_tile_known or is_tiled
         longest = max(longest, time.perf_counter() - begun)
         found["ratios"][run] = compared(entry, predicted)
-        if (probed := by_probe(opened, found.get("decodes", {}), execution, preset)) and "decode" in entry[
-            "phases"
-        ]:
+        probed = by_probe(opened, found.get("decodes", {}), execution, preset)
+        decode = entry.get("phases", {}).get("decode")
+        if probed and decode:
             entry["predicted_by_probe_gb"] = round(probed / 1e9, 3)
-            measured = entry["phases"]["decode"]["allocated_gb"]
-            found["ratios"][run]["decode_by_probe"] = ratio(measured, entry["predicted_by_probe_gb"])
+            found["ratios"][run]["decode_by_probe"] = ratio(
+                decode["allocated_gb"], entry["predicted_by_probe_gb"]
+            )
         print(f"  {name}, {run}: measured over predicted {found['ratios'][run]}", flush=True)
         given.save(found)
     return found
@@ -164,38 +165,62 @@ def left_out(
     return None if need < room else f"needs {need / 1e9:.0f} GB, {room / 1e9:.0f} are there"
 
 
-def decode_sizes(name: str, loaded: Any, found: dict[str, Any], given: argparse.Namespace) -> None:
-    """The decoder, whole, at the sizes of ``DECODES``: most memory on top of its weights and its frames."""
-    device, vae = loaded.device, loaded.pipeline.vae
+def late(deadline: Deadline, seconds: float, what: str) -> str | None:
+    """Why something that may take ``seconds``, and some more, does not begin; None if it does."""
+    if deadline.left > seconds * _LONGER:
+        return None
+    return f"{deadline.left:.0f} s were left, {what} {seconds:.0f}"
+
+
+def decode_sizes(
+    name: str, loaded: Any, found: dict[str, Any], given: argparse.Namespace, deadline: Deadline
+) -> None:
+    """The decoder, whole, at the sizes of ``DECODES``: most memory on top of its weights and its frames.
+
+    One that would not be done in time, by what a pixel of those before took, is left out.
+    """
+    vae = loaded.pipeline.vae
     vae.disable_tiling()
-    vae.to(device)
-    channels = vae.config.get("z_dim") or vae.config.latent_channels
-    for frames, height, width in ((9, 32, 32),) if given.tiny else DECODES.get(name, ()):
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        generator = torch.Generator(device).manual_seed(0)
-        shape = (1, channels, 1 + frames // 4, height // 8, width // 8)
-        latents = torch.randn(shape, generator=generator, device=device, dtype=vae.dtype)
-        size, watch, before = f"{frames}x{height}x{width}", Watch(device), held_mb(device)
+    vae.to(loaded.device)
+    slowest = 0.0
+    for size in ((9, 32, 32),) if given.tiny else DECODES.get(name, ()):
+        key, pixels = "x".join(map(str, size)), math.prod(size)
         try:
-            with torch.inference_mode(), watch.phase(size):
-                vae.decode(latents, return_dict=False)
+            if reason := late(deadline, slowest * pixels, "by those before it takes"):
+                found["skipped"][f"decode {key}"] = reason
+                continue
+            entry = decoded(loaded, size, key)
+            slowest = max(slowest, entry["seconds"] / pixels)
+            found.setdefault("decodes", {})[key] = entry
         except Exception as error:
             traceback.print_exc()
-            found["skipped"][f"decode {size}"] = f"{type(error).__name__}: {error}"
-        else:
-            if before is not None:
-                on_top, pixels = watch.found[size]["allocated_gb"] * 1e9 - before * 1e6, height * width
-                result = output_bytes(frames, pixels, loaded.spec)
-                watch.found[size] |= {
-                    "pixels": pixels,
-                    "bytes_for_a_pixel": round((on_top - result) / pixels),
-                }
-            found.setdefault("decodes", {}).update(watch.found)
-        given.save(found)
+            found["skipped"][f"decode {key}"] = f"{type(error).__name__}: {error}"
+        finally:
+            given.save(found)
     if loaded.placement.moves:
         vae.to("cpu")
+
+
+def decoded(loaded: Any, size: tuple[int, int, int], key: str) -> dict[str, Any]:
+    """Seconds and memory of one decode of random latents."""
+    (frames, height, width), device, vae = size, loaded.device, loaded.pipeline.vae
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    channels = vae.config.get("z_dim") or vae.config.latent_channels
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (1, channels, 1 + frames // 4, height // 8, width // 8)
+    latents = torch.randn(shape, generator=generator, device=device, dtype=vae.dtype)
+    watch, before = Watch(device), held_mb(device)
+    with torch.inference_mode(), watch.phase(key):
+        vae.decode(latents, return_dict=False)
+    entry = watch.found[key]
+    if before is not None:
+        pixels = height * width
+        on_top = entry["allocated_gb"] * 1e9 - before * 1e6
+        result = output_bytes(frames, pixels, loaded.spec)
+        entry |= {"pixels": pixels, "bytes_for_a_pixel": round((on_top - result) / pixels)}
+    return entry
 
 
 def by_probe(

@@ -83,6 +83,28 @@ def test_a_run_that_fails_or_has_no_time_costs_the_others_nothing(
     assert main(["--tiny", "--output", str(path), *some, "--wan-1-3b-s", "0"]) == 0
     part = json.loads(path.read_text())["parts"]["wan_1_3b"]
     assert part["runs"] == {} and "s were left" in part["skipped"]["packed:phases"]
+    assert "decodes" not in part and "s were left" in part["skipped"]["decode 9x32x32"]
+
+
+def test_a_decode_that_would_be_late_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes 2 s of 10,000 pixels' frames: the second, of four times as many, 8 s and some more."""
+    from benchmarks import generate_parts
+
+    class Clock:
+        left = 10.0
+
+    def decoded(loaded: Any, size: tuple[int, int, int], key: str) -> dict[str, Any]:
+        return {"seconds": 2.0}
+
+    monkeypatch.setattr(generate_parts, "decoded", decoded)
+    monkeypatch.setitem(generate_parts.DECODES, "wan_1_3b", ((1, 100, 100), (4, 100, 100)))
+    loaded = open_model("wan_1_3b", CPU, True, memory="phases", steps=1)
+    given = argparse.Namespace(tiny=False, save=lambda found: None)
+    for left, taken in ((10.0, ["1x100x100"]), (11.0, ["1x100x100", "4x100x100"])):
+        Clock.left, found = left, {"skipped": {}}
+        generate_parts.decode_sizes("wan_1_3b", loaded, found, given, Clock())  # type: ignore[arg-type]
+        assert list(found["decodes"]) == taken  # type: ignore[call-overload]
+    assert not found["skipped"]
 
 
 def test_decodes_of_other_sizes_predict_the_decode() -> None:
