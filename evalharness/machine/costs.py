@@ -38,11 +38,11 @@ GB = 1e9
 # Bytes moved for a channel of a token in one block by norms, modulation, rotary angles, gates: counted
 # in diffusers' eager code.
 _ELEMENTWISE = {True: 78.0, False: 267.0}  # CogVideoX, Wan
-# Working memory of the decoder for a pixel of a frame, of CogVideoX in bfloat16 and of Wan2.1 in float32, as
-# an H100 takes it (results/benchmarks/generate-h100.json, `decodes`); and its tile. Counted on the meta
-# device, without workspaces of convolutions, it is 45,500 and 20,500.
-_DECODER_BYTES = {True: 45_600.0, False: 22_600.0}
-TILE_PIXELS = {True: 240 * 360, False: 256 * 256}
+# Sides of diffusers' tiles, and from one to the next, in pixels: CogVideoX, Wan.
+_TILES = {True: ((240, 200), (360, 288)), False: ((256, 192), (256, 192))}
+# Copies of all frames beside the tiles that they are made of: joined in rows, joined; and clamped, of Wan.
+_JOINED = {True: 2, False: 3}
+TILE_PIXELS = {joint: rows[0] * columns[0] for joint, (rows, columns) in _TILES.items()}
 # Of a block at work in a training under autocast, with quantizers as one kernel each: numbers of bfloat16 a
 # token, in widths and in hidden layers, counted tensor by tensor without data (a test does it again). Wan's
 # norms and modulation are float32, and one backward pass through them holds fourteen such hidden states.
@@ -198,7 +198,7 @@ def memory_needs(
         settings: of generation.
         number_bytes: of a weight at full precision.
         transformer: bytes of one transformer, where it is not at full precision; see ``expert_bytes``.
-        decoder_pixel_bytes: that the decoder takes for a pixel of a frame, where that was measured.
+        decoder_pixel_bytes: that the decoder takes for a pixel of a frame, where another was measured.
     """
     shape = _shape(spec)
     text = spec.text_parameters * float(number_bytes)
@@ -208,9 +208,9 @@ def memory_needs(
     rows = 2 if shape.joint_text and settings.guidance > 1 else 1  # CogVideoX takes both at once
     activations = rows * work.tokens * number_bytes * _live_channels(shape)
     frame = settings.height * settings.width
-    scale = _DECODER_BYTES[shape.joint_text] if decoder_pixel_bytes is None else decoder_pixel_bytes
-    whole, tiled = scale * frame, scale * min(frame, TILE_PIXELS[shape.joint_text])
-    output = output_bytes(settings.frames, frame, spec)
+    scale = spec.decoder_pixel_bytes if decoder_pixel_bytes is None else decoder_pixel_bytes
+    whole = scale * frame + output_bytes(settings.frames, frame, spec)
+    tiled = _tiled_bytes(spec, settings, scale)
     everything = text + spec.experts * expert + decoder
     return [
         MemoryNeed(
@@ -218,22 +218,41 @@ def memory_needs(
             phases={
                 "text": everything,
                 "denoise": everything + activations,
-                "decode": everything + whole + output,
+                "decode": everything + whole,
             },
         ),
         MemoryNeed(
             preset="phases",
-            phases={"text": text, "denoise": expert + activations, "decode": decoder + tiled + output},
+            phases={"text": text, "denoise": expert + activations, "decode": decoder + tiled},
         ),
         MemoryNeed(
             preset="blocks",
             phases={
                 "text": text,
                 "denoise": 2 * expert / shape.layers + activations,
-                "decode": decoder + tiled + output,
+                "decode": decoder + tiled,
             },
         ),
     ]
+
+
+def _tiled_bytes(spec: ModelSpec, settings: VideoSettings, pixel_bytes: float) -> float:
+    """Of a decode in tiles: one at work beside those that are done; later all, and what they become.
+
+    The frames of the last one are held twice then.
+    """
+    sizes = (settings.height, settings.width)
+    tiles = _TILES[_shape(spec).joint_text]
+    frame = settings.height * settings.width
+    output = output_bytes(settings.frames, frame, spec)
+    if all(size <= tile for size, (tile, _) in zip(sizes, tiles, strict=True)):
+        return pixel_bytes * frame + output
+    done, last, at_work = output, output, 1
+    for size, (tile, step) in zip(sizes, tiles, strict=True):
+        parts = [min(tile, size - start) for start in range(0, size, step)]
+        done, last = done * sum(parts) / size, last * parts[-1] / size
+        at_work *= min(tile, size)
+    return done + max(pixel_bytes * at_work, last + _JOINED[_shape(spec).joint_text] * output)
 
 
 def output_bytes(frames: int, pixels: int, spec: ModelSpec) -> float:

@@ -15,6 +15,9 @@ from evalharness.models.video.spec import ModelSpec, TransformerShape
 __all__ = ["AnyCogVideoX", "CogVideoX2B", "CogVideoX15"]
 
 _LOADED = "evalharness.models.video.cogvideox_pipeline:LoadedCogVideoX"
+# Bytes that its decoder takes for a pixel, as an H100 measured it (`decodes` of
+# results/benchmarks/generate-h100.json); 45,500 as tensors count.
+_DECODER_PIXEL_BYTES = 45_600.0
 
 _SMALL = VideoSettings(
     steps=50, guidance=6.0, frames=49, height=480, width=720, fps=8, scheduler="CogVideoXDDIMScheduler",
@@ -51,6 +54,7 @@ class CogVideoX2B(VideoModel):
         text_parameters=4_762_310_656,
         decoder_parameters=215_583_907,
         decode_flops=18.6e6,
+        decoder_pixel_bytes=_DECODER_PIXEL_BYTES,
         shape=TransformerShape(
             config={
                 "num_attention_heads": 30, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16,
@@ -82,6 +86,7 @@ class CogVideoX15(VideoModel):
         text_parameters=4_762_310_656,
         decoder_parameters=215_583_907,
         decode_flops=18.6e6,
+        decoder_pixel_bytes=_DECODER_PIXEL_BYTES,
         shape=TransformerShape(
             config={
                 "num_attention_heads": 48, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16,

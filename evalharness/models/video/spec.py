@@ -59,6 +59,7 @@ class ModelSpec:
         decoder_parameters: of the autoencoder.
         decode_flops: floating-point operations for a pixel of a decoded frame, counted on the meta device.
         decoder_bytes: of a number in the autoencoder on a GPU.
+        decoder_pixel_bytes: working memory of a decode for a pixel of a frame, beside its result.
         spatial: pixels of a latent position along one side.
         temporal: frames of a latent frame, but for the first.
         latent_channels: channels of a latent position.
@@ -79,6 +80,7 @@ class ModelSpec:
     decoder_parameters: int = 0
     decode_flops: float = 0.0
     decoder_bytes: int = 2
+    decoder_pixel_bytes: float = 0.0
     spatial: int = 8
     temporal: int = 4
     latent_channels: int = 16

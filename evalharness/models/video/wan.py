@@ -18,6 +18,10 @@ __all__ = ["AnyWan", "AnyWanPair", "Wan21Large", "Wan21Small", "Wan22Pair", "Wan
 
 _LOADED = "evalharness.models.video.wan_pipeline:LoadedWan"
 _UMT5 = 5_680_910_336
+# Bytes that Wan2.1's decoder takes for a pixel, as an H100 measured it (`decodes` of
+# results/benchmarks/generate-h100.json), and as tensors count on the meta device, where no convolution has a
+# workspace. Wan2.2-5B's is another network, counted there alone: what workspaces add is taken to be alike.
+_MEASURED, _COUNTED, _COUNTED_22 = 22_600.0, 19_480.0, 21_570.0
 
 _480P = VideoSettings(
     steps=50, guidance=5.0, frames=81, height=480, width=832, fps=16, scheduler="UniPCMultistepScheduler",
@@ -58,6 +62,7 @@ def _spec(name: str, **rest: Any) -> ModelSpec:
         "decoder_parameters": 126_892_531,
         "decode_flops": 8.5e6,
         "decoder_bytes": 4,
+        "decoder_pixel_bytes": _MEASURED,
     }
     return ModelSpec(**{**common, **rest})
 
@@ -114,6 +119,7 @@ class Wan22Small(VideoModel):
         latent_channels=48,
         decoder_parameters=704_688_668,
         decode_flops=18.5e6,
+        decoder_pixel_bytes=_MEASURED * _COUNTED_22 / _COUNTED,
     )
 
 
