@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterable
 from evalharness.redaction import redact_text
 from evalharness.visible import visible
 
-__all__ = ["StorageError", "UserError", "guarded", "is_storage_error", "nearest", "one_line", "unknown"]
+__all__ = [
+    "StorageError",
+    "UserError",
+    "guarded",
+    "is_storage_error",
+    "named",
+    "nearest",
+    "one_line",
+    "unknown",
+]
 
 # The disk, not the program: nothing that a traceback would explain.
 _STORAGE_ERRNOS = frozenset(
@@ -39,6 +48,19 @@ class StorageError(UserError):
 def is_storage_error(error: BaseException) -> bool:
     """Whether ``error`` is about the disk (full, read-only, no permission)."""
     return isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS
+
+
+class named:  # noqa: N801 - a context manager; a class, since 100,000 files are read within one
+    """Gives an ``OSError`` raised within the name of the file, which reading an open one leaves out."""
+
+    def __init__(self, path: object) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(self._path)
 
 
 def guarded(command: Callable[[], int]) -> int:

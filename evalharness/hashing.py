@@ -10,6 +10,8 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
+from evalharness.errors import named
+
 __all__ = ["digest", "file_sha256", "jsonable", "plain_digest", "tree_sha256"]
 
 _CHUNK = 1 << 20
@@ -53,9 +55,13 @@ def plain_digest(value: Any) -> bytes:
 
 
 def file_sha256(path: Path | str) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: with the file's name, also where it can be opened but not read.
+    """
     sha = hashlib.sha256()
-    with open(path, "rb") as file:  # noqa: PTH123 - of 100,000 files a Path takes longer than the reading
+    with named(path), open(path, "rb") as file:  # noqa: PTH123 - of 100,000 files a Path takes longer than the reading
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evalharness.errors import StorageError, UserError
+from evalharness.errors import StorageError, UserError, named
 from evalharness.linesums import KEY, is_sound, summed
 
 __all__ = [
@@ -126,7 +126,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         UserError: the file is not a JSON object.
     """
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        with named(path):
+            value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -207,7 +208,7 @@ class JsonLines:
             file = self.path.open("rb")
         except FileNotFoundError:
             return
-        with file:
+        with named(self.path), file:
             place = number = 0
             for line in file:
                 if not line.endswith(b"\n"):
@@ -233,7 +234,7 @@ class JsonLines:
         if not text:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with named(self.path), self.path.open("ab") as file:
             if not self._ends_whole():
                 file.truncate(self._whole_bytes())
             start = file.seek(0, os.SEEK_END)
@@ -266,7 +267,7 @@ class JsonLines:
     def damaged(self) -> list[int]:
         """Numbers of the lines that ``drop_damaged`` takes out; a last one that was cut is none of them."""
         found, has_sums = [], False
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError), named(self.path), self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 sound = is_sound(line)
                 has_sums = has_sums or sound is not None

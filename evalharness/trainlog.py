@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evalharness.errors import named
 from evalharness.hashing import file_sha256
 from evalharness.records import Shape, misfit
 from evalharness.redaction import redact
@@ -116,10 +117,13 @@ def _sealed(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def is_whole(files: CellFolder, record: Mapping[str, Any]) -> bool:
-    """Whether the log is the very one that was sealed."""
+    """Whether the log is the very one that was sealed; not if the disk refuses it, which ``damage`` says."""
     wanted = _sealed(record)
     log = files.train_log
-    return wanted is not None and log.is_file() and file_sha256(log) == wanted["sha256"]
+    try:
+        return wanted is not None and log.is_file() and file_sha256(log) == wanted["sha256"]
+    except OSError:
+        return False
 
 
 def damage(files: CellFolder, record: Mapping[str, Any]) -> str | None:
@@ -199,5 +203,6 @@ def _lines(path: Path) -> list[str]:
     """Split at line feeds alone, without the CRs of a copy; what is no text becomes what no record has."""
     if not path.is_file():
         return []
-    text = path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
+    with named(path):
+        text = path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
     return [line for line in re.split("(?<=\n)", text) if line]

@@ -323,9 +323,7 @@ def _inputs_hash(
     contents = {}
     for cell in cells:
         root = state.folder.cell(cell.id).root
-        contents[cell.id] = [
-            file_sha256(root / name) if (root / name).is_file() else None for name in _INPUT_FILES
-        ]
+        contents[cell.id] = [_content(root / name) for name in _INPUT_FILES]
     registry = state.registry
     reporters = {name: registry.code_hash("reporters", name) for name in registry.names("reporters")}
     metrics = {
@@ -334,6 +332,16 @@ def _inputs_hash(
     }
     code = harness_sha256()
     return digest(["aggregate", VERSION, code, contents, stale, reporters, metrics, dict(state.identity)])
+
+
+def _content(path: Path) -> str | None:
+    """Hash of a file; of a training's log that the disk refuses, which no score depends on, why."""
+    try:
+        return file_sha256(path) if path.is_file() else None
+    except OSError as error:
+        if path.name == "train.jsonl":
+            return error.strerror
+        raise
 
 
 def _all_whole(root: Path, files: Mapping[str, str]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +99,78 @@ def test_a_folder_from_before_logs_were_sealed_says_what_can_be_told(toy_run: Ca
     with (out / "cells" / CELL / "train.jsonl").open("ab") as file:
         file.write(b"noise\n")
     assert "train.jsonl has 1 line that cannot be read" in toy_run(*RUN).err
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """From now on it can be opened, and reading it is a real input/output error: the first byte of memory."""
+    opened: Callable[..., Any] = open
+
+    def without(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        is_it = not isinstance(file, int) and Path(file).absolute() == path
+        return opened("/proc/self/mem" if is_it and "r" in mode else file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", without)
+    monkeypatch.setattr(io, "open", without)
+    with pytest.raises(OSError, match="Errno 5"):
+        path.read_bytes()
+
+
+needs_linux = pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
+
+
+@needs_linux
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_log_that_the_disk_refuses_comes_back_or_is_told_of(
+    is_copied: bool, toy_run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_run(*RUN)
+    out = tmp_path / "out"
+    log = out / "cells" / CELL / "train.jsonl"
+    if not is_copied:
+        (out / "events.jsonl").unlink()
+    whole = log.read_bytes()
+    log.write_bytes(b"as the disk has it")
+    with monkeypatch.context() as patched:
+        refuse(patched, log)
+        again = toy_run(*RUN)
+    assert again.code == 0
+    if is_copied:
+        assert f"cells/{CELL}/train.jsonl was lost or damaged; taken from events.jsonl" in again.err
+        assert log.read_bytes() == whole
+    else:
+        said = f"{CELL}: train.jsonl cannot be read (Input/output error)"
+        assert f"{said}, and there is no copy" in again.err
+        assert f"TRAINING LOG of {said}" in (out / "leaderboard.md").read_text()
+
+
+@needs_linux
+@pytest.mark.parametrize("name", ["prepare.json", "samples.jsonl", "scores.jsonl"])
+def test_what_the_disk_refuses_and_nobody_can_do_without_is_named(
+    name: str, toy_run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_run(*RUN)
+    path = tmp_path / "out" / "cells" / CELL / name
+    (tmp_path / "out" / "events.jsonl").unlink()
+    with monkeypatch.context() as patched:
+        refuse(patched, path)
+        again = toy_run(*RUN)
+    assert again.code == 2
+    [line] = again.errors
+    advice = "mend that and run the same command again, finished work is kept"
+    assert line.endswith(f"cells/{CELL}/{name}: Input/output error; {advice}")
+
+
+@needs_linux
+def test_a_log_that_a_training_would_go_on_with_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "train.jsonl"
+    trainlog.add_line(log, {"step": 0}, sums=True)
+    with monkeypatch.context() as patched:
+        refuse(patched, log)
+        with pytest.raises(OSError, match="Errno 5") as caught:
+            trainlog.rewind(log, 1)
+    assert caught.value.filename == str(log)
 
 
 @given(st.data())
