@@ -208,3 +208,32 @@ time.sleep(60)
     assert (found["ended"], found["videos"]) == (False, 8)
     assert 60 < found["videos_a_minute"] < 60 * 20 and found["videos_a_minute_by_workers_clocks"] == 1200
     assert saved and len(saved[-1]["made_at"]) == 8
+
+
+@pytest.mark.slow
+def test_throughput_of_two_processes(tmp_path: Path) -> None:
+    """The command that several GPUs are to be timed by, in small: each video once, by the harness itself."""
+    path = tmp_path / "t.json"
+    some = ["--gpus", "2", "--videos", "2", "--steps", "1", "--parts", "all"]
+    assert throughput.main(["--tiny", "--output", str(path), *some]) == 0
+    record = json.loads(path.read_text())
+    found = record["parts"]["all"]
+    assert record["tiny"] and (found["gpus"], found["videos"], found["ended"]) == (2, 4, True)
+    assert found["videos_a_minute_by_workers_clocks"] > 0
+
+
+def test_the_rate_of_each_gpu_is_held_against_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 3 videos a minute on one, 5.7 on two: 95 % for each."""
+    clocks = {1: (3.0, 4.0), 2: (5.7, 8.0)}
+
+    def measured(given: argparse.Namespace, folder: Path, gpus: int, limit_s: float) -> dict[str, Any]:
+        rates = dict(zip(("videos_a_minute", "videos_a_minute_by_workers_clocks"), clocks[gpus], strict=True))
+        return {"gpus": gpus, **rates}
+
+    monkeypatch.setattr(throughput, "measured", measured)
+    monkeypatch.setattr(throughput, "write_folder", lambda target, tiny: None)
+    path = tmp_path / "t.json"
+    assert throughput.main(["--tiny", "--output", str(path), "--gpus", "2"]) == 0
+    ratios = json.loads(path.read_text())["ratios"]["all"]
+    assert ratios["videos_a_minute_for_each_gpu_to_one"] == pytest.approx(0.95)
+    assert ratios["videos_a_minute_by_workers_clocks_for_each_gpu_to_one"] == pytest.approx(1.0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,26 @@ def test_a_share_of_the_moments_is_predicted_and_trained(tmp_path: Path) -> None
     assert found["recipe"]["offload_share"] == 0.25 and len(found["losses"]) == 2
     kept = found["predicted_gb"]["student, gradients, moments"]
     assert kept == pytest.approx((8 + 0.75 * 8) * 14.29 + 1.61, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    """The commands that several GPUs are to be timed by, in small: FSDP2 over gloo, held against one process.
+
+    The same clips in all, so the same losses; the teacher is sharded.
+    """
+    sizes = ["--tiny", "--model", "wan2.1-1.3b", "--rank", "2", "--begin", "quick", "--steps", "3"]
+    assert main([*sizes, "--passes", "2", "--output", str(tmp_path / "one")]) == 0
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    against = ["--against", str(tmp_path / "one"), "--output", str(tmp_path / "two")]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "benchmarks.train_scale", *sizes, "--passes", "1", *against],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "train_scale.json").read_text()) for name in ("one", "two"))
+    assert two["gpus"] == 2 and two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    scaling = two["scaling"]
+    assert scaling["gpus"] == 1 and scaling["step_s"] == one["step_s"]
+    assert scaling["efficiency"] == pytest.approx(one["step_s"] / two["step_s"] / 2, rel=0.02)
