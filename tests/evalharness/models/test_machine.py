@@ -439,6 +439,16 @@ def test_what_the_host_has_no_room_for_is_refused_with_what_would_fit() -> None:
     assert Training.of({**recipe, "offload": "off"}, 0, 2).offload == 0.0
 
 
+def test_the_step_that_waits_for_two_gpus_is_predicted() -> None:
+    """``docs/benchmarks.md`` says what Wan2.1-14B will take on two; nobody has measured it."""
+    built = model("wan2.1-14b", generation={"frames": 49, "height": 480, "width": 832})
+    asked = Training(batch_size=1, gpus=2, checkpointing=True, rank=32, teacher_place="sharded", offload=1.0)
+    each = need_of(built.spec, built.settings, asked)[0] / 1e9
+    host = 2 * training_host_memory(built.spec, **asked.on_the_host()) / 1e9
+    text = (Path(__file__).parents[3] / "docs" / "benchmarks.md").read_text()
+    assert f"predicted: {each:.0f} GB on each GPU, {host:.0f} GB on the host:" in text
+
+
 @pytest.mark.parametrize("name", ["cogvideox-2b", "wan2.1-1.3b", "wan2.1-14b"])
 def test_batches_that_are_looked_at(name: str) -> None:
     """Two blocks of full width and full size of a clip, in float32 on the meta device."""
