@@ -346,6 +346,22 @@ def test_recipes_are_whole_and_fit_the_machines_they_name(path: Path) -> None:
     hours = training_seconds(built.spec, settings, NOMINAL["cuda"]) * samples / gpus / 3600
     row = f"{gpus} GPU{'s' * (gpus > 1)}, {gigabytes:.0f} GB on each; its steps take at least {hours:.1f} h |"
     assert f"| predicted, training by `configs/models/{path.name}` | {row}" in page
+    # The command that every page has for 8 GPUs, whatever number the recipe is for.
+    eight = dataclasses.replace(training, gpus=8)
+    if path.stem.startswith("qvgen-"):
+        preflight(built.spec, settings, eight, 85e9, 64e9)
+        assert f"torchrun --nproc-per-node 8 -m evalharness run --config configs/models/{path.name}" in page
+    if gpus > 8:
+        on_each, on_eight = need_of(built.spec, settings, eight)[0] / 1e9, 8 * 3600
+        least = training_seconds(built.spec, settings, NOMINAL["cuda"]) * samples / on_eight
+        said = f"predicted {on_each:.0f} GB on each; its steps take at least {least:.0f} h"
+        assert said in page and f"{gigabytes:.0f} GB on each: the" in page
+    if config.model == "wan2.1-14b":
+        offloaded = [dataclasses.replace(training, gpus=count, offload=1.0) for count in (8, 2)]
+        each = [need_of(built.spec, settings, asked)[0] / 1e9 for asked in offloaded]
+        host = [host_need_of(built.spec, asked) / 1e9 for asked in offloaded]
+        assert f"{each[0]:.0f} GB on each of 8, or {each[1]:.0f} GB on each of 2 of 141 GB" in page
+        assert f"the host {host[0]:.0f} GB or\n{host[1]:.0f} GB of each process" in page
     if training.offload:
         moments = training_host_memory(built.spec, **training.on_the_host()) / 1e9
         other = host_need_of(built.spec, training) / 1e9 - moments
