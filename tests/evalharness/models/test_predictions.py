@@ -1,4 +1,4 @@
-"""Work and memory of the decoders: tensors alive on the meta device, and what an H100 took."""
+"""Predictions against tensors alive on the meta device, work that torch counts, and what an H100 took."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from evalharness.machine.costs import expert_bytes, memory_needs, output_bytes
+from evalharness.machine.costs import (
+    NOMINAL,
+    call_seconds,
+    expert_bytes,
+    memory_needs,
+    output_bytes,
+    training_seconds,
+    work_of,
+)
 from evalharness.modeloptions import ModelOptions
 from evalharness.models.video import wan
 from evalharness.registry import Registry
@@ -124,3 +132,28 @@ def test_an_h100_took_what_is_predicted_today(part: str, name: str) -> None:
                 assert measured == pytest.approx(predicted, rel=0.05 if phase == "decode" else 0.12)
                 compared += 1
     assert compared == {"cog_2b": 10, "wan_1_3b": 13, "wan_14b": 3}[part]
+
+
+def test_an_h100_took_about_the_time_that_is_predicted() -> None:
+    """Two guided steps in bf16, and training steps, against nominal rates; the document says the same."""
+    text = " ".join((RECORD.parents[2] / "docs" / "benchmarks.md").read_text().split())
+    parts = json.loads(RECORD.read_text())["parts"]
+    names = {"cog_2b": "cogvideox-2b", "wan_1_3b": "wan2.1-1.3b", "wan_14b": "wan2.1-14b"}
+    said = []
+    for part, name in names.items():
+        built = model(name, **({"height": 480, "width": 832} if part == "wan_14b" else {}))
+        took = parts[part]["runs"]["bf16:phases"]["phases"]["denoise"]["seconds"]
+        call = call_seconds(work_of(built.spec, built.settings), NOMINAL["cuda"])
+        said.append(took / (2 * parts[part]["steps"] * call))
+    assert min(said) > 0.75 and max(said) < 1.25
+    assert (
+        "took {:.2f} (CogVideoX-2B), {:.2f} (Wan2.1-1.3B) and {:.2f} times (Wan2.1-14B)".format(*said) in text
+    )
+    trained = []
+    for part, name in (("cog_2b", "cogvideox-2b"), ("1.3b", "wan2.1-1.3b")):
+        record = json.loads((RECORD.parent / f"train_scale-{part}-h100.json").read_text())
+        built = model(name, **dict(zip(("frames", "height", "width"), record["clip"], strict=True)))
+        sample = training_seconds(built.spec, built.settings, NOMINAL["cuda"])
+        trained.append(record["step_s"] / (sample * record["recipe"]["accumulate"]))
+    assert min(trained) > 1, "pages say: at least"
+    assert "below {:.2f} (CogVideoX-2B) and {:.2f} times (Wan2.1-1.3B)".format(*trained) in text
