@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ Outcome = dict[str, bytes]
 Start = Callable[..., subprocess.Popen[str]]
 
 RUN = ("run", "--model", "toy", "--methods", "toy-train,toy-round", "--bits", "3", "--output", "out")
-PATIENCE = 60.0
+PATIENCE = 300.0
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -172,10 +173,11 @@ def test_the_second_run_needs_no_torch_and_little_time(start: Start, tmp_path: P
     assert finish(start(*RUN, "--workers", "0"))[0] == 0
     manifest = read_json(tmp_path / "out" / "manifest.json")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(toy_site), str(REPOSITORY)])}
-    begin = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", TELL, *RUN]
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert time.monotonic() - begin < 10
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor, for which others wait as well
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
     assert "nothing to do: 3 cells, 18 videos, 27 scores up to date" in again.stderr
     assert again.stdout.splitlines()[-1] == "[]"
     assert read_json(tmp_path / "out" / "manifest.json") == manifest
