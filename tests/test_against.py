@@ -25,7 +25,7 @@ def test_a_slowed_side_is_slower_and_a_broken_path_is_told(monkeypatch: pytest.M
     found = collect(sides, ["tables", "no such path"], 2)
     assert found["no such path"].startswith("KeyError")
     pairs = zip(found["tables"]["reference"], found["tables"]["run"], strict=True)
-    assert all(1.5 < run / reference < 3.0 for reference, run in pairs)
+    assert all(1.25 < run / reference < 4.0 for reference, run in pairs), "twice as slow, on a busy machine"
 
 
 class Machine:
