@@ -22,7 +22,7 @@ from evalharness.machine.costs import (
 from evalharness.modeloptions import ModelOptions
 from evalharness.models.video import wan
 from evalharness.registry import Registry
-from tests.evalharness.models.test_machine import Alive
+from tests.evalharness.models.full_size import Alive
 
 RECORD = Path(__file__).parents[3] / "results" / "benchmarks" / "generate-h100.json"
 COG: dict[str, Any] = {
