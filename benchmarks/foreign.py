@@ -143,10 +143,10 @@ def _train_log(path: Path) -> object:
 
 def _run_log(path: Path) -> object:
     from evalharness.runfolder import RunFolder
-    from evalharness.runlog import logged, logged_plan
+    from evalharness.runlog import logged, logged_plan, older_plan
 
     folder = RunFolder(path.parent)
-    return [logged_plan(folder), list(logged(folder, "trained")), folder.events.damaged()]
+    return [logged_plan(folder), older_plan(folder), list(logged(folder, "trained")), folder.events.damaged()]
 
 
 def _card(path: Path) -> object:

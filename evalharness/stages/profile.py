@@ -81,7 +81,7 @@ def run(state: RunState) -> StageCount:
                 before = read_json(path) or {}
                 if before.get("peers") and before.get("hash") == record["hash"]:
                     record["peers"] = {**before["peers"], **record.get("peers", {})}
-                state.keep(path, PROFILED, cell, record)
+                state.keep(PROFILED, cell, record)
                 done += 1
             else:
                 state.console.warn(f"{outcome.task.key}: could not be profiled: {outcome.error}")

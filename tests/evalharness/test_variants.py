@@ -240,6 +240,7 @@ def test_a_label_in_the_plan_that_leads_out_of_the_folder_is_refused(
     plan = json.loads(path.read_text())
     plan["cells"][1]["label"] = "../../elsewhere"
     path.write_text(json.dumps(plan))
+    (tmp_path / "out" / "events.jsonl").unlink()
     result = call("score", "out", "--workers", "0")
     assert result.code == 2
     assert "plan.json: cells: label '../../elsewhere': only letters, digits" in result.err
