@@ -12,33 +12,36 @@ from typing import Any, Literal
 
 from evalharness.cells import GIVEN
 from evalharness.errors import UserError
+from evalharness.linesums import KEY
 from evalharness.runfolder import RunFolder
-from evalharness.store import read_json
+from evalharness.store import read_json, read_record
 
-__all__ = ["configs_of", "held_against", "identity_of", "known_entries"]
+__all__ = ["State", "configs_of", "held_against", "identity_of", "known_entries"]
 
+State = Literal["whole", "behind", "lost", "older", "newer"]
+"""Of a file beside its copy in the log. ``behind``: as it was before the log's last line, since a kill came
+between the two writes; ``newer``: as it was written, and the log never had it."""
 Entry = dict[str, Any]
 _CLOSING = ("finished", "plugins")
 """What an entry gets in the end."""
 
 
-def held_against(
-    folder: RunFolder, events: Sequence[Mapping[str, Any]]
-) -> tuple[Literal["whole", "behind", "lost", "altered"], Entry | None]:
-    """How the file is (``evalharness.runlog.State``), and what it should hold; None if nobody knows."""
+def held_against(folder: RunFolder, events: Sequence[Mapping[str, Any]]) -> tuple[State, Entry | None]:
+    """How the file is, and what it should hold; None if nobody knows."""
     own = _entries(_read(folder))
     if not own:
         told = _logged(events)
         begun = [_begun(entry) for entry in told]  # not by their seconds: two commands may share one
         published = _entries(_published(folder))
         known = [entry for entry in published if _begun(entry) not in begun] + told
+        known = _joined(_entries(_unchecked(folder)), known)
         is_first = len(told) == 1 and not published and _is_last(events) and not folder.manifest.exists()
         return "behind" if is_first else "lost", _manifest(known)
     should = _joined(own, _logged(events))
     if _same(own, should):
         return "whole", None
     is_behind = _is_last(events) and _same(own, _joined(own, _logged(events[:-1])))
-    return "behind" if is_behind else "altered", _manifest(should)
+    return "behind" if is_behind else "older", _manifest(should)
 
 
 def known_entries(folder: RunFolder) -> list[Entry]:
@@ -140,10 +143,19 @@ def _entries(manifest: Mapping[str, Any] | None) -> list[Entry]:
         return []
     history = manifest.get("history")
     before = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
-    return [*before, {key: value for key, value in manifest.items() if key != "history"}]
+    whole = [*before, {key: value for key, value in manifest.items() if key != "history"}]
+    return [{key: value for key, value in entry.items() if key != KEY} for entry in whole]
 
 
 def _read(folder: RunFolder) -> Entry | None:
+    try:
+        return read_record(folder.manifest)
+    except UserError:
+        return None
+
+
+def _unchecked(folder: RunFolder) -> Entry | None:
+    """Of a damaged file what can be read: the log may not have all of its entries."""
     try:
         return read_json(folder.manifest)
     except UserError:

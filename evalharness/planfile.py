@@ -5,9 +5,8 @@ Secrets in options are not written (``evalharness.redaction``); the command that
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from evalharness.api import Bits
@@ -18,8 +17,16 @@ from evalharness.names import check_name
 from evalharness.records import Shape, misfit
 from evalharness.redaction import redact
 from evalharness.runfolder import RunFolder
-from evalharness.runlog import Copy, can_be_logged, damage_line, log_plan, logged_plan, older_plan
-from evalharness.store import atomic_write_json, read_json
+from evalharness.runlog import (
+    Copy,
+    can_be_logged,
+    damage_line,
+    log_plan,
+    logged_plan,
+    older_plan,
+    warn_of_difference,
+)
+from evalharness.store import read_record, write_record
 
 __all__ = ["PlanFile", "check_identity", "mended_plan", "read_plan_file", "record_cells"]
 
@@ -111,7 +118,7 @@ def record_cells(
             check_identity(folder, found.plan.identity, identity)
             known = dict(found.plan.cells)
             is_whole, is_logged = found.is_whole, found.is_logged
-    shown = (dataclasses.replace(cell, options=redact(cell.options)) for cell in cells)
+    shown = (replace(cell, options=redact(cell.options)) for cell in cells)
     merged = known | {cell.id: cell for cell in shown}
     is_new = merged != known
     plan = PlanFile(identity, merged)
@@ -128,7 +135,7 @@ def _store(folder: RunFolder, plan: PlanFile, *, is_whole: bool, is_logged: bool
     if not is_logged and can_be_logged(record):
         log_plan(folder, record)
     if not is_whole:
-        atomic_write_json(folder.plan, record)
+        write_record(folder.plan, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +165,15 @@ def _found(folder: RunFolder, console: Console | None) -> _Found:
         return _Found(plan, is_whole=False, is_logged=False)
     if copy is None or logged is None or _is_same(plan, logged):
         return _Found(plan, is_whole=True, is_logged=logged is not None)
-    if not _is_behind(folder, copy, plan):
-        _warn(folder, "altered", console)
-    return _Found(logged, is_whole=False, is_logged=True)
+    if _is_older(folder, copy, plan):
+        if not _is_behind(folder, copy, plan):
+            _warn(folder, "older", console)
+        return _Found(logged, is_whole=False, is_logged=True)
+    warn_of_difference(folder, folder.plan, console or Console())
+    return _Found(plan, is_whole=True, is_logged=False)  # the end of the log is lost
 
 
-def _warn(folder: RunFolder, how: Literal["lost", "altered"], console: Console | None) -> None:
+def _warn(folder: RunFolder, how: Literal["lost", "older"], console: Console | None) -> None:
     (console or Console()).warn(damage_line(folder.plan.name, how, "the run's log"))
 
 
@@ -171,10 +181,15 @@ def _is_behind(folder: RunFolder, copy: Copy, plan: PlanFile | None) -> bool:
     """Whether a kill came between the log and the file, which is as it was before."""
     if not copy.is_last:
         return False
-    if copy.before is None or plan is None:
-        return copy.before is None and not folder.plan.exists()
-    before = _checked(folder, copy.before)
-    return before is not None and _is_same(plan, before)
+    if plan is None:
+        return not copy.before and not folder.plan.exists()
+    return _is_older(folder, replace(copy, before=copy.before[-1:]), plan)
+
+
+def _is_older(folder: RunFolder, copy: Copy, plan: PlanFile) -> bool:
+    """Whether the log had this plan before it had another."""
+    earlier = (_checked(folder, record) for record in copy.before)
+    return any(each is not None and _is_same(plan, each) for each in earlier)
 
 
 def _is_same(one: PlanFile, other: PlanFile) -> bool:
@@ -192,11 +207,11 @@ def _checked(folder: RunFolder, record: Mapping[str, Any]) -> PlanFile | None:
 
 def _read(folder: RunFolder) -> PlanFile:
     try:
-        record = read_json(folder.plan)
+        record = read_record(folder.plan)
     except NotADirectoryError as error:
         raise UserError(f"{folder.root} is a file, not a run folder") from error
     except UserError as error:
-        raise _LostError(f"{folder.plan}: not valid JSON; {_RESTORE}") from error
+        raise _LostError(f"{folder.plan}: not valid JSON, or not as it was written; {_RESTORE}") from error
     if record is None:
         if folder.is_run:
             raise _LostError(f"{folder.plan} is gone; {_RESTORE}")

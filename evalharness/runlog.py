@@ -3,9 +3,10 @@
 ``events.jsonl`` is only ever appended to, and beside what happened it has every record that is also written
 into a file of its own: with ``planned`` what ``plan.json`` says, with ``begin`` and ``finished`` an entry of
 the manifest (``evalharness.manifestlog``), with ``prepared`` and ``profiled`` a cell's ``prepare.json`` and
-``profile.json``. So none of these files is the only one that knows. The log is written first and its lines
-have checksums, so a file that says something else was altered, and is written anew. What the records say of
-weights and videos is held against these by hashes, wherever it came from.
+``profile.json``. So none of these files is the only one that knows. The log is written first, and both have
+checksums: a file that is not as it was written is written anew from the log, and so is one that is older than
+the log; one that the log never had is newer than what is left of the log, which gets it again. What the
+records say of weights and videos is held against these by hashes, wherever it came from.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from evalharness import manifestlog
 from evalharness.errors import UserError
 from evalharness.linesums import KEY, is_sound
+from evalharness.manifestlog import State
 from evalharness.names import is_name
 from evalharness.records import PREPARE, Shape, misfit
 from evalharness.runfolder import CellFolder, RunFolder, utc_now
-from evalharness.store import atomic_write_json, parse_json, read_json
+from evalharness.store import parse_json, read_json, read_record, write_record
 
 if TYPE_CHECKING:
     from evalharness.console import Console
@@ -43,6 +45,7 @@ __all__ = [
     "mend",
     "older_plan",
     "warn_of_damage",
+    "warn_of_difference",
 ]
 
 PLANNED, PREPARED, PROFILED, DISCARDED, TRAINED = "planned", "prepared", "profiled", "discarded", "trained"
@@ -58,9 +61,6 @@ _LONG = (_named("failure"), _named(TRAINED))
 _LONGEST = 64 << 20
 """Bytes of a line; what is longer comes in pieces, which are no JSON."""
 
-State = Literal["whole", "behind", "lost", "altered"]
-"""``behind``: as it was before the log's last line; a kill came between the two writes."""
-
 
 @dataclass(frozen=True, slots=True)
 class Copy:
@@ -68,13 +68,13 @@ class Copy:
 
     Attributes:
         record: what the file should hold.
-        before: what it held before that.
+        before: what it held before that, the oldest first.
         is_last: nothing was logged since, so that the file may not have been written yet.
         is_gone: the harness itself threw the file away since.
     """
 
     record: Mapping[str, Any]
-    before: Mapping[str, Any] | None = None
+    before: tuple[Mapping[str, Any], ...] = ()
     is_last: bool = True
     is_gone: bool = False
 
@@ -89,7 +89,7 @@ def keep(folder: RunFolder, kind: str, name: str, record: Mapping[str, Any]) -> 
         record: without secrets.
     """
     folder.events.append([_copied(kind, name, record)])
-    atomic_write_json(_place(folder.cell(name), kind), record)
+    write_record(_place(folder.cell(name), kind), record)
 
 
 def log_plan(folder: RunFolder, record: Mapping[str, Any]) -> None:
@@ -108,17 +108,29 @@ def mend(folder: RunFolder, console: Console) -> None:
         _write(folder, folder.manifest, manifest, state, console)
     copies = _copies(folder, events)
     for path, copy in copies.items():
-        if (state := _state(path, copy)) != "whole":
+        if (state := _state(path, copy)) not in _RIGHT:
             _write(folder, path, copy.record, state, console)
+        elif state == "newer":
+            warn_of_difference(folder, path, console)
     folder.events.append(_not_logged(folder, copies))
 
 
 def warn_of_damage(folder: RunFolder, console: Console) -> None:
     """For commands that write nothing: one line for each record of a cell that is not what the log says."""
     for path, copy in _copies(folder, list(_events(folder))).items():
-        if (state := _state(path, copy)) in ("lost", "altered"):
+        if (state := _state(path, copy)) in _HOW:
             name = path.relative_to(folder.root).as_posix()
             console.warn(f"{name} {_HOW[state]}; `evalharness run` takes it from {folder.events.path.name}")
+
+
+def warn_of_difference(folder: RunFolder, path: Path, console: Console) -> None:
+    """Of a file that the log never had: without a sum, nobody knows which of the two is right."""
+    if KEY not in (read_json(path) or {}):
+        name = path.relative_to(folder.root).as_posix()
+        console.warn(
+            f"{name} is not what {folder.events.path.name} says, and an older version wrote it, without a "
+            "checksum; it counts as it is"
+        )
 
 
 def logged_plan(folder: RunFolder) -> Copy | None:
@@ -129,7 +141,7 @@ def logged_plan(folder: RunFolder) -> Copy | None:
     found: Copy | None = None
     for event in _events(folder):
         if event["event"] == PLANNED and isinstance(event.get("record"), dict):
-            found = Copy(event["record"], before=None if found is None else found.record)
+            found = Copy(event["record"], _before(found))
         elif found is not None:
             found = replace(found, record=_with_cells_of(event, found.record), is_last=False)
     return found
@@ -158,7 +170,8 @@ def logged(folder: RunFolder, kind: str) -> Iterator[dict[str, Any]]:
     return (event for event in _events(folder, left_out) if event["event"] == kind)
 
 
-_HOW: Mapping[State, str] = {"lost": "was lost or damaged", "altered": "was altered since it was written"}
+_RIGHT: Sequence[State] = ("whole", "newer")
+_HOW: Mapping[State, str] = {"lost": "was lost or damaged", "older": "is older than the run's log"}
 
 
 def damage_line(name: str, state: State, source: str) -> str:
@@ -167,7 +180,7 @@ def damage_line(name: str, state: State, source: str) -> str:
 
 
 def _write(folder: RunFolder, path: Path, record: Mapping[str, Any], state: State, console: Console) -> None:
-    atomic_write_json(path, record)
+    write_record(path, record)
     if state in _HOW:
         name = path.relative_to(folder.root).as_posix()
         console.warn(damage_line(name, state, folder.events.path.name))
@@ -178,18 +191,21 @@ def _state(path: Path, copy: Copy) -> State:
     record = _readable(path, shape)
     if copy.is_gone and not path.exists():
         return "whole"
-    if record is not None and _text(record) == _text(copy.record):
+    if record is None:
+        is_first = copy.is_last and not copy.before and not path.exists()
+        return "behind" if is_first else "lost"
+    text, earlier = _text(record), [_text(each) for each in copy.before]
+    if text == _text(copy.record):
         return "whole"
-    is_before = copy.before is None and not path.exists()
-    if copy.is_last and (is_before or (record is not None and _text(record) == _text(copy.before))):
-        return "behind"
-    return "lost" if record is None else "altered"
+    if text not in earlier:
+        return "newer"
+    return "behind" if copy.is_last and text == earlier[-1] else "older"
 
 
 def _readable(path: Path, shape: Shape) -> dict[str, Any] | None:
     """The record; None of a file that is lost or damaged."""
     try:
-        record = read_json(path)
+        record = read_record(path)
     except UserError:
         return None
     return None if record is None or misfit(record, shape) is not None else record
@@ -204,7 +220,7 @@ def can_be_logged(record: Mapping[str, Any]) -> bool:
     return True
 
 
-def _text(record: Mapping[str, Any] | None) -> str:
+def _text(record: Mapping[str, Any]) -> str:
     """To compare by: to Python 1, 1.0 and True are the same."""
     return json.dumps(record)
 
@@ -222,10 +238,13 @@ def _copies(folder: RunFolder, events: Sequence[Mapping[str, Any]]) -> dict[Path
             found |= {path: replace(found[path], is_gone=True) for path in gone}
         elif isinstance(record, dict) and (kind == PROFILED or misfit(record, PREPARE) is None):
             path = _place(files, kind)
-            before = found.get(path)
-            old = None if before is None or before.is_gone else before.record
-            found[path] = Copy(record, before=old, is_last=number == len(events))
+            found[path] = Copy(record, _before(found.get(path)), is_last=number == len(events))
     return found
+
+
+def _before(copy: Copy | None) -> tuple[Mapping[str, Any], ...]:
+    """What a file held before the log's next copy; nothing of what was thrown away in between."""
+    return () if copy is None or copy.is_gone else (*copy.before, copy.record)
 
 
 def _place(files: CellFolder, kind: str) -> Path:
@@ -237,14 +256,15 @@ def _copied(kind: str, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_logged(folder: RunFolder, copies: Mapping[Path, Copy]) -> Iterator[dict[str, Any]]:
-    """Events for the whole files of which the log has no copy: it was lost, or is from before it had any."""
+    """Events for the whole files that the log does not have: its end was lost, or it had no copies yet."""
     for root in sorted(folder.root.glob("cells/*")):
         if not root.is_dir() or not is_name(root.name):
             continue
         for kind, shape in ((PREPARED, PREPARE), (PROFILED, {})):
             path = _place(folder.cell(root.name), kind)
-            record = None if path in copies else _readable(path, shape)
-            if record is not None and can_be_logged(record):
+            record = _readable(path, shape)
+            is_logged = path in copies and _state(path, copies[path]) != "newer"
+            if record is not None and not is_logged and can_be_logged(record):
                 yield _copied(kind, root.name, record)
 
 

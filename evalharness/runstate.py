@@ -17,7 +17,7 @@ from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder, utc_now
 from evalharness.runlog import keep
-from evalharness.store import read_json
+from evalharness.store import read_record
 
 __all__ = ["Prepared", "RunState", "StageCount"]
 
@@ -84,7 +84,7 @@ class RunState:
     def finish_work(self) -> Mapping[str, Any]:
         """Close this command's entry in the manifest, and return the whole."""
         if not self.started:
-            return read_json(self.folder.manifest) or {}
+            return read_record(self.folder.manifest) or {}
         closing = redact({"finished": utc_now(), "plugins": self.registry.provenance()})
         self.event("finished", started=self.begun, **closing)
         return finish_manifest(self.folder.manifest, closing)
