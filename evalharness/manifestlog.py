@@ -6,15 +6,16 @@ A folder that is older than this, or whose log was lost, has entries that the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any, Literal
 
 from evalharness.cells import GIVEN
 from evalharness.errors import UserError
 from evalharness.linesums import KEY
 from evalharness.runfolder import RunFolder
-from evalharness.store import read_json, read_record
+from evalharness.store import can_be_written, read_json, read_record
 
 __all__ = ["State", "configs_of", "held_against", "identity_of", "known_entries"]
 
@@ -34,7 +35,7 @@ def held_against(folder: RunFolder, events: Sequence[Mapping[str, Any]]) -> tupl
         begun = [_begun(entry) for entry in told]  # not by their seconds: two commands may share one
         published = _entries(_published(folder))
         known = [entry for entry in published if _begun(entry) not in begun] + told
-        known = _joined(_entries(_unchecked(folder)), known)
+        known = _joined(_entries(_read(folder, read_json)), known)  # the log may not have all
         is_first = len(told) == 1 and not published and _is_last(events) and not folder.manifest.exists()
         return "behind" if is_first else "lost", _manifest(known)
     should = _joined(own, _logged(events))
@@ -147,19 +148,13 @@ def _entries(manifest: Mapping[str, Any] | None) -> list[Entry]:
     return [{key: value for key, value in entry.items() if key != KEY} for entry in whole]
 
 
-def _read(folder: RunFolder) -> Entry | None:
+def _read(folder: RunFolder, read: Callable[[Path], Entry | None] = read_record) -> Entry | None:
+    """The manifest; with ``read_json`` also what can be read of one that is not as it was written."""
     try:
-        return read_record(folder.manifest)
+        manifest = read(folder.manifest)
     except UserError:
         return None
-
-
-def _unchecked(folder: RunFolder) -> Entry | None:
-    """Of a damaged file what can be read: the log may not have all of its entries."""
-    try:
-        return read_json(folder.manifest)
-    except UserError:
-        return None
+    return manifest if manifest is None or can_be_written(manifest) else None
 
 
 def _published(folder: RunFolder) -> Entry | None:

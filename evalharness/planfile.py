@@ -19,14 +19,13 @@ from evalharness.redaction import redact
 from evalharness.runfolder import RunFolder
 from evalharness.runlog import (
     Copy,
-    can_be_logged,
     damage_line,
     log_plan,
     logged_plan,
     older_plan,
     warn_of_difference,
 )
-from evalharness.store import read_record, write_record
+from evalharness.store import can_be_written, read_record, write_record
 
 __all__ = ["PlanFile", "check_identity", "mended_plan", "read_plan_file", "record_cells"]
 
@@ -132,7 +131,7 @@ def _store(folder: RunFolder, plan: PlanFile, *, is_whole: bool, is_logged: bool
         "identity": dict(plan.identity),
         "cells": [cell.to_json() for cell in plan.cells.values()],
     }
-    if not is_logged and can_be_logged(record):
+    if not is_logged and can_be_written(record):
         log_plan(folder, record)
     if not is_whole:
         write_record(folder.plan, record)

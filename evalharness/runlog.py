@@ -25,7 +25,7 @@ from evalharness.manifestlog import State
 from evalharness.names import is_name
 from evalharness.records import PREPARE, Shape, misfit
 from evalharness.runfolder import CellFolder, RunFolder, utc_now
-from evalharness.store import parse_json, read_json, read_record, write_record
+from evalharness.store import can_be_written, parse_json, read_json, read_record, write_record
 
 if TYPE_CHECKING:
     from evalharness.console import Console
@@ -36,7 +36,6 @@ __all__ = [
     "PROFILED",
     "TRAINED",
     "Copy",
-    "can_be_logged",
     "damage_line",
     "keep",
     "log_plan",
@@ -208,16 +207,7 @@ def _readable(path: Path, shape: Shape) -> dict[str, Any] | None:
         record = read_record(path)
     except UserError:
         return None
-    return None if record is None or misfit(record, shape) is not None else record
-
-
-def can_be_logged(record: Mapping[str, Any]) -> bool:
-    """Whether it is JSON that can be written again; a file may hold NaN or half a character."""
-    try:
-        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return None if record is None or misfit(record, shape) or not can_be_written(record) else record
 
 
 def _text(record: Mapping[str, Any]) -> str:
@@ -264,7 +254,7 @@ def _not_logged(folder: RunFolder, copies: Mapping[Path, Copy]) -> Iterator[dict
             path = _place(folder.cell(root.name), kind)
             record = _readable(path, shape)
             is_logged = path in copies and _state(path, copies[path]) != "newer"
-            if record is not None and not is_logged and can_be_logged(record):
+            if record is not None and not is_logged:
                 yield _copied(kind, root.name, record)
 
 
@@ -305,6 +295,6 @@ def _events(folder: RunFolder, leave_out: Sequence[bytes] = _LONG) -> Iterator[d
                 event = parse_json(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str) and can_be_logged(event):
+            if isinstance(event, dict) and isinstance(event.get("event"), str) and can_be_written(event):
                 event.pop(KEY, None)
                 yield event

@@ -26,6 +26,7 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_pieces",
     "atomic_write_text",
+    "can_be_written",
     "parse_json",
     "read_json",
     "read_record",
@@ -118,6 +119,15 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     atomic_write_json(path, {**record, KEY: sum_of(record)})
 
 
+def can_be_written(record: Mapping[str, Any]) -> bool:
+    """Whether what was read is JSON that can be written again: no NaN, no half a character, not too deep."""
+    try:
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def parse_json(text: str | bytes) -> Any:
     """``json.loads`` whose every failure is a ValueError, also of a file that is nested without end."""
     try:
@@ -150,7 +160,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
         UserError: the file is not a JSON object, or not as it was written.
     """
     record = read_json(path)
-    if record is not None and KEY in record and record.pop(KEY) != sum_of(record):
+    if record is None or KEY not in record:
+        return record
+    told = record.pop(KEY)
+    if not can_be_written(record) or told != sum_of(record):
         raise UserError(f"{path}: not as it was written, by its checksum; delete it to have it made again")
     return record
 

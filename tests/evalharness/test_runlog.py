@@ -74,7 +74,7 @@ def digits(data: bytes) -> list[int]:
 
 
 def test_a_flipped_digit_of_a_small_file_is_seen_and_mended(toy_run: Call, tmp_path: Path) -> None:
-    """Each digit, wherever it stands, by what every command does first; some through whole commands."""
+    """Forty digits of each, wherever they stand, by what every command does first; one by a whole command."""
     toy_run("--methods", "toy-round", "--bits", "4")
     toy_run(*RUN)
     out, rng = tmp_path / "out", random.Random(0)
@@ -82,7 +82,7 @@ def test_a_flipped_digit_of_a_small_file_is_seen_and_mended(toy_run: Call, tmp_p
     plan = read_plan_file(RunFolder(out))
     for name in SMALL:
         whole = before[name]
-        for place in digits(whole):
+        for place in rng.sample(digits(whole), 40):
             (out / name).write_bytes(flipped(whole, place))
             console = Told()
             assert mended_plan(RunFolder(out), console) == plan
