@@ -164,7 +164,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return record
     told = record.pop(KEY)
     if not can_be_written(record) or told != sum_of(record):
-        raise UserError(f"{path}: not as it was written, by its checksum; delete it to have it made again")
+        raise UserError(
+            f"{path}: not as it was written, by its checksum; delete it to have it made again, or its "
+            f"{KEY!r} to have it read as it is"
+        )
     return record
 
 

@@ -117,6 +117,11 @@ RECORDS = [
     ("plan.json", '{"schema_version": 1, "identity": {}, "cells": []}', "plan.json: 'model' is missing"),
     ("cells/bf16-s0/prepare.json", "{}", "prepare.json: 'hash' is missing; delete it"),
     ("cells/bf16-s0/prepare.json", "nonsense", "prepare.json: not valid JSON"),
+    (
+        "cells/bf16-s0/prepare.json",
+        '{"hash": "1", "crc": "00000000"}',
+        "prepare.json: not as it was written, by its checksum; delete it to have it made again, or its 'crc'",
+    ),
 ]
 
 
