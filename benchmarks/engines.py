@@ -47,7 +47,8 @@ def command(engine: str, run: Sequence[str], workers: int) -> list[str]:
     """The command line of ``run`` under ``engine``, into the folder ``out``."""
     words = [sys.executable, "-m"]
     if engine == "torchrun":
-        words += ["torch.distributed.run", "--nproc-per-node", str(workers), "--max-restarts", "99", "-m"]
+        words += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+        words += ["--max-restarts", "99", "-m"]
     own = [] if engine == "torchrun" else ["--workers", str(workers)]
     return [*words, "evalharness", *run, "--executor", engine, *own, "--output", "out"]
 

@@ -322,6 +322,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: that of the packed run")
     parser.add_argument("--batch-size", type=int, help="videos made at once; default: as in the packed run")
     given = parser.parse_args(argv)
+    for run in (given.fake, given.packed):
+        if not (run / "manifest.json").exists():
+            parser.error(
+                f"{run}: no run is there (manifest.json); give the folder that `evalharness run` made"
+            )
+    try:
+        both = list(pairs(given.fake, given.packed))
+    except ValueError as error:
+        parser.error(str(error))
     import torch
 
     config = json.loads((given.packed / "manifest.json").read_text())["config"]
@@ -342,7 +351,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return totals
 
     totals: dict[str, Any] = {}
-    both = list(pairs(given.fake, given.packed))
     for pair in both:
         known = cells.setdefault(pair.cell.id, {})
         for _ in work(session, pair, given, known):

@@ -1,4 +1,8 @@
-"""Tests marked ``cuda`` are skipped where torch sees no GPU; no example of hypothesis has a deadline.
+"""Nothing here is left to chance, so that a test which passed once passes again.
+
+All fixtures and tests begin with the global generators at one seed, whatever ran before them; hypothesis
+draws the same examples in every run, with no deadline. Tests marked ``cuda`` are skipped where torch sees
+no GPU.
 
 ``--rounds SECONDS`` is for little time on a GPU: one case of every test, then a second one of each,
 and so on, in an order that is drawn but always the same; no test begins after so many seconds.
@@ -8,11 +12,15 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import random
+import sys
 import time
 from collections import Counter
 
 import pytest
+
+SEED = 0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,16 +61,50 @@ def in_rounds(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where processes share the cores, how long an example or its drawing took says nothing."""
+    """Also for processes that share the tests, and for those that tests start."""
+    os.environ.setdefault("PYTHONHASHSEED", "0")
     seconds = config.getoption("--rounds")
     if seconds is not None:
         config.pluginmanager.register(Rounds(seconds))
     if importlib.util.find_spec("hypothesis") is not None:
-        from hypothesis import HealthCheck, settings
+        _same_examples()
 
-        slow = [HealthCheck.too_slow]
-        settings.register_profile("shared cores", deadline=None, suppress_health_check=slow)
-        settings.load_profile("shared cores")
+
+def _same_examples() -> None:
+    """Of one test the same in all runs; ``--hypothesis-profile default`` looks for others.
+
+    Where processes share the cores, how long an example or its drawing took says nothing. Hypothesis also
+    draws numbers and words that it finds in the modules imported so far, hence by the tests that ran before:
+    it is kept from looking.
+    """
+    from hypothesis import HealthCheck, settings
+    from hypothesis.internal.conjecture import providers
+
+    none_found = providers._local_constants
+    providers._get_local_constants = lambda: none_found
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=slow)
+    settings.load_profile("same")
+
+
+def seed_all() -> None:
+    """The global generators of libraries that are imported; by then, those of all collected tests are."""
+    random.seed(SEED)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(SEED)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(SEED)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Each fixture for itself: that of a session is made in whichever test wants it first."""
+    seed_all()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    seed_all()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

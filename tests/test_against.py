@@ -25,7 +25,7 @@ def test_a_slowed_side_is_slower_and_a_broken_path_is_told(monkeypatch: pytest.M
     found = collect(sides, ["tables", "no such path"], 2)
     assert found["no such path"].startswith("KeyError")
     pairs = zip(found["tables"]["reference"], found["tables"]["run"], strict=True)
-    assert all(1.5 < run / reference < 3.0 for reference, run in pairs)
+    assert all(1.25 < run / reference < 4.0 for reference, run in pairs), "twice as slow, on a busy machine"
 
 
 class Machine:
@@ -50,6 +50,8 @@ class Machine:
 
 def test_a_coin_says_who_begins_so_that_a_place_is_no_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(against, "Side", Machine)
+    monkeypatch.setattr(Machine, "started", [])
+    monkeypatch.setattr(Machine, "turns", [])
     sides = {"reference": (Path("old"), 0.0), "run": (Path("new"), 0.0)}
     found = collect(sides, ["a"], 200)["a"]
     ratios = [run / old for run, old in zip(found["run"], found["reference"], strict=True)]
@@ -79,6 +81,7 @@ def test_the_judge_is_tried_on_the_blocks_that_there_are(
 ) -> None:
     """Ended in the fourteenth block: each draw takes twelve of thirteen."""
     monkeypatch.setattr(against, "Side", Steady)
+    monkeypatch.setattr(Steady, "blocks", 0)
     found = against.planted(20, ["tables"], 12, 1, 0.025)
     assert len(found["milliseconds"]["tables"]["no-op"]) == 13
     assert (found["tables"]["5 % slower"]["regressions"], found["tables"]["no-op"]["passes"]) == (20, 20)

@@ -87,7 +87,7 @@ def test_a_kernel_that_hangs_costs_itself_alone(tmp_path: Path, monkeypatch: pyt
     lines = [f"print({f'{first}: equal'!r}, flush=True)", f"print({f'{second}: differs: 3x4'!r}, flush=True)"]
     script.write_text("\n".join([*lines, "import time", "time.sleep(600)"]))
     monkeypatch.setattr(tune_int8, "__file__", str(script))
-    monkeypatch.setattr(tune_int8, "JOBS_LIMIT_S", 3)
+    monkeypatch.setattr(tune_int8, "JOBS_LIMIT_S", 8)
     monkeypatch.setattr(triton_product, "has_jobs", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     given = tune_int8.arguments(["--tiny", "--output", str(tmp_path / "table.json")])

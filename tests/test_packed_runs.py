@@ -115,6 +115,18 @@ def test_other_weights_are_no_pair(tmp_path: Path) -> None:
         list(pairs(fake, packed))
 
 
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE, "one")
+    other = write_run(tmp_path / "packed", "lsq-real", "real", PACKED, "other")
+    for packed, said in ((tmp_path / "none", "no run is there"), (other, "ran other weights")):
+        with pytest.raises(SystemExit) as ended:
+            main([str(fake), str(packed), "--output", str(tmp_path / "out.json")])
+        assert ended.value.code == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert said in line and str(packed) in line
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_what_leaves_a_comparison_open() -> None:
     def total(videos: str, unexplained: int = 0) -> dict[str, Any]:
         return {"videos": videos, "unexplained": unexplained}

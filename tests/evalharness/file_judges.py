@@ -89,7 +89,7 @@ def visit(what):
         with Path(log).open("a") as file:
             file.write(what + "\n")
         if os.environ.get("STOP_AT") == what:
-            time.sleep(60)
+            time.sleep(600)
     time.sleep(float(os.environ.get("JUDGE_SLOWLY", "0")))
 
 

@@ -167,7 +167,7 @@ def test_no_more_than_the_budget_waits(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(FrameStore, "read", lambda s, p: (plain(s, p), decoded.append(p.name))[0])
     stream = FrameStore(budget=2 * 6 * 48 * 64 * 3).stream(paths)
     first = next(stream)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while len(decoded) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
@@ -182,11 +182,11 @@ def test_one_video_above_the_budget_still_passes(tmp_path: Path) -> None:
 
 
 def test_a_caller_who_stops_leaves_no_thread(tmp_path: Path) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = FrameStore(budget=1).stream(files(tmp_path, 5))
     next(stream)
     stream.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_unknown_reader_is_named() -> None:

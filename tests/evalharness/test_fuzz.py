@@ -117,10 +117,10 @@ def test_yaml_runs_nothing_and_does_not_blow_up(tmp_path: Path, text: str, monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    begin = time.monotonic()
+    begin = time.process_time()
     for read in (lambda: parse_config(["--config", str(path)]), lambda: read_gates(path)):
         clear(read)
-    assert not (tmp_path / "pwned").exists() and time.monotonic() - begin < 20
+    assert not (tmp_path / "pwned").exists() and time.process_time() - begin < 20
 
 
 @FUZZ
@@ -184,10 +184,10 @@ def test_deeply_nested_json_is_an_error_not_a_crash(tmp_path: Path) -> None:
 @given(st.binary(max_size=200) | st.integers(0, 2**32))
 def test_mutated_videos(given_bytes: bytes | int) -> None:
     data = given_bytes if isinstance(given_bytes, bytes) else mutate(CLIP, random.Random(given_bytes))
-    begin = time.monotonic()
+    begin = time.process_time()
     video = clear(lambda: decode(data, "clip", limit=10_000_000))
     assert video is None or video.frames.nbytes <= 10_000_000
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 CLIP = encode_video(np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8), 8)

@@ -19,7 +19,7 @@ from evalharness.executor import Task, WorkerSpec
 from evalharness.executors.ray import RayExecutor
 
 KILLS = int(os.environ.get("KILLS", "1"))
-PATIENCE = 120.0 + 20 * KILLS
+PATIENCE = 400.0 + 20 * KILLS
 ENGINES = [
     "local",
     "torchrun",

@@ -24,7 +24,7 @@ def test_pip_installed_it_with_its_entry_points(toy_site: Path) -> None:
 
 def test_its_method_and_metric_run_from_the_command_line(start: Start, tmp_path: Path) -> None:
     process = start("run", "--model", "toy", "--methods", "toy-round", "--bits", "2", "--output", "out")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "toy-round"]
@@ -53,7 +53,7 @@ def test_the_bits_reach_the_method(start: Start, tmp_path: Path) -> None:
     process = start(
         "run", "--model", "toy", "--methods", "toy-round", "--bits", "2", "--limit", "1", "--output", "o"
     )
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     weights = load_file(tmp_path / "o" / "cells" / "toy-round-w2a2-s0" / "checkpoint" / "w.safetensors")
     assert len(np.unique(weights["0.weight"])) <= 5
     assert len(np.unique(weights["2.weight"])) > 100, "the std preset keeps the last layer"
@@ -61,6 +61,6 @@ def test_the_bits_reach_the_method(start: Start, tmp_path: Path) -> None:
 
 def test_a_package_that_is_gone_is_missed_by_name(start: Start, tmp_path: Path) -> None:
     process = start("run", "--model", "toy", "--limit", "1", "--output", "out", PYTHONPATH=str(REPOSITORY))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "error: unknown model 'toy'" in err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +34,7 @@ def finished(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*TWICE, *more], cwd=folder, env={**environment, **variables}, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=500, check=False,
     )  # fmt: skip
 
 
@@ -217,17 +216,22 @@ def test_one_that_writes_a_state_is_waited_for(failure: Failure, monkeypatch: py
     executor = object.__new__(torchrun.TorchrunExecutor)
     executor._groups, executor._others, executor._sent = 0, [1], {1: 0}
     executor._store = Store()
-    begun, answered = time.monotonic(), set[int]()
+    now, answered = 0.0, set[int]()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
 
     def collect(running: dict[int, Task], on_event: object, done: list[tuple[int, Outcome]]) -> None:
         for lane, after in ((1, 0.0), (0, 0.3)):
-            if lane not in answered and time.monotonic() - begun >= after:
+            if lane not in answered and now >= after:
                 answered.add(lane)
                 done.append((lane, Outcome(task=running[lane], failure=failure, error="NaN")))
 
     executor._collect = collect  # type: ignore[method-assign, assignment]
     executor._run_here = lambda *_: None  # type: ignore[method-assign, assignment]
     monkeypatch.setattr(torchrun, "_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(torchrun, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     task = Task(kind="prepare", key="cell", payload={})
     if failure is Failure.ERROR:
         with pytest.raises(torchrun.LostRankError):

@@ -27,7 +27,7 @@ FAKE = Path(__file__).with_name("fake_upstream")
 SCORE = ("score", "clips", "--protocol", "files-like", "--plugin", str(PLUGIN), "--output", "out")
 INLINE = (*SCORE, "--workers", "0")
 OWN = ("--dimensions", "mean,span")
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 Call = Callable[..., Any]
 

@@ -24,7 +24,7 @@ def torchrun(
     *arguments: str,
     processes: int = 2,
     script: str = parallel_training.__file__,
-    seconds: int = 120,
+    seconds: int = 500,
 ) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *launcher, script, str(folder), *arguments]

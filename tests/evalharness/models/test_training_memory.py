@@ -17,7 +17,7 @@ from evalharness.registry import Registry
 from qvgen.api import quantize_
 from qvgen.config import QuantConfig
 from qvgen.fused import switch
-from tests.evalharness.models.test_machine import Alive
+from tests.evalharness.models.full_size import Alive
 
 FRAMES, LAYERS = 17, 2
 

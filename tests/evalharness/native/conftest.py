@@ -19,6 +19,7 @@ from evalharness.native.umt import Umt
 from evalharness.native.viclip import ViClip
 from evalharness.native.vit import ClipImage, Dino
 from evalharness.native.weights import store
+from evalharness.video import Video
 
 SMALL = {
     "clip-vit-b32-text": {"width": 64, "depth": 2, "heads": 2, "embedding": 24},
@@ -73,6 +74,11 @@ def torchvision_operators() -> object:
 @pytest.fixture
 def moving() -> Callable[..., np.ndarray]:
     return moving_disc
+
+
+@pytest.fixture
+def video(moving: Callable[..., np.ndarray]) -> Callable[..., Video]:
+    return lambda fps=8.0, **shape: Video(moving(**shape), fps)
 
 
 @pytest.fixture(scope="session")

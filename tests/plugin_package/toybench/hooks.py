@@ -28,7 +28,7 @@ def reach(place: str) -> None:
     time.sleep(float(os.environ.get("TOY_SLOW", "0")))
     stage, _, number = os.environ.get("TOY_PAUSE", "").partition(":")
     if stage and place.startswith(stage) and visits == int(number or 1):
-        time.sleep(120)
+        time.sleep(600)
     if place in os.environ.get("TOY_FAIL", "").split(","):
         raise RuntimeError(f"asked to fail at {place}")
     if place in os.environ.get("TOY_REFUSE", "").split(","):

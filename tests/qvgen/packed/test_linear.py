@@ -297,6 +297,7 @@ class Kernels:
 
 def test_kernels_are_called_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_kernels", lambda: Kernels)
+    monkeypatch.setattr(Kernels, "calls", 0)
     layer = frozen(QuantConfig(w_bits=4, a_bits=4), (8, 32))
     packed = PackedLinear.from_frozen(layer, Backend.TRITON_INT8)
     x = torch.randn(2, 3, 32)
