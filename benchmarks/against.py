@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,7 +52,7 @@ LEAST_SECONDS = 0.02
 """One measurement repeats a call for at least so long."""
 
 
-class Asked:
+class Asked(ABC):
     """A process that measures: ``prepare`` a path, then ``measure`` it."""
 
     def __init__(self, questions: TextIO, answers: TextIO) -> None:
@@ -67,9 +68,9 @@ class Asked:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    @abstractmethod
     def close(self) -> None:
         """End the process."""
-        raise NotImplementedError
 
 
 class Side(Asked):

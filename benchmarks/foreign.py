@@ -143,10 +143,10 @@ def _train_log(path: Path) -> object:
 
 def _run_log(path: Path) -> object:
     from evalharness.runfolder import RunFolder
-    from evalharness.runlog import logged, logged_plan
+    from evalharness.runlog import logged, logged_plan, older_plan
 
     folder = RunFolder(path.parent)
-    return [logged_plan(folder), list(logged(folder, "trained")), folder.events.damaged()]
+    return [logged_plan(folder), older_plan(folder), list(logged(folder, "trained")), folder.events.damaged()]
 
 
 def _card(path: Path) -> object:
@@ -308,8 +308,14 @@ def _good_video() -> bytes:
 
 _TRAINED = b'{"step": 0, "loss": 0.5}\n{"step": 1, "loss": NaN, "rank": 8}\n'
 _BEGUN = _json({"event": "begin", "identity": _IDENTITY, "manifest": {"config": {"cells": [_CELL]}}})
+_PLANNED = {"schema_version": 1, "identity": _IDENTITY, "cells": [_CELL]}
 _LOGGED = (
-    summed(_BEGUN.decode()) + "\n" + summed('{"event": "trained", "cell": "a-s0", "log": "{}"}') + "\n"
+    summed(json.dumps({"event": "planned", "record": _PLANNED}))
+    + "\n"
+    + summed(_BEGUN.decode())
+    + "\n"
+    + summed('{"event": "trained", "cell": "a-s0", "log": "{}"}')
+    + "\n"
 ).encode()
 
 READERS: dict[str, Reader] = {
@@ -320,7 +326,7 @@ READERS: dict[str, Reader] = {
     "plan": Reader(
         "plan.json",
         _plan,
-        _json({"schema_version": 1, "identity": _IDENTITY, "cells": [_CELL]}),
+        _json(_PLANNED),
         "evalharness/planfile.py",
     ),
     "prepare": Reader("prepare.json", _prepared, _json(_PREPARE), "evalharness/records.py"),

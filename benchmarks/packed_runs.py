@@ -158,11 +158,10 @@ def explain(
 
 
 def reason(packed_db: float | None, moved_db: float | None, where: Mapping[str, Any], look: bool) -> str:
-    """``packed_scores.explained``, which takes it that codes were looked into."""
-    from benchmarks.packed_scores import explained
+    """``packed_scores.explained``, also where codes were not looked into."""
+    from benchmarks.packed_scores import LATER, explained
 
-    text = explained(packed_db, moved_db, where)
-    return text if look else text.replace("in a later step than the first", "codes not looked into")
+    return explained(packed_db, moved_db, where, LATER if look else "codes not looked into")
 
 
 def is_open(video: Mapping[str, Any], draw: int) -> bool:

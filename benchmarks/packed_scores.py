@@ -148,8 +148,14 @@ def parted(fake: Codes, packed: Codes) -> dict[str, Any]:
     }
 
 
-def explained(packed_db: float | None, moved_db: float | None, codes: Mapping[str, Any]) -> str:
-    """Why a packed video differs from the fake-quantized one."""
+LATER = "in a later step than the first"
+"""Where codes part that are alike in the first step."""
+
+
+def explained(
+    packed_db: float | None, moved_db: float | None, codes: Mapping[str, Any], elsewhere: str = LATER
+) -> str:
+    """Why a packed video differs from the fake-quantized one; ``elsewhere`` if no layer is known for it."""
     if packed_db is None:
         return "equal"
     if moved_db is None:
@@ -159,7 +165,7 @@ def explained(packed_db: float | None, moved_db: float | None, codes: Mapping[st
     where = codes["first_layer"]
     return (
         "sums in another order move values over borders of codes, as one rounding of the latents does; "
-        + (f"first in {where}" if where else "in a later step than the first")
+        + (f"first in {where}" if where else elsewhere)
     )
 
 

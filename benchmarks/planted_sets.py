@@ -8,7 +8,9 @@ Each arm makes the set's videos: ``clean`` (the reference), three regressions an
 ``benchmarks.planted`` from the same seeds, and ``no-op``: the very code of ``clean`` as somebody else would
 run it, with other seeds, in another order and in batches of another size, so that no video of it is one of
 the reference's.
-Sets share no video, and ``judge`` holds each arm of each by the quality gates of ``results/ci``.
+Sets share no video, and ``judge`` holds each arm of each by the quality gates of ``results/ci``: with all
+prompts, and with half of them, which are what the same rule draws for a set of that size. Without ``--work``
+it judges the stored scores again.
 
 On a CPU a video of four sampling steps costs 0.35 s. On a GPU with all steps, eight processes side by side::
 
@@ -47,6 +49,7 @@ ARMS = (CLEAN, NOOP, "reordered", "sign", "zero", "clip")
 OTHER_SEEDS = 1000
 HOW = ("device", "steps", "batch", "prompts")
 """What all arms and sets of a record must have in common."""
+PROTOCOL = "tinyworld"
 CELL = Cell(model="tinyworld", method="rtn", label="rtn", bits=Bits(4, 4), seed=0)
 Scores = Mapping[str, Mapping[str, float]]
 """Dimension -> prompt -> score."""
@@ -75,10 +78,10 @@ class Maker:
         from evalharness.session import Session
 
         tinyworld.SETTINGS = dataclasses.replace(tinyworld.SETTINGS, steps=how["steps"])
-        spec = WorkerSpec(model="tinyworld", protocol="tinyworld", device=how["device"], skip_layers="std")
+        spec = WorkerSpec(model="tinyworld", protocol=PROTOCOL, device=how["device"], skip_layers="std")
         self.session: Session = Session(spec)
         self._batch, self._prompts, self._place = how["batch"], how["prompts"], place
-        protocol: Any = self.session.registry.get("protocols", "tinyworld")
+        protocol: Any = self.session.registry.get("protocols", PROTOCOL)
         self.metrics: Mapping[str, str] = protocol().metrics
 
     def scores(self, arm: str, number: int) -> Scores:
@@ -196,7 +199,7 @@ def results_of(scores: Scores) -> Results:
     record = CellRecord(
         cell_id=f"{ROW}-s0",
         model=CELL.model,
-        protocol="tinyworld",
+        protocol=PROTOCOL,
         method=CELL.method,
         w_bits=CELL.bits.w,
         a_bits=CELL.bits.a,
@@ -210,7 +213,7 @@ def results_of(scores: Scores) -> Results:
         n_failed=0,
     )
     return build_results(
-        [record], protocol="tinyworld", dimensions=list(rows), percent=True, label="planted", manifest={}
+        [record], protocol=PROTOCOL, dimensions=list(rows), percent=True, label="planted", manifest={}
     )
 
 
@@ -232,6 +235,24 @@ def judged(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "mean_drop": [round(x, 2) for x in (min(drops), statistics.median(drops), max(drops))],
         }
     return found
+
+
+def halved(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same sets with half of the prompts: those that ``drawn`` takes for a set of that size."""
+    from evalharness.registry import Registry
+
+    protocol: Any = Registry(()).get("protocols", PROTOCOL)()
+    everything, names, count = list(protocol.prompts()), list(protocol.metrics), record["prompts"] // 2
+    kept = [{prompt.id for prompt in drawn(everything, names, number, count)} for number in record["sets"]]
+    scores = {
+        arm: [_only(scores, ids) for scores, ids in zip(sets, kept, strict=True)]
+        for arm, sets in record["scores"].items()
+    }
+    return {"prompts": count, "arms": judged({"scores": scores})}
+
+
+def _only(scores: Scores, prompts: set[str]) -> Scores:
+    return {name: {p: value for p, value in of.items() if p in prompts} for name, of in scores.items()}
 
 
 def document(record: Mapping[str, Any]) -> str:
@@ -261,12 +282,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = {key: getattr(options, key) for key in HOW}
         make(options.work, how, options.sets, options.part)
         return 0
-    record = collected(options.work)
-    arms = judged(record)
-    record = {"arms": arms, **record}
+    target: Path = options.output / "planted_sets.json"
+    record = collected(options.work) if options.work.is_dir() else json.loads(target.read_text("utf-8"))
+    told = {"arms": judged(record), "half": halved(record)}
     options.output.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(options.output / "planted_sets.json", document(record))
-    print(json.dumps(arms, indent=1))
+    atomic_write_text(target, document({**told, **{k: v for k, v in record.items() if k not in told}}))
+    print(json.dumps(told, indent=1))
     return 0
 
 

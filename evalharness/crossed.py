@@ -12,9 +12,10 @@ alone, the variance is W + C, and the degrees of freedom are::
 
 B is the mean square of prompts over S P. For many seeds and W large beside C this is Satterthwaite's formula
 to first order (m = 2); for few, m was fitted: to draws of normal tables with every mix of the three
-variances, 50 to 1000 prompts, the interval holds the truth in 93.5 to 97 % (``benchmarks/coverage.py``,
-``results/statistics/coverage.md``). C counts only as far as it is beyond its own standard error; small C
-would otherwise be half noise and half cut off at zero, which is too much on average.
+variances, 50 to 1000 prompts, the interval holds the truth in 93.5 to 97 % (by
+``benchmarks/interval_coverage.py``, ``results/statistics/coverage.md``). C counts only as far as it is beyond
+its own standard error; small C would otherwise be half noise and half cut off at zero, which is too much on
+average.
 
 A mean is never taken to be surer than a quarter of what prompts or the rest alone would give: seeds may
 agree by chance to any number of digits.

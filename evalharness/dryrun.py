@@ -9,12 +9,14 @@ from typing import Any
 from evalharness.api import Method, Model, Needs
 from evalharness.cells import Cell, build_method
 from evalharness.checkpoints import display_path, find_checkpoints
+from evalharness.console import Console
 from evalharness.hashing import jsonable
 from evalharness.modeloptions import build_model
 from evalharness.plan import RunPlan
 from evalharness.planfile import check_identity, read_plan_file
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
+from evalharness.runlog import warn_of_damage
 from evalharness.stages.samples import latest_samples, valid_samples
 
 __all__ = ["describe", "training_steps"]
@@ -38,6 +40,7 @@ def describe(plan: RunPlan, registry: Registry) -> str:
     folder.refuse_foreign()
     if folder.is_run:
         check_identity(folder, read_plan_file(folder).identity, plan.identity())
+        warn_of_damage(folder, Console())
     model = build_model(registry, plan.model, plan.model_options)
     lines = [f"{plan.model}, protocol {plan.protocol}, device {plan.device}, into {plan.output}", ""]
     videos = scores = steps = seen = 0

@@ -1,14 +1,18 @@
-"""A checksum at the end of each line of a record: a flipped digit is seen, not counted.
+"""A checksum at the end of each line of a record and of each small file: a flipped digit is seen.
 
-A line ends with ``, "crc": "1a2b3c4d"}``: the CRC-32 of all bytes before that comma, in hex. Lines of older
-versions have none and are read as they are. It tells damage, not forgery.
+A line ends with ``, "crc": "1a2b3c4d"}``: the CRC-32 of all bytes before that comma, in hex. A file has the
+sum of its record as ``json.dumps`` gives it, so that one which was indented anew still fits. Lines and files
+of older versions have none and are read as they are. It tells damage, not forgery.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
 from zlib import crc32
 
-__all__ = ["KEY", "is_sound", "summed"]
+__all__ = ["KEY", "is_sound", "sum_of", "summed"]
 
 KEY = "crc"
 _MARK, _END = b', "crc": "', b'"}\n'
@@ -20,6 +24,11 @@ def summed(text: str) -> str:
     """The line of a JSON object, as ``json.dumps`` gives it, with its sum; one without keys has none."""
     body = text[:-1]
     return text if body == "{" else f'{body}, "{KEY}": "{crc32(body.encode()):08x}"}}'
+
+
+def sum_of(record: Mapping[str, Any]) -> str:
+    """Of a whole file's record, without its sum."""
+    return f"{crc32(json.dumps(record).encode()):08x}"
 
 
 def is_sound(line: bytes) -> bool | None:

@@ -14,7 +14,7 @@ from evalharness.hashing import tree_sha256
 from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import utc_now
-from evalharness.store import atomic_write_json, read_json
+from evalharness.store import read_record, write_record
 from evalharness.versions import package_version
 
 __all__ = ["finish_manifest", "git_state", "hardware", "new_entry", "probe", "start_manifest"]
@@ -56,15 +56,18 @@ def new_entry(config: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
 
 def start_manifest(path: Path, entry: Mapping[str, Any]) -> None:
     """Write a new entry; earlier ones move into ``history``."""
-    old = read_json(path) or {}
+    old = read_record(path) or {}
     history = [*old.get("history", []), {key: value for key, value in old.items() if key != "history"}]
-    atomic_write_json(path, {**entry, "history": history if old else []})
+    write_record(path, {**entry, "history": history if old else []})
 
 
 def finish_manifest(path: Path, closing: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest, with the time and all plugins used filled in."""
-    entry: dict[str, Any] = redact({**(read_json(path) or {}), **closing})
-    atomic_write_json(path, entry)
+    """The manifest, with the time and all plugins used filled in, which hold no secrets.
+
+    Nothing else is touched: the file and its copy in the run's log must stay the same.
+    """
+    entry: dict[str, Any] = {**(read_record(path) or {}), **closing}
+    write_record(path, entry)
     return entry
 
 

@@ -5,10 +5,9 @@ Secrets in options are not written (``evalharness.redaction``); the command that
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from evalharness.api import Bits
 from evalharness.cells import GIVEN, REFERENCE, Cell
@@ -18,10 +17,17 @@ from evalharness.names import check_name
 from evalharness.records import Shape, misfit
 from evalharness.redaction import redact
 from evalharness.runfolder import RunFolder
-from evalharness.runlog import LOST, logged_plan
-from evalharness.store import atomic_write_json, read_json
+from evalharness.runlog import (
+    Copy,
+    damage_line,
+    log_plan,
+    logged_plan,
+    older_plan,
+    warn_of_difference,
+)
+from evalharness.store import can_be_written, read_record, write_record
 
-__all__ = ["PlanFile", "check_identity", "read_plan_file", "record_cells"]
+__all__ = ["PlanFile", "check_identity", "mended_plan", "read_plan_file", "record_cells"]
 
 SCHEMA_VERSION = 1
 _RESTORE = "restore it from a copy, or use another --output"
@@ -53,7 +59,7 @@ class _LostError(UserError):
 
 
 def read_plan_file(folder: RunFolder, console: Console | None = None) -> PlanFile:
-    """Read it; one that is lost or damaged is put together from the run's log, with a warning.
+    """Read it; where it is not what the run's log says, the log's copy counts, with a warning.
 
     Args:
         folder: of the run.
@@ -63,7 +69,14 @@ def read_plan_file(folder: RunFolder, console: Console | None = None) -> PlanFil
         UserError: the folder is no run folder, or of another version, or the file is damaged and the log
             does not tell what it said.
     """
-    return _found(folder, console)[0]
+    return _found(folder, console).plan
+
+
+def mended_plan(folder: RunFolder, console: Console) -> PlanFile:
+    """As ``read_plan_file``, for the holder of the folder's lock: file and log say the same after it."""
+    found = _found(folder, console)
+    _store(folder, found.plan, is_whole=found.is_whole, is_logged=found.is_logged)
+    return found.plan
 
 
 def record_cells(
@@ -75,8 +88,9 @@ def record_cells(
 ) -> None:
     """Add the cells of a command; writes only what is new. A cell with other options replaces the old.
 
-    Options are written without their secrets. A plan that is lost or damaged is written anew: from the log,
-    or, where that does not tell, as the command says, unless videos that are there say otherwise.
+    Options are written without their secrets, into the log first. A plan that is not as the log says is
+    written anew: from the log, or, where that does not tell, as the command says, unless videos that are
+    there say otherwise.
 
     Args:
         folder: locked.
@@ -89,49 +103,114 @@ def record_cells(
         UserError: the folder belongs to a different run; names the keys that differ.
     """
     known: dict[str, Cell] = {}
-    is_whole = False
+    is_whole = is_logged = False
     if folder.is_run:
         try:
-            old, is_whole = _found(folder, console)
+            found = _found(folder, console)
         except _LostError:
             told = {is_ours(cell) for cell in cells}
             if False in told and True not in told:
                 raise
-            (console or Console()).warn(f"{folder.plan.name} {LOST} this command, no other cell")
+            line = damage_line(folder.plan.name, "lost", "this command, no other cell")
+            (console or Console()).warn(line)
         else:
-            check_identity(folder, old.identity, identity)
-            known = dict(old.cells)
-    shown = (dataclasses.replace(cell, options=redact(cell.options)) for cell in cells)
+            check_identity(folder, found.plan.identity, identity)
+            known = dict(found.plan.cells)
+            is_whole, is_logged = found.is_whole, found.is_logged
+    shown = (replace(cell, options=redact(cell.options)) for cell in cells)
     merged = known | {cell.id: cell for cell in shown}
-    if merged != known or not is_whole:
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "identity": dict(identity),
-            "cells": [cell.to_json() for cell in merged.values()],
-        }
-        atomic_write_json(folder.plan, record)
+    is_new = merged != known
+    plan = PlanFile(identity, merged)
+    _store(folder, plan, is_whole=is_whole and not is_new, is_logged=is_logged and not is_new)
 
 
-def _found(folder: RunFolder, console: Console | None) -> tuple[PlanFile, bool]:
-    """The plan, and whether its file is whole."""
+def _store(folder: RunFolder, plan: PlanFile, *, is_whole: bool, is_logged: bool) -> None:
+    """Into the log and then into the file, where it is not there yet."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": dict(plan.identity),
+        "cells": [cell.to_json() for cell in plan.cells.values()],
+    }
+    if not is_logged and can_be_written(record):
+        log_plan(folder, record)
+    if not is_whole:
+        write_record(folder.plan, record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A folder's plan, whether its file says the same, and whether its log has a copy."""
+
+    plan: PlanFile
+    is_whole: bool
+    is_logged: bool
+
+
+def _found(folder: RunFolder, console: Console | None) -> _Found:
+    copy = logged_plan(folder)
+    logged = None if copy is None else _checked(folder, copy.record)
     try:
-        return _read(folder), True
-    except _LostError:
-        logged = logged_plan(folder)
-        if logged is None:
+        plan = _read(folder)
+    except UserError as error:
+        if copy is not None and logged is not None:
+            if not _is_behind(folder, copy, None):
+                _warn(folder, "lost", console)
+            return _Found(logged, is_whole=False, is_logged=True)
+        older = older_plan(folder) if isinstance(error, _LostError) else None
+        if older is None:
             raise
-        plan = _plan(folder, logged)
-        (console or Console()).warn(f"{folder.plan.name} {LOST} the run's log")
-        return plan, False
+        plan = _plan(folder, older)
+        _warn(folder, "lost", console)
+        return _Found(plan, is_whole=False, is_logged=False)
+    if copy is None or logged is None or _is_same(plan, logged):
+        return _Found(plan, is_whole=True, is_logged=logged is not None)
+    if _is_older(folder, copy, plan):
+        if not _is_behind(folder, copy, plan):
+            _warn(folder, "older", console)
+        return _Found(logged, is_whole=False, is_logged=True)
+    warn_of_difference(folder, folder.plan, console or Console())
+    return _Found(plan, is_whole=True, is_logged=False)  # the end of the log is lost
+
+
+def _warn(folder: RunFolder, how: Literal["lost", "older"], console: Console | None) -> None:
+    (console or Console()).warn(damage_line(folder.plan.name, how, "the run's log"))
+
+
+def _is_behind(folder: RunFolder, copy: Copy, plan: PlanFile | None) -> bool:
+    """Whether a kill came between the log and the file, which is as it was before."""
+    if not copy.is_last:
+        return False
+    if plan is None:
+        return not copy.before and not folder.plan.exists()
+    return _is_older(folder, replace(copy, before=copy.before[-1:]), plan)
+
+
+def _is_older(folder: RunFolder, copy: Copy, plan: PlanFile) -> bool:
+    """Whether the log had this plan before it had another."""
+    earlier = (_checked(folder, record) for record in copy.before)
+    return any(each is not None and _is_same(plan, each) for each in earlier)
+
+
+def _is_same(one: PlanFile, other: PlanFile) -> bool:
+    """In their order too."""
+    return one.identity == other.identity and list(one.cells.items()) == list(other.cells.items())
+
+
+def _checked(folder: RunFolder, record: Mapping[str, Any]) -> PlanFile | None:
+    """A plan of the log; None for what no plan of this version can be."""
+    try:
+        return _plan(folder, record) if record.get("schema_version") == SCHEMA_VERSION else None
+    except UserError:
+        return None
 
 
 def _read(folder: RunFolder) -> PlanFile:
     try:
-        record = read_json(folder.plan)
+        record = read_record(folder.plan)
     except NotADirectoryError as error:
         raise UserError(f"{folder.root} is a file, not a run folder") from error
     except UserError as error:
-        raise _LostError(f"{folder.plan}: not valid JSON; {_RESTORE}") from error
+        raise _LostError(f"{folder.plan}: not valid JSON, or not as it was written; {_RESTORE}") from error
     if record is None:
         if folder.is_run:
             raise _LostError(f"{folder.plan} is gone; {_RESTORE}")

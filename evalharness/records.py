@@ -9,7 +9,7 @@ from typing import Any
 
 from evalharness.errors import UserError
 from evalharness.runfolder import CellFolder
-from evalharness.store import JsonLines, read_json
+from evalharness.store import JsonLines, read_record
 
 __all__ = ["Shape", "each_sample", "each_score", "misfit", "read_prepare", "read_samples", "read_scores"]
 
@@ -51,7 +51,7 @@ def read_prepare(files: CellFolder) -> dict[str, Any] | None:
     Raises:
         UserError: the file is damaged.
     """
-    record = read_json(files.prepare)
+    record = read_record(files.prepare)
     if record is not None and (problem := misfit(record, PREPARE)):
         raise UserError(f"{files.prepare}: {problem}; delete it to have the cell made again")
     return record

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from evalharness.errors import UserError
 from evalharness.records import read_prepare
 from evalharness.runfolder import CellFolder, RunFolder, utc_now
-from evalharness.runlog import LOST, TRAINED, logged, mend
+from evalharness.runlog import TRAINED, damage_line, logged, mend
 from evalharness.store import JsonLines, atomic_write_text
 from evalharness.trainlog import copy_of, damage, is_whole
 
@@ -76,7 +76,7 @@ def _mend_train_log(folder: RunFolder, files: CellFolder, console: Console) -> N
         console.warn(f"{name}: {problem}, and there is no copy; its curves show what is left")
     else:
         atomic_write_text(files.train_log, text)
-        console.warn(f"{name}/train.jsonl {LOST} {folder.events.path.name}")
+        console.warn(damage_line(f"{name}/train.jsonl", "lost", folder.events.path.name))
 
 
 def _prepared(files: CellFolder) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from evalharness.console import Console
 from evalharness.errors import UserError
 from evalharness.executor import build_executor
 from evalharness.plan import build_plan
-from evalharness.planfile import PlanFile, read_plan_file, record_cells
+from evalharness.planfile import PlanFile, mended_plan, read_plan_file
 from evalharness.recovery import recover
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
@@ -40,8 +40,7 @@ def rescore(folder: RunFolder, config: RunConfig, registry: Registry, console: C
     if not folder.is_run:
         read_plan_file(folder)  # says so, before anything is locked
     with folder.lock():
-        stored = read_plan_file(folder, console)
-        record_cells(folder, stored.identity, (), console=console)
+        stored = mended_plan(folder, console)
         recover(folder, console)
         if stored.identity["model_fingerprint"] == GIVEN:
             raise UserError(

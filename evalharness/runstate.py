@@ -16,7 +16,8 @@ from evalharness.plan import RunPlan
 from evalharness.redaction import redact
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder, utc_now
-from evalharness.store import atomic_write_json, read_json
+from evalharness.runlog import keep
+from evalharness.store import read_record
 
 __all__ = ["Prepared", "RunState", "StageCount"]
 
@@ -45,6 +46,7 @@ class RunState:
     Attributes:
         identity: of the run folder, as ``plan.json`` records it.
         prepared: filled by the prepare stage; a cell that is missing there failed.
+        begun: when this command began to work, as its entry in the manifest says.
         mistakes: of what the stages count as failed, that which the user can mend.
     """
 
@@ -57,6 +59,7 @@ class RunState:
     config: Mapping[str, Any]
     prepared: dict[str, Prepared] = field(default_factory=dict)
     started: bool = False
+    begun: str = ""
     mistakes: int = 0
 
     @property
@@ -75,20 +78,20 @@ class RunState:
                 identity=dict(self.identity),
                 manifest=entry,
             )
+            self.begun = str(entry["started"])
             start_manifest(self.folder.manifest, entry)
 
     def finish_work(self) -> Mapping[str, Any]:
         """Close this command's entry in the manifest, and return the whole."""
         if not self.started:
-            return read_json(self.folder.manifest) or {}
-        closing = {"finished": utc_now(), "plugins": self.registry.provenance()}
-        self.event("finished", **closing)
+            return read_record(self.folder.manifest) or {}
+        closing = redact({"finished": utc_now(), "plugins": self.registry.provenance()})
+        self.event("finished", started=self.begun, **closing)
         return finish_manifest(self.folder.manifest, closing)
 
-    def keep(self, path: Path, kind: str, cell: Cell, record: Mapping[str, Any]) -> None:
-        """Write a cell's record into its file and into the log, which can give it back."""
-        self.event(kind, cell=cell.id, record=record)
-        atomic_write_json(path, record)
+    def keep(self, kind: str, cell: Cell, record: Mapping[str, Any]) -> None:
+        """Write a cell's record, without secrets, into the log and into its file."""
+        keep(self.folder, kind, cell.id, redact(record))
 
     def event(self, name: str, **facts: Any) -> None:
         """Append one line to ``events.jsonl``."""

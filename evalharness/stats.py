@@ -6,7 +6,7 @@ mean over videos, so a prompt with more videos weighs more. Two kinds of interva
 ``skew-t`` (the default of results): Student's t around the mean, with the standard error of whole prompts
 (each prompt's pull on the mean, to first order), corrected for skewness by a monotone cubic (P. Hall 1992,
 "On the removal of skewness by transformation", J. R. Statist. Soc. B 54). It draws nothing: one pass over the
-scores, and at 50 prompts it holds the truth about as often as it says (``benchmarks/coverage.py``).
+scores, and at 50 prompts it holds the truth about as often as it says (``benchmarks/interval_coverage.py``).
 
 ``percentile``: the percentile bootstrap over prompts (Field and Welsh 2007, "Bootstrapping clustered data"),
 which older results have. Draws depend on the number of prompts and the seed alone, so equal inputs give equal

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evalharness.errors import StorageError, UserError, named
-from evalharness.linesums import KEY, is_sound, summed
+from evalharness.linesums import KEY, is_sound, sum_of, summed
 
 __all__ = [
     "TEMP_PREFIX",
@@ -26,11 +26,14 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_pieces",
     "atomic_write_text",
+    "can_be_written",
     "parse_json",
     "read_json",
+    "read_record",
     "remove_temporaries",
     "replace_folder",
     "temporary_folder",
+    "write_record",
 ]
 
 TEMP_PREFIX = ".tmp-"
@@ -111,6 +114,20 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """``atomic_write_json`` with a checksum as the last key, for ``read_record``."""
+    atomic_write_json(path, {**record, KEY: sum_of(record)})
+
+
+def can_be_written(record: Mapping[str, Any]) -> bool:
+    """Whether what was read is JSON that can be written again: no NaN, no half a character, not too deep."""
+    try:
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def parse_json(text: str | bytes) -> Any:
     """``json.loads`` whose every failure is a ValueError, also of a file that is nested without end."""
     try:
@@ -135,6 +152,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object; delete it to have it made again")
     return value
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """As ``read_json``, of a file that ``write_record`` wrote, or an older version without a sum.
+
+    Raises:
+        UserError: the file is not a JSON object, or not as it was written.
+    """
+    record = read_json(path)
+    if record is None or KEY not in record:
+        return record
+    told = record.pop(KEY)
+    if not can_be_written(record) or told != sum_of(record):
+        raise UserError(
+            f"{path}: not as it was written, by its checksum; delete it to have it made again, or its "
+            f"{KEY!r} to have it read as it is"
+        )
+    return record
 
 
 @contextlib.contextmanager

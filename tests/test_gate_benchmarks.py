@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import planted_sets
-from benchmarks.coverage import document, row
 from benchmarks.false_alarms import alarms, resampled
+from benchmarks.interval_coverage import document, row
 from benchmarks.looks import cases, errors
 from benchmarks.looks import document as looks_document
 from benchmarks.planted import ARMS, DRAWS, HARMLESS, judge_scores, planted, subset
@@ -115,9 +115,44 @@ def test_the_published_sets_are_judged_as_they_say() -> None:
     count = len(record["sets"])
     assert all(arms[arm]["regressions"] == count for arm in ("sign", "zero"))
     assert arms["clip"]["regressions"] > count / 2 and arms["clip"]["mean_drop"][0] > 2.0
+    half = planted_sets.halved(record)
+    assert half == record["half"] and half["prompts"] == 16
+    found = {arm: said["regressions"] for arm, said in half["arms"].items()}
+    assert found["sign"] == found["zero"] == count and found["clip"] < arms["clip"]["regressions"]
+    text = " ".join((ROOT / "docs/ci.md").read_text().split())
+    unchanged = found["no-op"] + found["reordered"]
+    assert unchanged == 0 and f"alarm in none of the {2 * count} that are unchanged" in text
+    assert f"tell it in {found['clip']} of {count} sets" in text
+    assert (
+        f"clipped to 0.7 of their range | 3.3, 7.1, 10.1 | {arms['clip']['regressions']} of {count} |" in text
+    )
+    changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    assert (
+        f"({found['clip']} of {count} independent sets; {arms['clip']['regressions']} of {count} now)"
+        in changes
+    )
     clean, again = (record["scores"][arm] for arm in ("clean", "no-op"))
     pairs = zip(clean, again, strict=True)
     assert not any(one["imaging_quality"] == other["imaging_quality"] for one, other in pairs)
+
+
+def test_half_of_a_set_is_what_a_set_of_that_size_would_be() -> None:
+    """Scores by hand: one that falls by 40 points, but only where the half's prompts are not."""
+    protocol = TinyWorldProtocol()
+    prompts, names = list(protocol.prompts()), list(protocol.metrics)
+    [all_of, half] = ([p.id for p in planted_sets.drawn(prompts, names, 3, n)] for n in (32, 16))
+    assert set(half) < set(all_of)
+    clean = {name: {prompt: 0.6 + 0.001 * n for n, prompt in enumerate(all_of)} for name in names}
+    fallen = {
+        name: {prompt: value - (0.0 if prompt in half else 0.4) for prompt, value in of.items()}
+        for name, of in clean.items()
+    }
+    record = {"prompts": 32, "sets": [3], "scores": {arm: [clean] for arm in planted_sets.ARMS}}
+    record["scores"] = {**record["scores"], "clip": [fallen]}
+    assert planted_sets.judged(record)["clip"]["regressions"] == 1
+    found = planted_sets.halved(record)
+    assert found["prompts"] == 16 and found["arms"]["clip"]["mean_drop"] == [0.0, 0.0, 0.0]
+    assert found["arms"]["clip"]["regressions"] == 0
 
 
 def test_a_resampled_run_takes_another_seed_for_every_prompt() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.packed_runs import reason
 from benchmarks.packed_scores import Codes, by_dimension, explained, first_codes, moved, parted, psnr, summary
 from qvgen.config import QuantConfig
 from qvgen.fused import switch
@@ -43,6 +44,14 @@ def test_a_packed_video_may_be_twice_as_far_as_a_moved_one(
     packed: float | None, move: float | None, words: str
 ) -> None:
     assert explained(packed, move, {"first_layer": "x"}).startswith(words)
+
+
+def test_the_reason_says_whether_codes_were_looked_into() -> None:
+    sums = "sums in another order move values over borders of codes, as one rounding of the latents does; "
+    assert reason(45.0, 40.0, {"first_layer": "x"}, look=True) == sums + "first in x"
+    assert reason(45.0, 40.0, {"first_layer": None}, look=True) == sums + "in a later step than the first"
+    assert reason(45.0, 40.0, {"first_layer": None}, look=False) == sums + "codes not looked into"
+    assert reason(None, 40.0, {"first_layer": None}, look=False) == "equal"
 
 
 def test_differences_are_means_over_videos() -> None:

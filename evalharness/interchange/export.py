@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from evalharness.api import EvalProtocol, Prompt, Sample
 from evalharness.cells import Cell
+from evalharness.console import Console
 from evalharness.errors import UserError, unknown
 from evalharness.hashing import digest
 from evalharness.interchange.names import Placed, place
@@ -18,6 +19,7 @@ from evalharness.interchange.submission import eval_results, full_info, submitta
 from evalharness.planfile import read_plan_file
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
+from evalharness.runlog import warn_of_damage
 from evalharness.sampling import samples_by_dimension, samples_of
 from evalharness.stages.samples import valid_samples
 from evalharness.stages.score import latest_scores
@@ -56,6 +58,7 @@ def export_vbench(
         UserError: no run folder, an unknown cell, other prompts, or a target that is no export.
     """
     stored = read_plan_file(run)
+    warn_of_damage(run, Console())
     for name in cells:
         if name not in stored.cells:
             raise unknown(f"cell of {run.root}", name, stored.cells)

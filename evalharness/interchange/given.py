@@ -6,6 +6,7 @@ new or changed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from evalharness.interchange.found import Found, by_manifest, by_name
 from evalharness.names import check_name
 from evalharness.plan import RunPlan, chosen_metrics, installed_metrics, select_dimensions, worker_count
 from evalharness.planfile import record_cells
+from evalharness.records import read_prepare
 from evalharness.recovery import recover
 from evalharness.registry import Registry
 from evalharness.runfolder import CellFolder, RunFolder
+from evalharness.runlog import PREPARED, keep
 from evalharness.runner import Summary, run_stages, worker_spec
 from evalharness.runstate import Prepared, RunState
 from evalharness.sampling import samples_by_dimension, samples_of
 from evalharness.stages.samples import cell_hash, latest_samples, sample_hash
-from evalharness.store import atomic_write_json
 
 __all__ = ["score_given"]
 
@@ -143,6 +145,7 @@ def _score(
         record_cells(run, identity, plan.cells, console=console)
         recover(run, console)
         files = run.cell(cell.id)
+        _prepare(run, cell)
         _take_in(files, identity, found, everything, run.hashes)
         state = RunState(
             plan=plan,
@@ -157,10 +160,7 @@ def _score(
         return run_stages(state, ("score", "aggregate"))
 
 
-def _take_in(
-    files: CellFolder, identity: Mapping[str, Any], found: Found, everything: Sequence[Sample], hashes: Path
-) -> None:
-    """Link the videos into the cell and record each; one that is gone becomes missing."""
+def _prepare(run: RunFolder, cell: Cell) -> None:
     record: dict[str, Any] = {
         "hash": GIVEN,
         "method": GIVEN,
@@ -171,7 +171,17 @@ def _take_in(
         "checkpoint_sha256": None,
         "train_minutes": None,
     }
-    atomic_write_json(files.prepare, record)
+    known = None
+    with contextlib.suppress(UserError):  # damaged, and the log has no copy
+        known = read_prepare(run.cell(cell.id))
+    if known != record:
+        keep(run, PREPARED, cell.id, record)
+
+
+def _take_in(
+    files: CellFolder, identity: Mapping[str, Any], found: Found, everything: Sequence[Sample], hashes: Path
+) -> None:
+    """Link the videos into the cell and record each; one that is gone becomes missing."""
     shared = cell_hash(identity, files)
     assert shared is not None, "it was prepared just now"
     known = latest_samples(files)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from evalharness.report.rows import bits_label, scale_of
+from evalharness.report.rows import bits_label, middle_half, scale_of
 from evalharness.report.selection import shown_cells, spreads_of
 from evalharness.scoretable import ScoreTable
 from evalharness.visible import visible
@@ -91,7 +91,7 @@ def _focus(cells: Sequence[CellResult]) -> str:
             means.setdefault(bits_label(cell.w_bits, cell.a_bits), []).append(cell.mean.value)
     if len(cells) <= MOST_ROWS or not means:
         return ""
-    return max(means, key=lambda bits: max(means[bits]) - min(means[bits]))
+    return max(means, key=lambda bits: middle_half(means[bits]))
 
 
 def _scores(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from evalharness.result_schema import CellResult, DimensionEstimate, Estimate, PooledResult, Results
 
@@ -175,3 +176,11 @@ def score_rows(results: Results) -> Iterator[list[Value]]:
         for dimension in results.dimensions:
             for prompt, sample, value in cell.scores[dimension]:
                 yield [*named, prompt, sample, dimension, value]
+
+
+def middle_half(values: Sequence[float]) -> float:
+    """The interquartile range: how far methods lie apart, whatever a single one of many does."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low

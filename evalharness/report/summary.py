@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evalharness.report.rows import bits_label, number, scale_of
+from evalharness.report.rows import bits_label, middle_half, number, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def _of_model(groups: Sequence[BitsRanking], whole: PooledResult | None, results
     top = whole.mean.value if whole is not None and whole.mean is not None else None
     methods = {row.result.method for group in groups for row in group.rows}
     count = f"{len(methods)} {'method' if len(methods) == 1 else 'methods'}"
-    focus = max(groups, key=_range)
+    focus = max(groups, key=lambda group: middle_half([_mean(group, n) for n in range(len(group.rows))]))
     if len(groups) == 1:
         told = f" against full precision's {_shown(top, results)}" if top is not None else ""
         return f"{count} at {_label(focus)}{told}: {_standing(focus, results)}."
@@ -72,10 +72,6 @@ def _standing(group: BitsRanking, results: Results) -> str:
     text = f"{best.result.method} has the highest mean, {value}, {told}"
     last = rest[-1].result.method
     return text if last in level else f"{text}; {last} has the lowest, {_shown(_mean(group, -1), results)}"
-
-
-def _range(group: BitsRanking) -> float:
-    return _mean(group, 0) - _mean(group, -1)
 
 
 def _mean(group: BitsRanking, place: int) -> float:

@@ -29,7 +29,7 @@ from evalharness.stages.made import CURRENT, LEFT_OUT, VALUE, Made, scored
 from evalharness.stages.prepare import inputs_hash
 from evalharness.stages.profile import profile_hash
 from evalharness.stages.score import MetricHashes
-from evalharness.store import atomic_write_json, read_json
+from evalharness.store import atomic_write_json, read_json, read_record
 from evalharness.totals import totals_of
 from evalharness.trainlog import read_train_log
 
@@ -200,7 +200,7 @@ class _RecordBuilder:
         }
 
     def _profile(self, files: CellFolder) -> dict[str, Any] | None:
-        record = read_json(files.profile)
+        record = read_record(files.profile)
         if record is None or record.get("hash") != profile_hash(self._state.identity, files):
             return None
         return {key: value for key, value in record.items() if key != "hash"}

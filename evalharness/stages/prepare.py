@@ -183,7 +183,7 @@ def _write_references(state: RunState, cells: Sequence[tuple[Cell, str]]) -> Non
     for cell, wanted in cells:
         state.begin_work()
         record = _record(cell, wanted, source="reference", execution="real")
-        state.keep(state.folder.cell(cell.id).prepare, PREPARED, cell, record)
+        state.keep(PREPARED, cell, record)
         state.prepared[cell.id] = Prepared(checkpoint=None, key=_module_key(record))
 
 
@@ -284,7 +284,7 @@ def _finish(state: RunState, cell: Cell, source: Path | None, wanted: str, outco
         train_minutes=round(seconds / 60, 4) if trained else None,
         train_log=log,
     )
-    state.keep(files.prepare, PREPARED, cell, record)
+    state.keep(PREPARED, cell, record)
     _discard_trainings(files)
     state.prepared[cell.id] = Prepared(checkpoint=folder, key=_module_key(record))
 

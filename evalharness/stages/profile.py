@@ -40,7 +40,7 @@ from evalharness.runfolder import CellFolder
 from evalharness.runlog import PROFILED
 from evalharness.runstate import RunState, StageCount
 from evalharness.session import Session
-from evalharness.store import read_json
+from evalharness.store import read_record
 from evalharness.timing import Times, alternate, spread
 from evalharness.versions import package_version
 
@@ -66,7 +66,7 @@ def run(state: RunState) -> StageCount:
     for cell in state.cells:
         files = state.folder.cell(cell.id)
         wanted = profile_hash(state.identity, files)
-        record = read_json(files.profile) or {}
+        record = read_record(files.profile) or {}
         if record.get("hash") == wanted and set(_peers(state, cell)) <= _measured_peers(record):
             kept += 1
         else:
@@ -78,10 +78,10 @@ def run(state: RunState) -> StageCount:
                 record = {"hash": outcome.task.payload["hash"], **outcome.value}
                 cell = Cell.from_json(outcome.task.payload["cell"])
                 path = state.folder.cell(cell.id).profile
-                before = read_json(path) or {}
+                before = read_record(path) or {}
                 if before.get("peers") and before.get("hash") == record["hash"]:
                     record["peers"] = {**before["peers"], **record.get("peers", {})}
-                state.keep(path, PROFILED, cell, record)
+                state.keep(PROFILED, cell, record)
                 done += 1
             else:
                 state.console.warn(f"{outcome.task.key}: could not be profiled: {outcome.error}")

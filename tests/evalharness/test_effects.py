@@ -137,7 +137,7 @@ def test_holm_lies_between_p_and_bonferroni_and_keeps_the_order(p_values: list[f
     ("seeds", "prompts", "spread"), [(1, 50, 0), (2, 200, 0.3), (2, 60, 0), (3, 80, 0.3), (5, 50, 1)]
 )
 def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int, prompts: int, spread: float) -> None:
-    """95 % within what 600 draws can tell; the full simulation is ``benchmarks/coverage.py``."""
+    """95 % within what 600 draws can tell; the full simulation is ``benchmarks/interval_coverage.py``."""
     rng = np.random.default_rng([seeds, prompts])
     hits = 0
     for _ in range(600):

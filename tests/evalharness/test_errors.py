@@ -95,7 +95,6 @@ def test_deleted_reports_come_back(made: tuple[Path, bytes], toy_run: Call) -> N
             "samples.jsonl: line 1: 'sample' is missing; remove that line",
         ),
         ("cells/bf16-s0/scores.jsonl", '{"sample": 3}\n', "scores.jsonl: line 1: 'sample' is 3; remove"),
-        ("plan.json", '{"schema_version": 99}', "plan.json: schema version 99"),
         ("cells/bf16-s0/samples.jsonl", "nonsense\n{}\n", "samples.jsonl: line 1 is not a JSON record"),
         ("cells/bf16-s0/scores.jsonl", '{"a": 1\n{}\n', "scores.jsonl: line 1 is not a JSON record"),
     ],
@@ -111,12 +110,18 @@ def test_a_corrupt_record_is_one_line_that_names_it(
 
 
 RECORDS = [
-    ("plan.json", "{", "plan.json: not valid JSON; restore it from a copy, or use another --output"),
+    ("plan.json", "{", "plan.json: not valid JSON, or not as it was written; restore it from a copy"),
     ("plan.json", "{}", "plan.json: it has no schema version; restore it"),
+    ("plan.json", '{"schema_version": 99}', "plan.json: schema version 99"),
     ("plan.json", '{"schema_version": 1}', "plan.json: 'identity' is missing; restore it"),
     ("plan.json", '{"schema_version": 1, "identity": {}, "cells": []}', "plan.json: 'model' is missing"),
     ("cells/bf16-s0/prepare.json", "{}", "prepare.json: 'hash' is missing; delete it"),
     ("cells/bf16-s0/prepare.json", "nonsense", "prepare.json: not valid JSON"),
+    (
+        "cells/bf16-s0/prepare.json",
+        '{"hash": "1", "crc": "00000000"}',
+        "prepare.json: not as it was written, by its checksum; delete it to have it made again, or its 'crc'",
+    ),
 ]
 
 
@@ -222,14 +227,18 @@ def test_a_file_in_place_of_a_run_folder(call: Call, tmp_path: Path) -> None:
 def test_a_plan_that_would_lead_out_of_the_folder_is_refused(
     made: tuple[Path, bytes], call: Call, key: str, value: object, words: str
 ) -> None:
+    """A stranger's folder: its log says the same, or it has none."""
     plan = json.loads((made[0] / "plan.json").read_text())
+    del plan["crc"]
     plan["cells"][1][key] = value
     (made[0] / "plan.json").write_text(json.dumps(plan))
-    result = call("score", "out", "--workers", "0")
-    assert result.code == 2
-    [line] = result.errors
-    assert "plan.json: cells: " in line
-    assert words in line
+    for log in (json.dumps({"event": "planned", "record": plan}) + "\n", ""):
+        (made[0] / "events.jsonl").write_text(log)
+        result = call("score", "out", "--workers", "0")
+        assert result.code == 2
+        [line] = result.errors
+        assert "plan.json: cells: " in line
+        assert words in line
 
 
 def test_results_that_would_lead_out_of_the_folder_are_refused(made: tuple[Path, bytes], call: Call) -> None:

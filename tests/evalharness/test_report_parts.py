@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from evalharness.papers import PaperNumber
-from evalharness.ranking import ranking
+from evalharness.ranking import BitsRanking, ranking
 from evalharness.report import browser
 from evalharness.report.browser import browser_data, inert_json
 from evalharness.report.glance import glance
@@ -21,6 +21,7 @@ from evalharness.report.latex import escape, latex
 from evalharness.report.plots import plots
 from evalharness.report.published import published, published_table
 from evalharness.report.recipes import grouped, row_recipes
+from evalharness.report.rows import middle_half
 from evalharness.report.summary import summary
 from evalharness.report.tables import LatexReporter, markdown
 from evalharness.report.tradeoff import COSTS, front, named, points
@@ -122,6 +123,35 @@ def test_a_sentence_says_what_the_tables_show() -> None:
     assert told(build([none])) == "Nothing is ranked: no quantized row has every score."
     other = [replace(record("rtn", 3), model="other", cell_id="rtn-w3a3-s0-other"), record("rtn", 3)]
     assert told(build(other)) == "other: 1 method at W3A3: rtn has 22.5. toy: 1 method at W3A3: rtn has 22.5."
+
+
+def test_one_failed_method_does_not_choose_where_methods_differ_most() -> None:
+    """By hand, quartiles: 57.5 and 71.25 of the first four, 47.5 and 62.5 of the others."""
+    failed, apart = [70.0, 71.0, 72.0, 20.0], [40.0, 50.0, 60.0, 70.0]
+    assert middle_half(failed) == pytest.approx(13.75) and middle_half(apart) == pytest.approx(15.0)
+    assert middle_half([3.0, 7.0]) == pytest.approx(2.0) and middle_half([7.0]) == middle_half([]) == 0.0
+    results = full()
+    [group] = [group for group in ranking(results) if group.w_bits == 3]
+    best = group.rows[0]
+    assert best.result.mean is not None
+
+    def width(bits: int, means: list[float]) -> BitsRanking:
+        rows = [
+            replace(
+                best,
+                result=best.result.model_copy(
+                    update={
+                        "method": f"m{n}",
+                        "mean": best.result.mean.model_copy(update={"value": mean / 100}),
+                    }
+                ),
+            )
+            for n, mean in enumerate(sorted(means, reverse=True))
+        ]
+        return replace(group, w_bits=bits, a_bits=bits, rows=tuple(rows))
+
+    text = summary([width(4, failed), width(3, apart)], results)
+    assert "they differ most at W3A3" in text and "m0 has the highest mean, 70.0" in text
 
 
 def test_stars_are_not_called_clear_on_top() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from evalharness.config import RunConfig
 from evalharness.console import Console
 from evalharness.errors import UserError
+from evalharness.manifestlog import held_against
 from evalharness.names import is_name
 from evalharness.plan import COMMAND_ONLY, build_plan
-from evalharness.planfile import read_plan_file
+from evalharness.planfile import mended_plan, read_plan_file
 from evalharness.registry import Registry
 from evalharness.runfolder import RunFolder
 from evalharness.runlog import mend
@@ -61,6 +63,249 @@ def test_each_file_comes_back_to_the_byte_and_nothing_is_made_again(toy_run: Cal
     assert toy_run(*RUN).code == 0
     for name in ("scores.csv", "leaderboard.csv"):
         assert kept(out)[name] == before[name]
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + b"%d" % ((data[place] - 47) % 10) + data[place + 1 :]
+
+
+def digits(data: bytes) -> list[int]:
+    return [place for place, byte in enumerate(data) if chr(byte).isdigit()]
+
+
+def test_a_flipped_digit_of_a_small_file_is_seen_and_mended(toy_run: Call, tmp_path: Path) -> None:
+    """Forty digits of each, wherever they stand, by what every command does first; one by a whole command."""
+    toy_run("--methods", "toy-round", "--bits", "4")
+    toy_run(*RUN)
+    out, rng = tmp_path / "out", random.Random(0)
+    before = kept(out)
+    plan = read_plan_file(RunFolder(out))
+    for name in SMALL:
+        whole = before[name]
+        for place in rng.sample(digits(whole), 40):
+            (out / name).write_bytes(flipped(whole, place))
+            console = Told()
+            assert mended_plan(RunFolder(out), console) == plan
+            mend(RunFolder(out), console)
+            told = [line for line in console.lines if line.startswith(f"{name} was lost or damaged; taken")]
+            assert told == console.lines and len(told) == 1, (name, place, whole[place - 30 : place + 5])
+            assert (out / name).read_bytes() == whole
+        (out / name).write_bytes(flipped(whole, rng.choice(digits(whole))))
+        again = toy_run(*RUN)
+        assert again.code == 0 and "nothing to do" in again.err, (name, again.err)
+        assert again.err.count("warning") == again.err.count(f"{name} was lost or damaged; taken from") == 1
+        assert kept(out) == before
+
+
+class Told(Console):
+    """Keeps its warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def at_each_write(folder: RunFolder) -> Iterator[tuple[str, bytes]]:
+    """The log right after it got what a small file gets next: name of the file, log."""
+    lines = folder.events.path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        event = json.loads(line)
+        if name := {
+            "planned": "plan.json",
+            "begin": "manifest.json",
+            "finished": "manifest.json",
+            "prepared": f"cells/{event.get('cell')}/prepare.json",
+            "profiled": f"cells/{event.get('cell')}/profile.json",
+        }.get(event["event"]):
+            yield name, b"".join(lines[:number])
+
+
+def test_a_kill_between_log_and_file_is_no_damage(toy_run: Call, tmp_path: Path) -> None:
+    """Every small file of two commands at every one of its writes: as it was before, and what the log says.
+
+    The folder is written anew from each beginning of the log; that is held against the next one's.
+    """
+    toy_run("--methods", "toy-round", "--bits", "4")
+    toy_run(*RUN)
+    source = RunFolder(tmp_path / "out")
+    place = RunFolder(tmp_path / "killed")
+    place.root.mkdir()
+    seen = []
+    for name, log in at_each_write(source):
+        place.events.path.write_bytes(log)
+        console = Told()
+        if (place.root / "plan.json").exists() or name == "plan.json":
+            (place.root / ".lock").write_text(json.dumps({"pid": 1, "started": "then"}))
+            mended_plan(place, console)
+        mend(place, console)
+        assert console.lines == [], name
+        seen.append(name)
+    for name in SMALL:
+        assert (place.root / name).read_bytes() == (source.root / name).read_bytes(), name
+    assert seen.count("plan.json") == 2 and seen.count("manifest.json") == 4
+    assert sum(name.endswith("prepare.json") for name in seen) == 4
+    assert place.events.path.read_bytes() == log, "nothing was added to it"
+
+
+def test_an_older_copy_of_a_small_file_is_not_taken_for_the_newest(toy_run: Call, tmp_path: Path) -> None:
+    toy_run("--methods", "toy-round", "--bits", "4")
+    out = tmp_path / "out"
+    old = {name: (out / name).read_bytes() for name in SMALL[:2]}
+    toy_run(*RUN)
+    before = kept(out)
+    for name, data in old.items():
+        (out / name).write_bytes(data)
+        again = toy_run(*RUN)
+        assert f"{name} is older than the run's log; taken from" in again.err and "nothing to do" in again.err
+        assert kept(out) == before
+
+
+def test_a_log_that_lost_its_end_takes_nothing_back(toy_run: Call, tmp_path: Path) -> None:
+    """Cut after each of its lines: files that are whole stay, and the log learns what they say."""
+    toy_run("--methods", "toy-round", "--bits", "4")
+    toy_run(*RUN)
+    out = tmp_path / "out"
+    before = kept(out)
+    lines = before["events.jsonl"].splitlines(keepends=True)
+    for count in range(len(lines)):
+        (out / "events.jsonl").write_bytes(b"".join(lines[:count]) + lines[count][: len(lines[count]) // 2])
+        console = Told()
+        mended_plan(RunFolder(out), console)
+        mend(RunFolder(out), console)
+        assert console.lines == [], count
+        assert {name: (out / name).read_bytes() for name in SMALL} == {name: before[name] for name in SMALL}
+        for name in (SMALL[0], *SMALL[2:]):
+            hurt(out / name, "emptied")
+        mended_plan(RunFolder(out), console)
+        mend(RunFolder(out), console)
+        for name in (SMALL[0], *SMALL[2:]):
+            assert (out / name).read_bytes() == before[name], (count, name)
+
+
+def test_a_line_of_the_log_that_is_damaged_takes_nothing_back(toy_run: Call, tmp_path: Path) -> None:
+    """A cell made with other options: its older record is in the log too, and is not taken for the newer."""
+    toy_run("--methods", "toy-train")
+    toy_run("--methods", "toy-train", "--set", "toy-train.steps=3")
+    out = tmp_path / "out"
+    before = kept(out)
+    lines = before["events.jsonl"].splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        changed = [*lines[:number], flipped(line, digits(line)[0]), *lines[number + 1 :]]
+        (out / "events.jsonl").write_bytes(b"".join(changed))
+        console = Told()
+        mended_plan(RunFolder(out), console)
+        mend(RunFolder(out), console)
+        assert console.lines == [], line[:80]
+        assert {name: (out / name).read_bytes() for name in SMALL} == {name: before[name] for name in SMALL}
+
+
+def test_files_without_a_sum_are_read_as_they_are_and_told_of_once(toy_run: Call, tmp_path: Path) -> None:
+    """Of an older version: what the log says otherwise is told of, and does not count."""
+    toy_run(*RUN)
+    out = tmp_path / "out"
+    for name in (SMALL[0], *SMALL[2:]):
+        record = json.loads((out / name).read_text())
+        del record["crc"]
+        (out / name).write_text(json.dumps(record))
+    console = Told()
+    mended_plan(RunFolder(out), console)
+    mend(RunFolder(out), console)
+    assert console.lines == []
+    record = json.loads((out / f"{TRAINED}/profile.json").read_text())
+    (out / f"{TRAINED}/profile.json").write_text(json.dumps({**record, "step_ms": 1e6}))
+    mend(RunFolder(out), console)
+    assert len(console.lines) == 1 and "profile.json is not what events.jsonl says" in console.lines[0]
+    mend(RunFolder(out), console)
+    assert len(console.lines) == 1
+    assert json.loads((out / f"{TRAINED}/profile.json").read_text())["step_ms"] == 1e6
+
+
+def test_an_older_version_that_goes_on_with_a_folder_adds_its_cells(toy_run: Call, tmp_path: Path) -> None:
+    """It writes ``plan.json`` without a sum, and logs its cells with ``begin`` alone."""
+    toy_run("--methods", "toy-round", "--bits", "4", "--no-profile")
+    toy_run("--methods", "toy-round", "--bits", "3", "--no-profile")
+    out = tmp_path / "out"
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    last = max(number for number, event in enumerate(lines) if event["event"] == "planned")
+    whole = json.loads((out / "plan.json").read_text())
+    del lines[last], whole["crc"]
+    (out / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (out / "plan.json").write_text(json.dumps(whole))
+    console = Told()
+    plan = mended_plan(RunFolder(out), console)
+    assert list(plan.cells) == ["bf16-s0", "toy-round-w4a4-s0", "toy-round-w3a3-s0"] and console.lines == []
+    hurt(out / "plan.json", "deleted")
+    assert mended_plan(RunFolder(out), console) == plan
+
+
+def entry(started: str, **rest: Any) -> dict[str, Any]:
+    return {"started": started, "finished": None, **rest}
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "state", "should"),
+    [
+        (["a", "b"], ["a", "b"], "whole", None),
+        (["a", "b", "c"], ["c"], "whole", None),  # the log began late
+        (["a", "b", "c"], ["a", "c"], "whole", None),  # a line of it is damaged
+        (["a"], ["a", "b"], "behind", ["a", "b"]),
+        (["b"], ["a", "b"], "older", ["a", "b"]),
+        (["a", "B", "c"], ["b", "c"], "older", ["a", "b", "c"]),
+        (["a", "B", "c"], ["b"], "older", ["a", "b", "c"]),  # by its second
+        (["a", "x"], ["b"], "older", ["a", "b"]),  # by its place
+    ],
+)
+def test_entries_of_a_manifest_beside_the_logs(
+    own: list[str], told: list[str], state: str, should: list[str] | None, tmp_path: Path
+) -> None:
+    """Small letters are whole entries, a capital one is altered within its entry, x even in its second."""
+
+    def entries(names: list[str]) -> list[dict[str, Any]]:
+        return [entry(name.lower(), what=name) for name in names]
+
+    def manifest(names: list[str]) -> dict[str, Any]:
+        *history, last = entries(names)
+        return {**last, "history": history}
+
+    folder = RunFolder(tmp_path)
+    folder.manifest.write_text(json.dumps(manifest(own)))
+    events = [{"event": "begin", "manifest": each} for each in entries(told)]
+    if state != "behind":
+        events.append({"event": "end"})
+    assert held_against(folder, events) == (state, None if should is None else manifest(should))
+
+
+def test_the_end_of_a_command_is_its_own(tmp_path: Path) -> None:
+    """Of two commands the line that began the second is damaged: its end is not the first one's."""
+    first = {**entry("1"), "history": []}
+    (tmp_path / "manifest.json").write_text(json.dumps({**entry("2", finished="4"), "history": [entry("1")]}))
+    events = [
+        {"event": "begin", "manifest": entry("1")},
+        {"event": "finished", "started": "2", "finished": "4"},
+    ]
+    assert held_against(RunFolder(tmp_path), events) == ("whole", None)
+    (tmp_path / "manifest.json").unlink()
+    assert held_against(RunFolder(tmp_path), events)[1] == first
+
+
+def test_commands_that_make_nothing_tell_of_a_damaged_record(
+    call: Call, toy_run: Call, tmp_path: Path
+) -> None:
+    toy_run(*RUN)
+    out = tmp_path / "out"
+    prepare = out / TRAINED / "prepare.json"
+    data = prepare.read_bytes()
+    prepare.write_bytes(flipped(data, digits(data)[-1]))
+    hurt_files = kept(out)
+    for shown in (
+        call("export", "out", "--vbench", "--out", "exported", "--cells", "bf16-s0"),
+        call("run", "--model", "toy", "--workers", "0", "--output", "out", *RUN, "--dry-run"),
+    ):
+        assert f"{TRAINED}/prepare.json was lost or damaged; `evalharness run` takes it from" in shown.err
+        assert kept(out) == hurt_files
 
 
 def test_commands_that_make_nothing_read_a_lost_plan_too(call: Call, toy_run: Call, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from evalharness.records import read_samples, read_scores
+from evalharness.records import read_prepare, read_samples, read_scores
 from evalharness.report.html import render
 from evalharness.report.tables import CsvReporter, markdown
 from evalharness.report.wording import coverage_line, warnings
 from evalharness.result_schema import READABLE_VERSIONS, SCHEMA_VERSION
 from evalharness.results import read_results, write_results
 from evalharness.runfolder import RunFolder
+from evalharness.store import write_record
 from tests.evalharness.test_report import build, record
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,7 +79,7 @@ def test_files_with_a_damaged_training_log_are_of_the_fourth_version(tmp_path: P
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_records_of_both_versions_are_read_the_same(version: int, tmp_path: Path) -> None:
-    """1 had no sums; 2 has one at the end of each line."""
+    """1 had no sums; 2 has one at the end of each line and file."""
     shutil.copytree(GOLDEN / f"records_v{version}", tmp_path / "cells" / "a")
     files = RunFolder(tmp_path).cell("a")
     samples, scores = read_samples(files), read_scores(files)
@@ -90,6 +91,16 @@ def test_records_of_both_versions_are_read_the_same(version: int, tmp_path: Path
     files.scores.rewrite(scores)
     written = (GOLDEN / "records_v2" / "scores.jsonl").read_bytes()
     assert files.scores.path.read_bytes() == written, "what is written today"
+    prepared = read_prepare(files)
+    assert prepared is not None and "crc" not in prepared
+    assert (prepared["source"], prepared["config"]["lr"], prepared["train_minutes"]) == (
+        "trained",
+        0.0001,
+        1.25,
+    )
+    assert (b'"crc": "' in files.prepare.read_bytes()) == (version == 2)
+    write_record(files.prepare, prepared)
+    assert files.prepare.read_bytes() == (GOLDEN / "records_v2" / "prepare.json").read_bytes()
 
 
 def test_every_readable_version_has_its_golden_file() -> None:

@@ -1,6 +1,6 @@
 """How often the intervals hold the truth: simulated prompts, videos and seeds with a known mean.
 
-    python benchmarks/coverage.py --output results/statistics
+    python benchmarks/interval_coverage.py --output results/statistics
 
 Two kinds. The leaderboard's intervals over prompts (``evalharness.stats``) at 50 to 1000 prompts: scores of
 0 to 1 from a narrow, a skewed and a two-humped population, one video a prompt or one to five, and the mean of
@@ -132,7 +132,12 @@ def row(interval: str, prompts: int, seeds: int, case: str, hits: int, draws: in
 
 def document(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: the extremes of each kind on top, every line below."""
-    lines = ["# Coverage of the intervals", "", "Made by `python benchmarks/coverage.py`. Nominal: 95 %.", ""]
+    lines = [
+        "# Coverage of the intervals",
+        "",
+        "Made by `python benchmarks/interval_coverage.py`. Nominal: 95 %.",
+        "",
+    ]
     for interval, seeds in sorted({(r["interval"], r["seeds"]) for r in rows}):
         found = [r["coverage_pct"] for r in rows if (r["interval"], r["seeds"]) == (interval, seeds)]
         inside = sum(93 <= value <= 97 for value in found)
