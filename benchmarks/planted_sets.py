@@ -1,7 +1,7 @@
 """Whether the gate catches planted regressions of a quantizer: 20 sets that share no video.
 
     python -m benchmarks.planted_sets make     # into runs/planted-sets; stop it and go on as you like
-    python -m benchmarks.planted_sets judge    # into results/statistics/planted_sets.json
+    python -m benchmarks.planted_sets judge    # into --output, results/statistics/planted_sets.json
 
 A set is 32 prompts (or ``--prompts``), drawn anew and spread over the dimensions, and a base seed of its own.
 Each arm makes the set's videos: ``clean`` (the reference), three regressions and ``reordered`` of
@@ -48,7 +48,7 @@ CLEAN, NOOP = "clean", "no-op"
 ARMS = (CLEAN, NOOP, "reordered", "sign", "zero", "clip")
 OTHER_SEEDS = 1000
 HOW = ("device", "steps", "batch", "prompts")
-"""What all arms and sets of a record must have in common."""
+"""What all arms of a set must have in common, and all sets of a record but for the device."""
 PROTOCOL = "tinyworld"
 CELL = Cell(model="tinyworld", method="rtn", label="rtn", bits=Bits(4, 4), seed=0)
 Scores = Mapping[str, Mapping[str, float]]
@@ -174,20 +174,25 @@ def make(work: Path, how: Mapping[str, Any], sets: int, part: str) -> None:
 def collected(work: Path) -> dict[str, Any]:
     """All scores of the sets that every arm has.
 
+    ``device`` is that of each set: what is compared are the arms of one.
+
     Raises:
         ValueError: the arms were not made alike, or no set is whole.
     """
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("*-*.json"))]
     made = {(each["arm"], each["set"]): each["scores"] for each in files}
     whole = sorted(number for arm, number in made if arm == CLEAN and all((a, number) in made for a in ARMS))
-    how = {tuple(each[key] for key in HOW) for each in files}
-    if len(how) != 1 or not whole:
+    how = {tuple(each[key] for key in HOW[1:]) for each in files}
+    devices = {(each["set"], each["device"]) for each in files if each["set"] in whole}
+    if len(how) != 1 or len(devices) != len(whole):
         raise ValueError(
-            f"{work}: made in {len(how)} ways, {len(whole)} whole sets; expected one way, one set"
+            f"{work}: {len(whole)} whole sets, made in {len(how)} ways, {len(devices)} sets and devices;"
+            " expected one set or more, one way, and one device for all arms of a set"
         )
     [same] = how
     scores = {arm: [made[arm, number] for number in whole] for arm in ARMS}
-    return {**dict(zip(HOW, same, strict=True)), "sets": whole, "scores": scores}
+    device = [on for _, on in sorted(devices)]
+    return {"device": device, **dict(zip(HOW[1:], same, strict=True)), "sets": whole, "scores": scores}
 
 
 def results_of(scores: Scores) -> Results:
@@ -276,16 +281,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of a set; results/ci has 32")
     parser.add_argument("--sets", type=int, default=SETS)
     parser.add_argument("--part", default="0/1", help="K/N: the K-th of N processes that share the work")
-    parser.add_argument("--output", type=Path, default=Path("results/statistics"))
+    parser.add_argument("--output", type=Path, default=Path("results/statistics/planted_sets.json"))
     options = parser.parse_args(argv)
     if options.verb == "make":
         how = {key: getattr(options, key) for key in HOW}
         make(options.work, how, options.sets, options.part)
         return 0
-    target: Path = options.output / "planted_sets.json"
+    target: Path = options.output
     record = collected(options.work) if options.work.is_dir() else json.loads(target.read_text("utf-8"))
     told = {"arms": judged(record), "half": halved(record)}
-    options.output.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(target, document({**told, **{k: v for k, v in record.items() if k not in told}}))
     print(json.dumps(told, indent=1))
     return 0

@@ -95,7 +95,7 @@ def test_only_whole_sets_made_alike_are_judged(tmp_path: Path) -> None:
         record["scores"] = {"scene": scores, "color": scores}
         (tmp_path / f"{arm}-{number}.json").write_text(json.dumps(record))
     found = planted_sets.collected(tmp_path)
-    assert found["sets"] == [0]
+    assert found["sets"] == [0] and found["device"] == ["cpu"]
     arms = planted_sets.judged(found)
     assert {arm: said["regressions"] for arm, said in arms.items()} == {
         **dict.fromkeys(("no-op", "reordered"), 0),
@@ -106,34 +106,53 @@ def test_only_whole_sets_made_alike_are_judged(tmp_path: Path) -> None:
     (tmp_path / "clean-2.json").write_text(json.dumps({**record, "set": 2, "steps": 20}))
     with pytest.raises(ValueError, match="made in 2 ways"):
         planted_sets.collected(tmp_path)
+    (tmp_path / "clean-2.json").unlink()
+    for arm in planted_sets.ARMS:  # sets may be of two devices, the arms of one may not
+        other = json.loads((tmp_path / f"{arm}-0.json").read_text())
+        (tmp_path / f"{arm}-1.json").write_text(json.dumps({**other, "set": 1, "device": "cuda"}))
+    assert planted_sets.collected(tmp_path)["device"] == ["cpu", "cuda"]
+    (tmp_path / "clip-1.json").write_text(json.dumps({**other, "set": 1}))
+    with pytest.raises(ValueError, match="3 sets and devices"):
+        planted_sets.collected(tmp_path)
 
 
-def test_the_published_sets_are_judged_as_they_say() -> None:
-    record = json.loads((STATISTICS / "planted_sets.json").read_text())
+@pytest.mark.parametrize(("name", "steps"), [("planted_sets", 4), ("planted_sets-all_steps", 20)])
+def test_the_published_sets_are_judged_as_they_say(name: str, steps: int) -> None:
+    record = json.loads((STATISTICS / f"{name}.json").read_text())
     arms = planted_sets.judged(record)
-    assert arms == record["arms"]
+    assert arms == record["arms"] and record["steps"] == steps
+    assert record["half"] == planted_sets.halved(record) and record["half"]["prompts"] == 16
     count = len(record["sets"])
+    assert count == planted_sets.SETS
     assert all(arms[arm]["regressions"] == count for arm in ("sign", "zero"))
     assert arms["clip"]["regressions"] > count / 2 and arms["clip"]["mean_drop"][0] > 2.0
-    half = planted_sets.halved(record)
-    assert half == record["half"] and half["prompts"] == 16
+    table = (ROOT / "docs/ci.md").read_text().split(f"{name}.json)")[1].split("\n\n")[1]
+    words = ("wrong sign", "zero point dropped", "weights clipped", "none:", "`s c - s z`")
+    for arm, first in zip(("sign", "zero", "clip", "no-op", "reordered"), words, strict=True):
+        [line] = [line for line in table.splitlines() if line.startswith(f"| {first}")]
+        falls = ", ".join(f"{fall:.1f}" for fall in arms[arm]["mean_drop"])
+        assert line.endswith(f"| {falls} | {arms[arm]['regressions']} of {count} |")
+    clean, again = (record["scores"][arm] for arm in ("clean", "no-op"))
+    pairs = zip(clean, again, strict=True)
+    assert not any(one["imaging_quality"] == other["imaging_quality"] for one, other in pairs)
+
+
+def test_half_of_the_prompts_would_not_do() -> None:
+    record = json.loads((STATISTICS / "planted_sets.json").read_text())
+    arms, half, count = record["arms"], record["half"], len(record["sets"])
     found = {arm: said["regressions"] for arm, said in half["arms"].items()}
     assert found["sign"] == found["zero"] == count and found["clip"] < arms["clip"]["regressions"]
     text = " ".join((ROOT / "docs/ci.md").read_text().split())
     unchanged = found["no-op"] + found["reordered"]
     assert unchanged == 0 and f"alarm in none of the {2 * count} that are unchanged" in text
     assert f"tell it in {found['clip']} of {count} sets" in text
-    assert (
-        f"clipped to 0.7 of their range | 3.3, 7.1, 10.1 | {arms['clip']['regressions']} of {count} |" in text
-    )
+    other = json.loads((STATISTICS / "planted_sets-all_steps.json").read_text())["half"]["arms"]["clip"]
+    assert f"with 16 it is {other['regressions']} of {other['sets']}." in text
     changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
     assert (
         f"({found['clip']} of {count} independent sets; {arms['clip']['regressions']} of {count} now)"
         in changes
     )
-    clean, again = (record["scores"][arm] for arm in ("clean", "no-op"))
-    pairs = zip(clean, again, strict=True)
-    assert not any(one["imaging_quality"] == other["imaging_quality"] for one, other in pairs)
 
 
 def test_half_of_a_set_is_what_a_set_of_that_size_would_be() -> None:
