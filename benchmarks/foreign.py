@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import random
+import re
 import struct
 import sys
 import tempfile
@@ -279,7 +280,8 @@ def _good_results() -> bytes:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         write_results(results, Path(name, "r.json"))
-        return Path(name, "r.json").read_bytes()
+        text = Path(name, "r.json").read_text()
+        return re.sub(r',\n "crc": "\w+"', "", text).encode()  # with its sum nothing changed gets further
 
 
 def _good_state() -> bytes:

@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ROOT / "benchmarks" / "large_plugins.py"
 SAME = ("scores.csv", "leaderboard.csv", "leaderboard.md", "leaderboard.tex")
 _SECONDS = ("seconds", "quiet_seconds", "cpu_seconds")
-MANIFEST = b' "manifest": '
+OWN = (b' "manifest": ', b' "crc": ')
+"""Beginnings of lines of ``results.json`` that every run has for itself."""
 SAMPLES_PER_PROMPT = 5
 CELLS = 2
 
@@ -146,7 +147,7 @@ def measure(samples: int, folder: Path, roots: Mapping[str, Path], turns: int) -
                 taken[side].setdefault(name, []).append(timed(words, prompts, root))
             written[side] = {name: (folder / name).read_bytes() for name in SAME}
             lines = (folder / "results.json").read_bytes().split(b"\n")
-            written[side]["results.json"] = b"\n".join(x for x in lines if not x.startswith(MANIFEST))
+            written[side]["results.json"] = b"\n".join(x for x in lines if not x.startswith(OWN))
     for side, times in taken.items():
         found[side] = {name: _middle(each) for name, each in times.items()}
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

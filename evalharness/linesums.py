@@ -1,22 +1,24 @@
-"""A checksum at the end of each line of a record and of each small file: a flipped digit is seen.
+"""A checksum at the end of each line of a record, of each small file and of results: a flipped digit is seen.
 
-A line ends with ``, "crc": "1a2b3c4d"}``: the CRC-32 of all bytes before that comma, in hex. A file has the
-sum of its record as ``json.dumps`` gives it, so that one which was indented anew still fits. Lines and files
-of older versions have none and are read as they are. It tells damage, not forgery.
+A line ends with ``, "crc": "1a2b3c4d"}``: the CRC-32 of all bytes before that comma, in hex. A small file has
+the sum of its record as ``json.dumps`` gives it, so that one which was indented anew still fits, and
+``results.json``, which may be long, that of its text. What older versions wrote has none, and is read as it
+is. It tells damage, not forgery.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from zlib import crc32
 
-__all__ = ["KEY", "is_sound", "sum_of", "summed"]
+__all__ = ["KEY", "fits", "is_sound", "sum_of", "summed", "with_sum"]
 
 KEY = "crc"
 _MARK, _END = b', "crc": "', b'"}\n'
 _FROM = -(len(_MARK) + 8 + len(_END))
+_PART = 1 << 20
 _DIGITS = slice(_FROM + len(_MARK), -len(_END))
 
 
@@ -41,3 +43,24 @@ def is_sound(line: bytes) -> bool | None:
     if line[_FROM : _DIGITS.start] != _MARK or line[_DIGITS.stop :] != _END:
         return None
     return line[_DIGITS] == b"%08x" % crc32(line[:_FROM])
+
+
+def with_sum(pieces: Iterable[str]) -> Iterator[str]:
+    """Pieces of a JSON object, all but its end, and then its end, with their sum as the last key."""
+    crc = 0
+    for piece in pieces:
+        crc = crc32(piece.encode(), crc)
+        yield piece
+    yield _end(crc)
+
+
+def fits(text: str) -> bool:
+    """Whether a text is as ``with_sum`` wrote it, but for the ends of its lines if it was read as text."""
+    start, crc = len(text) - len(_end(0)), 0
+    for first in range(0, start, _PART):
+        crc = crc32(text[first : min(first + _PART, start)].encode(), crc)
+    return start > 0 and text[start:] == _end(crc)
+
+
+def _end(crc: int) -> str:
+    return f',\n "{KEY}": "{crc:08x}"\n}}\n'

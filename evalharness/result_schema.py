@@ -15,12 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from evalharness.scoretable import ScoreRow as ScoreRow
 from evalharness.scoretable import ScoreTable
 
-SCHEMA_VERSION = 2
-RANGES_VERSION = 3
-DAMAGE_VERSION = 4
-READABLE_VERSIONS = (1, 2, RANGES_VERSION, DAMAGE_VERSION)
-"""1 had percentile bootstraps only and did not say so; files with ``ranges`` are 3, those with a damaged
-training log 4, others stay 2."""
+SCHEMA_VERSION = 5
+READABLE_VERSIONS = (1, 2, 3, 4, SCHEMA_VERSION)
+"""1 had percentile bootstraps only and did not say so; 2 had no ``ranges``, which came with 3, and no
+``train_log_damage``, which came with 4; since 5 a file ends with its checksum."""
 
 Source = Literal["loaded", "trained", "computed", "reference", "given"]
 Execution = Literal["real", "emulated", "fake", "unknown"]
@@ -193,7 +191,7 @@ class Results(_Frozen):
         manifest: what was run, by what, on what (copied from ``manifest.json``).
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[5] = 5
     protocol: str
     label: str
     dimensions: list[str]

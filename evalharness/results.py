@@ -16,11 +16,10 @@ from evalharness.api import Total
 from evalharness.columns import Columns
 from evalharness.comparison import differences, dimension_estimate, joint_estimate, pool
 from evalharness.errors import UserError
+from evalharness.linesums import KEY, fits, with_sum
 from evalharness.redaction import redact
 from evalharness.result_reading import read_document
 from evalharness.result_schema import (
-    DAMAGE_VERSION,
-    RANGES_VERSION,
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     BootstrapInfo,
@@ -165,18 +164,19 @@ def build_results(
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Write ``results.json`` atomically, one line for each cell."""
-    atomic_write_pieces(path, _dump(results))
+    """Write ``results.json`` atomically, one line for each cell, with a checksum as the last key."""
+    atomic_write_pieces(path, with_sum(_dump(results)))
 
 
 def read_results(path: Path) -> Results:
     """Read what ``write_results`` wrote.
 
     Raises:
-        UserError: the file is missing, not JSON, of another schema version, or malformed.
+        UserError: the file is missing, not JSON, of another schema version, malformed, or not as it was
+            written.
     """
     try:
-        data = read_document(path.read_text(encoding="utf-8"))
+        data, is_whole = _document(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `evalharness run` writes it at its end") from None
     except ValueError as error:
@@ -188,6 +188,11 @@ def read_results(path: Path) -> Results:
             f"{path}: schema version {repr(version)[:80]}, this evalharness reads {readable}; "
             "use the version of evalharness that wrote it, or run `evalharness run` again"
         )
+    if not is_whole:
+        raise UserError(
+            f"{path}: not as it was written, by its checksum; `evalharness run` and `evalharness score` make "
+            f"it again from the records of its run; without its {KEY!r} it is read as it is"
+        )
     try:
         results = Results.model_validate(_upgraded(data))
         _check_read(results)
@@ -198,6 +203,13 @@ def read_results(path: Path) -> Results:
         raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems)") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _document(path: Path) -> tuple[Any, bool]:
+    """What is in a file, and whether that fits its sum, if it has one; its text is not kept."""
+    text = path.read_text(encoding="utf-8")
+    data = read_document(text)
+    return data, not isinstance(data, dict) or KEY not in data or fits(text)
 
 
 def _check_read(results: Results) -> None:
@@ -235,41 +247,26 @@ def _check_named(results: Results, ids: set[str]) -> None:
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same results in the present schema; what an older one did not say keeps its old meaning."""
-    if data["schema_version"] in (RANGES_VERSION, DAMAGE_VERSION):
-        return {**data, "schema_version": 2}
-    if data["schema_version"] == 1:
-        bootstrap = data.get("bootstrap")
-        said = {**bootstrap, "kind": "percentile"} if isinstance(bootstrap, Mapping) else bootstrap
-        return {**data, "schema_version": 2, **({"bootstrap": said} if "bootstrap" in data else {})}
-    return dict(data)
+    upgraded = {key: value for key, value in data.items() if key != KEY} | {"schema_version": SCHEMA_VERSION}
+    if data["schema_version"] == 1 and isinstance(data.get("bootstrap"), Mapping):
+        upgraded["bootstrap"] = {**data["bootstrap"], "kind": "percentile"}
+    return upgraded
 
 
 def _dump(results: Results) -> Iterator[str]:
-    """JSON that a person can page through: a line for each key, and for each item of a list."""
+    """JSON that a person can page through: a line for each key, and for each item of a list; not its end."""
     start = "{\n"
     for key, value in results:
-        if key == "ranges" and not value:
-            continue  # as before there were any
         yield f"{start} {json.dumps(key)}: "
         start = ",\n"
         if key == "cells" and value:
             yield from _lines(_dump_cell(cell) for cell in value)
             continue
         plain = results.model_dump(mode="json", include={key})[key]
-        if key == "schema_version":
-            plain = _version(results)
         if isinstance(plain, list) and plain:
             yield from _lines([json.dumps(item, allow_nan=False)] for item in plain)
         else:
             yield json.dumps(plain, allow_nan=False)
-    yield "\n}\n"
-
-
-def _version(results: Results) -> int:
-    """The least that has all that these say, so that what older programs can read they do."""
-    if any(cell.train_log_damage for cell in results.cells):
-        return DAMAGE_VERSION
-    return RANGES_VERSION if results.ranges else SCHEMA_VERSION
 
 
 def _lines(items: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -283,8 +280,7 @@ def _lines(items: Iterable[Iterable[str]]) -> Iterator[str]:
 
 def _dump_cell(cell: CellResult) -> Iterator[str]:
     """Its scores come last and in parts, so that no more than one part is text at a time."""
-    unsaid = {"scores"} if cell.train_log_damage else {"scores", "train_log_damage"}
-    yield json.dumps(cell.model_dump(mode="json", exclude=unsaid), allow_nan=False)[:-1]
+    yield json.dumps(cell.model_dump(mode="json", exclude={"scores"}), allow_nan=False)[:-1]
     yield ', "scores": {'
     start = ""
     for name, rows in cell.scores.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ _PANELS = {"loss": "loss", "grad": "gradient norm", "rank": "rank"}
 """Beginning of a logged quantity's name -> what its axis says."""
 
 _MARKS = 7  # markers on a curve: enough to tell it without colour, few enough to see its course
+_MOST = 1e100  # beyond it, and below its inverse, matplotlib's logarithmic axes overflow
 _MOST_EVENTS = 12  # a rank that falls more often is told by its curve alone
 
 
@@ -51,15 +51,23 @@ def draw(results: Results, looks: dict[str, Style]) -> tuple[Figure, str, str] |
 def curve_of(cell: CellResult, prefix: str) -> Curve:
     """(step, value) of the logged quantity whose name starts so, the shortest if several do.
 
-    Losses and norms that are not positive are left out: their axis is logarithmic.
+    Losses and norms that are not positive are left out: their axis is logarithmic. So is what no axis can
+    show: a log is whatever a method, or a stranger's file, says.
     """
     names = {name for record in cell.train_log for name in record if name.startswith(prefix)}
     if not names:
         return []
     name = min(names, key=lambda each: (len(each), each))
-    values = [(record.get("step", place), record.get(name)) for place, record in enumerate(cell.train_log)]
-    least = 0.0 if prefix == "rank" else math.ulp(0.0)
-    return [(float(x), float(y)) for x, y in values if isinstance(y, int | float) and y >= least]
+    least = 0.0 if prefix == "rank" else 1 / _MOST
+    found = [
+        (_shown(record.get("step", n)), _shown(record.get(name))) for n, record in enumerate(cell.train_log)
+    ]
+    return [(x, y) for x, y in found if x is not None and y is not None and y >= least]
+
+
+def _shown(value: object) -> float | None:
+    """A number that an axis can show; None of anything else."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= _MOST else None  # NaN is not
 
 
 def falls(curve: Curve) -> Curve:

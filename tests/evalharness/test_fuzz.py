@@ -33,11 +33,13 @@ from evalharness.names import check_name
 from evalharness.papers import read_papers
 from evalharness.planfile import read_plan_file
 from evalharness.records import read_prepare, read_samples, read_scores
+from evalharness.result_schema import READABLE_VERSIONS
 from evalharness.results import read_results, write_results
 from evalharness.runfolder import CellFolder, RunFolder
 from evalharness.seeds import video_seed
 from evalharness.store import JsonLines, read_json
 from evalharness.video import encode_video
+from tests.evalharness.conftest import without_sum
 from tests.evalharness.test_report import full
 
 FUZZ = settings(
@@ -156,7 +158,7 @@ def test_every_json_file_of_a_run_folder(tmp_path: Path, data: bytes) -> None:
 def test_mutated_results(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "results.json"
     write_results(full(), path)
-    path.write_bytes(mutate(path.read_bytes(), random.Random(seed)))
+    path.write_bytes(mutate(without_sum(path.read_text()).encode(), random.Random(seed)))
     clear(lambda: read_results(path))
 
 
@@ -167,7 +169,7 @@ def test_mutated_results(tmp_path: Path, seed: int) -> None:
 )
 def test_results_with_any_value_in_any_place(tmp_path: Path, value: Any, key: str) -> None:
     path = tmp_path / "results.json"
-    for version in (1, 2):
+    for version in READABLE_VERSIONS:
         data = json.loads(full().model_dump_json()) | {"schema_version": version, key: value}
         path.write_text(json.dumps(data))
         clear(lambda: read_results(path))

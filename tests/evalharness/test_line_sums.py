@@ -1,8 +1,10 @@
-"""A checksum at the end of each record's line: a flipped digit costs one warning and that work, no number."""
+"""A checksum at the end of each record's line, and of results: a flipped digit is seen, no number lost."""
 
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalharness.console import Console
-from evalharness.errors import StorageError
+from evalharness.errors import StorageError, UserError
 from evalharness.linesums import is_sound, summed
 from evalharness.recovery import recover
+from evalharness.results import read_results, write_results
 from evalharness.runfolder import RunFolder
 from evalharness.store import JsonLines
-from tests.evalharness.conftest import files_of
+from tests.evalharness.conftest import files_of, without_sum
+from tests.evalharness.test_report import full
 
 Call = Callable[..., Any]
 RUN = ("--methods", "toy-round", "--bits", "3", "--no-profile")
@@ -123,3 +127,45 @@ def test_what_only_reads_refuses_a_damaged_line(call: Call, toy_run: Call, tmp_p
     flip(samples, 0, '"status": "ok"', '"status": "OK"')
     found = call("export", "out", "--vbench", "--out", "exported")
     assert found.code == 2 and "line 1 is not as it was written, by its checksum" in found.err
+
+
+def test_results_with_any_other_digit_are_refused(tmp_path: Path) -> None:
+    """Three hundred of them, the sum's own too. CR LF, or a sum taken out, is no damage."""
+    path, rng = tmp_path / "results.json", random.Random(0)
+    write_results(full(), path)
+    text = path.read_text()
+    for place in rng.sample([place for place, letter in enumerate(text) if letter.isdigit()], 300):
+        path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+        with pytest.raises(UserError):
+            read_results(path)
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    assert read_results(path) == full()
+    path.write_text(without_sum(text))
+    assert read_results(path) == full()
+    path.write_text(json.dumps(json.loads(text), indent=1))
+    with pytest.raises(UserError, match="by its checksum"):
+        read_results(path)
+
+
+def test_every_command_refuses_results_with_another_digit(call: Call, toy_run: Call, tmp_path: Path) -> None:
+    toy_run(*RUN)
+    path = tmp_path / "out" / "results.json"
+    whole = path.read_text()
+    shutil.copytree(tmp_path / "out", tmp_path / "good")
+    path.write_text(whole.replace('"n_videos_ok": 6', '"n_videos_ok": 5', 1))
+    assert path.read_text() != whole
+    for command in (
+        ("report", "out"),
+        ("compare", "good", "out"),
+        ("check", "out", "--against", "good"),
+        ("check", "good", "--against", "out"),
+        ("leaderboard", "merge", "good", "out", "--output", "merged"),
+    ):
+        found = call(*command)
+        assert found.code == 2 and len(found.errors) == 1, command
+        assert "results.json: not as it was written, by its checksum" in found.errors[0]
+    again = toy_run(*RUN)
+    assert again.code == 0 and again.err.splitlines()[-1].endswith(": aggregate 7")
+    assert read_results(path).cells == read_results(tmp_path / "good" / "results.json").cells, (
+        "made again from the records"
+    )

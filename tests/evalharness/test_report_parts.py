@@ -25,6 +25,7 @@ from evalharness.report.rows import middle_half
 from evalharness.report.summary import summary
 from evalharness.report.tables import LatexReporter, markdown
 from evalharness.report.tradeoff import COSTS, front, named, points
+from evalharness.report.training import curve_of
 from evalharness.results import Results, ScoreRow
 from tests.evalharness.test_report import DIMENSIONS, SCRIPT, build, full, partial, record
 
@@ -64,6 +65,21 @@ def test_rank_is_drawn_down_to_zero() -> None:
     assert plot.caption.startswith("Training of the quantized weights: loss, gradient norm, rank by step")
     without = plots(build([record("qvgen", 3)]))[-1]
     assert "rank" not in without.caption
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"step": "a", "loss": 0.5}, {"step": None, "loss": 0.5}, {"step": [1], "loss": 0.5},
+        {"step": 10**400, "loss": 0.5}, {"step": float("nan"), "loss": 0.5}, {"step": 9, "loss": 10**400},
+        {"step": 1e308, "loss": 1e308}, {"step": 9, "loss": 1e-308}, {"step": 9, "loss": "x"},
+    ],
+)  # fmt: skip
+def test_what_no_axis_can_show_is_left_out_of_a_curve(odd: dict[str, object]) -> None:
+    """A log is whatever a method says; the page was not written for one such line."""
+    [cell] = build([replace(record("qvgen", 3), train_log=[{"step": 1, "loss": 0.5}])]).cells
+    cell = cell.model_copy(update={"train_log": [*cell.train_log, odd]})
+    assert curve_of(cell, "loss") == [(1.0, 0.5)]
 
 
 def test_what_a_rank_falls_to_is_marked_once_for_each_step_and_method() -> None:
