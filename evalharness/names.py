@@ -21,10 +21,12 @@ def is_name(name: str) -> bool:
 
 
 def check_name(name: str, what: str) -> None:
-    """Refuse a name that cannot be a file's: no separators, no leading dot.
+    """Refuse a name that cannot be a file's: no separators, no leading dot, not too long.
 
     Raises:
         UserError: names it.
     """
+    if len(name) > LONGEST:
+        raise UserError(f"{what} {name[:40]!r}...: longer than {LONGEST} letters")
     if not _SAFE_NAME.fullmatch(name):
         raise UserError(f"{what} {name!r}: only letters, digits, '_', '.' and '-' can name a file")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from evalharness.api import Bits
 from evalharness.cells import GIVEN, REFERENCE, Cell
+from evalharness.config import MAX_SEED
 from evalharness.console import Console
 from evalharness.errors import UserError
 from evalharness.names import check_name
@@ -131,7 +132,7 @@ def _store(folder: RunFolder, plan: PlanFile, *, is_whole: bool, is_logged: bool
         "identity": dict(plan.identity),
         "cells": [cell.to_json() for cell in plan.cells.values()],
     }
-    if not is_logged and can_be_written(record):
+    if not is_logged:
         log_plan(folder, record)
     if not is_whole:
         write_record(folder.plan, record)
@@ -229,6 +230,8 @@ def _read(folder: RunFolder) -> PlanFile:
 
 def _plan(folder: RunFolder, record: Mapping[str, Any]) -> PlanFile:
     problem = misfit(record, _FILE) or misfit(record["identity"], _IDENTITY)
+    if not problem and not can_be_written(record):
+        problem = "a number or a letter that JSON does not have"
     if problem:
         raise _LostError(f"{folder.plan}: {problem}; {_RESTORE}")
     cells = [_cell(folder, cell) for cell in record["cells"]]
@@ -263,8 +266,8 @@ def _cell(folder: RunFolder, record: Any) -> Cell:
                 Bits.parse(f"w{record['w_bits']}a{record['a_bits']}")
         except ValueError as error:
             problem = str(error)
-    if problem is None and record["seed"] < 0:
-        problem = f"'seed' is {record['seed']}"
+    if problem is None and (record["seed"] is True or not 0 <= record["seed"] <= MAX_SEED):
+        problem = f"'seed' is {repr(record['seed'])[:40]}"
     if problem:
         raise UserError(f"{folder.plan}: cells: {problem}; {_RESTORE}")
     return Cell.from_json(record)

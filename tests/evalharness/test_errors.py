@@ -223,6 +223,9 @@ def test_a_file_in_place_of_a_run_folder(call: Call, tmp_path: Path) -> None:
         ("method", "../../elsewhere", "'../../elsewhere': only letters, digits"),
         ("seed", "../1", "'seed' is '../1'"),
         ("seed", -1, "'seed' is -1"),
+        ("seed", True, "'seed' is True"),
+        ("seed", 10**3000, "'seed' is 1000"),
+        ("label", "a" * 300, "longer than 200 letters"),
         ("w_bits", 99, "99"),
     ],
 )

@@ -223,6 +223,22 @@ def test_files_without_a_sum_are_read_as_they_are_and_told_of_once(toy_run: Call
     assert json.loads((out / f"{TRAINED}/profile.json").read_text())["step_ms"] == 1e6
 
 
+@pytest.mark.parametrize("option", [float("nan"), "\ud800"], ids=["NaN", "half a character"])
+def test_a_plan_that_cannot_be_written_again_does_not_count(
+    option: object, toy_run: Call, tmp_path: Path
+) -> None:
+    """Without a sum, as of an older version: each command told of it, and one that adds a cell ended."""
+    toy_run(*RUN, "--no-profile")
+    path = tmp_path / "out" / "plan.json"
+    whole = path.read_bytes()
+    plan = {key: value for key, value in json.loads(whole).items() if key != "crc"}
+    plan["cells"][1]["options"] = {"odd": option}
+    path.write_text(json.dumps(plan))
+    again = toy_run(*RUN, "--no-profile")
+    assert again.code == 0 and again.err.count("plan.json was lost or damaged; taken from") == 1
+    assert path.read_bytes() == whole and "warning" not in toy_run(*RUN, "--no-profile").err
+
+
 def test_an_older_version_that_goes_on_with_a_folder_adds_its_cells(toy_run: Call, tmp_path: Path) -> None:
     """It writes ``plan.json`` without a sum, and logs its cells with ``begin`` alone."""
     toy_run("--methods", "toy-round", "--bits", "4", "--no-profile")
