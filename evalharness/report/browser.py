@@ -56,7 +56,7 @@ def browser_data(results: Results, run_folder: Path) -> dict[str, Any]:
         "digits": 1 if results.percent else 3,
         "dimensions": list(results.dimensions),
         "rows": [_row(cell, run_folder) for cell in cells],
-        "focus": _focus(cells),
+        "focus": _focus(results, len(cells)),
         "all": len(identifiers),
         "samples": samples,
         "prompts": [[visible(name), visible(results.prompts.get(name, ""))] for name in kept],
@@ -83,13 +83,13 @@ def _row(cell: CellResult, run_folder: Path) -> dict[str, Any]:
     }
 
 
-def _focus(cells: Sequence[CellResult]) -> str:
+def _focus(results: Results, rows: int) -> str:
     """The bit width that a page of many rows opens with: where methods differ most; empty for all."""
     means: dict[str, list[float]] = {}
-    for cell in cells:
-        if not cell.is_reference and cell.mean is not None and cell.mean.value is not None:
-            means.setdefault(bits_label(cell.w_bits, cell.a_bits), []).append(cell.mean.value)
-    if len(cells) <= MOST_ROWS or not means:
+    for row in results.pooled:  # all seeds, as in the sentence on top of the page
+        if not row.is_reference and row.mean is not None and row.mean.value is not None:
+            means.setdefault(bits_label(row.w_bits, row.a_bits), []).append(row.mean.value)
+    if rows <= MOST_ROWS or not means:
         return ""
     return max(means, key=lambda bits: middle_half(means[bits]))
 

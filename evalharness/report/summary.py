@@ -52,7 +52,7 @@ def _of_model(groups: Sequence[BitsRanking], whole: PooledResult | None, results
         kept = (
             f" the best keeps {shares[0]} and {shares[1]} of full precision's mean of {_shown(top, results)};"
         )
-    where = f"they differ most at {_label(focus)}: " if len(methods) > 1 else f"at {_label(focus)} "
+    where = f"they differ most at {_label(focus)}: " if len(focus.rows) > 1 else f"at {_label(focus)} "
     return f"{count} at {len(groups)} bit widths:{kept} {where}{_standing(focus, results)}."
 
 

@@ -133,6 +133,8 @@ def test_a_sentence_says_what_the_tables_show() -> None:
         "told from it."
     )
     assert told(build([record("rtn", 3)])) == "1 method at W3A3: rtn has 22.5."
+    alone = build([record("bf16", 16), record("rtn", 4), record("lsq", 3)])
+    assert "differ" not in told(alone) and "; at W4A4 rtn has" in told(alone), "none beside it at its width"
     assert told(build([record("bf16", 16)])) == "Full precision alone: nothing is compared with it."
     assert told(build([])) == ""
     none = replace(record("lsq", 3), scores={})
@@ -293,6 +295,23 @@ def test_a_page_of_many_rows_opens_with_the_width_that_differs_most(
     assert browser_data(full(), tmp_path)["focus"] == ""
     monkeypatch.setattr(browser, "MOST_ROWS", 4)
     assert browser_data(full(), tmp_path)["focus"] == "W3A3"
+
+
+def test_the_width_that_differs_most_is_told_by_methods_not_by_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence on top goes by a method's mean over its seeds, and the browser must open there too."""
+    monkeypatch.setattr(browser, "MOST_ROWS", 3)
+    seeds = {("lsq", 4): (0.9, 0.1), ("rtn", 4): (0.1, 0.9), ("lsq", 3): (0.5, 0.5), ("rtn", 3): (0.6, 0.6)}
+    records = [
+        replace(record("rtn", bits, seed), method=method, cell_id=f"{method}-w{bits}a{bits}-s{seed}",
+                scores={d: [ScoreRow("0000", 0, value)] for d in DIMENSIONS},
+                n_expected=dict.fromkeys(DIMENSIONS, 1))
+        for (method, bits), values in seeds.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    results = build(records)
+    assert "they differ most at W3A3" in summary(ranking(results), results)
+    assert browser_data(results, tmp_path)["focus"] == "W3A3"
 
 
 def test_latex_has_the_same_rows_and_escapes_everything(tmp_path) -> None:  # type: ignore[no-untyped-def]
