@@ -75,13 +75,14 @@ def _same_examples() -> None:
 
     Where processes share the cores, how long an example or its drawing took says nothing. Hypothesis also
     draws numbers and words that it finds in the modules imported so far, hence by the tests that ran before:
-    it is kept from looking.
+    it is kept from looking, by a name that another version may not have: ``test_chance.py`` would tell.
     """
     from hypothesis import HealthCheck, settings
     from hypothesis.internal.conjecture import providers
 
-    none_found = providers._local_constants
-    providers._get_local_constants = lambda: none_found
+    none_found = getattr(providers, "_local_constants", None)
+    if none_found is not None:
+        providers._get_local_constants = lambda: none_found
     slow = [HealthCheck.too_slow]
     settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=slow)
     settings.load_profile("same")
