@@ -311,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         record = collected(options.work) if options.work.is_dir() else json.loads(target.read_text("utf-8"))
     except ValueError as error:
-        parser.error(f"{options.work if options.work.is_dir() else target}: {error}")
+        parser.error(str(error) if options.work.is_dir() else f"{target}: {error}")
     told = {"arms": judged(record), "half": halved(record)}
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(target, document({**told, **{k: v for k, v in record.items() if k not in told}}))
