@@ -152,7 +152,9 @@ def test_what_the_host_has_no_room_for_is_refused_with_what_would_fit() -> None:
     assert host_need_of(built.spec, asked) == pytest.approx(by_hand, rel=1e-3)
     preflight(built.spec, built.settings, asked, 150e9, Host(175e9))
     preflight(built.spec, built.settings, asked, 150e9)  # nobody knows
-    with pytest.raises(UserError, match=r"about 164 GB of each process on the host, which has 150 GB free for one"):
+    with pytest.raises(
+        UserError, match=r"about 164 GB of each process on the host, which has 150 GB free for one"
+    ):
         preflight(built.spec, built.settings, asked, 150e9, Host(150e9))
     with pytest.raises(UserError) as caught:
         preflight(built.spec, built.settings, asked, 170e9, Host(150e9))
@@ -199,7 +201,9 @@ def test_a_state_that_is_written_in_the_background_lies_on_the_host_once() -> No
         preflight(built.spec, built.settings, asked, 85e9, Host(0.99 * by_hand / 0.95, 8))
     line = str(caught.value)
     assert "12 GB of each process and 173 GB of a state that is being written on the host" in line
-    assert "GB free for 8 processes; what would fit: 8 GPUs, batch_size 1, gradient_checkpointing on, " in line
+    assert (
+        "GB free for 8 processes; what would fit: 8 GPUs, batch_size 1, gradient_checkpointing on, " in line
+    )
     assert "save_async" in line.partition("; what")[0] and "save_async" not in line.partition("; what")[2]
     # On four hosts of two GPUs each only the first has the state, beside two processes.
     preflight(built.spec, built.settings, asked, 85e9, Host((state + 2 * 11.87e9) / 0.94, 2))
