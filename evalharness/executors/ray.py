@@ -182,8 +182,8 @@ class RayExecutor:
     def _next(self, answers: Sequence[Any], busy: Sequence[Any]) -> Any:
         """The first that comes; after a while without any it asks who lacks a place.
 
-        No worker is ready: it says so, for none may have one (or weights are being hashed). A node is gone, whose workers start again where there is a place: idle
-        workers give up theirs, one after the other.
+        No worker is ready: it says so, for there may be no place for any; or weights are being hashed. A node
+        is gone, whose workers start again where there is a place: idle ones give up theirs, one by one.
         """
         told = False
         while True:

@@ -83,6 +83,11 @@ def test_recipes_are_whole_and_fit_the_machines_they_name(path: Path) -> None:
         least = training_seconds(built.spec, settings, NOMINAL["cuda"]) * samples / on_eight
         said = f"predicted {on_each:.0f} GB on each; its steps take at least {least:.0f} h"
         assert said in page and f"{gigabytes:.0f} GB on each: the" in page
+    if built.spec.shape.parameters > 1e10 and built.spec.stored_bytes[1] == 4:
+        text_parameters = built.spec.text_parameters if built.spec.stored_bytes[0] == 4 else 0
+        read = 2 * (text_parameters + built.spec.experts * built.spec.shape.parameters)
+        assert f"{read / 1e9:.0f} GB in\nbfloat16 lie on the host" in page
+        assert f"{8 * read / 1e9:.0f} GB of eight processes" in page
     if config.model == "wan2.1-14b":
         offloaded = [dataclasses.replace(training, gpus=count, offload=1.0) for count in (8, 2)]
         each = [need_of(built.spec, settings, asked)[0] / 1e9 for asked in offloaded]
