@@ -52,6 +52,7 @@ class Training:
     @classmethod
     def of(cls, recipe: Mapping[str, Any], rank: int, gpus: int, observed: int = 0) -> Training:
         """From a recipe's fields."""
+        saves = bool(recipe.get("save_every", 0) or recipe.get("save_every_s", 1))
         return cls(
             batch_size=int(recipe.get("batch_size", 1)),
             gpus=gpus,
@@ -62,7 +63,7 @@ class Training:
             offload=float(recipe.get("offload_share", 1.0)) if recipe.get("offload") == "moments" else 0.0,
             keeps_attention=recipe.get("checkpointing_keeps", "nothing") == "attention",
             observed=observed,
-            save_async=bool(recipe.get("save_async", False)),
+            save_async=bool(recipe.get("save_async", False)) and saves,
         )
 
     def of_a_step(self) -> dict[str, Any]:

@@ -210,6 +210,7 @@ def test_a_state_that_is_written_in_the_background_lies_on_the_host_once() -> No
         "GB free for 8 processes; what would fit: 8 GPUs, batch_size 1, gradient_checkpointing on, " in line
     )
     assert "save_async" in line.partition("; what")[0] and "save_async" not in line.partition("; what")[2]
+    assert not Training.of({**recipe, "save_every_s": 0}, 32, 8).save_async, "none is ever written"
     # On four hosts of two GPUs each only the first has the state, beside two processes.
     preflight(built.spec, built.settings, asked, 85e9, Host((state + 2 * 11.87e9) / 0.94, 2))
 
