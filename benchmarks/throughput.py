@@ -50,9 +50,9 @@ def command(given: argparse.Namespace, folder: Path, gpus: int, output: Path) ->
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus),
         "-m", "evalharness", "run", "--model", "wan", "--weights", str(folder), "--generation", generation,
-        "--memory", "resident", "--protocol", "mlperf-t2v", "--limit", str(given.videos * gpus), "--no-profile", "--dimensions",
-        "subject_consistency", "--executor", "torchrun", "--device", "cpu" if given.tiny else "cuda",
-        "--output", str(output),
+        "--memory", "resident", "--protocol", "mlperf-t2v", "--limit", str(given.videos * gpus),
+        "--no-profile", "--dimensions", "subject_consistency", "--executor", "torchrun",
+        "--device", "cpu" if given.tiny else "cuda", "--output", str(output),
     ]  # fmt: skip
 
 
