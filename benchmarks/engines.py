@@ -45,12 +45,12 @@ def has_ray() -> bool:
 
 def command(engine: str, run: Sequence[str], workers: int) -> list[str]:
     """The command line of ``run`` under ``engine``, into the folder ``out``."""
-    words = [sys.executable, "-m"]
+    start = [sys.executable, "-m"]
     if engine == "torchrun":
-        words += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-        words += ["--max-restarts", "99", "-m"]
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+        start += ["--max-restarts", "99", "-m"]
     own = [] if engine == "torchrun" else ["--workers", str(workers)]
-    return [*words, "evalharness", *run, "--executor", engine, *own, "--output", "out"]
+    return [*start, "evalharness", *run, "--executor", engine, *own, "--output", "out"]
 
 
 def environment(*paths: Path) -> dict[str, str]:

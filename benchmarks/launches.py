@@ -174,13 +174,18 @@ def measure(number: int, rounds: int) -> dict[str, dict[str, float]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    from benchmarks.measuring import ratio, surroundings, write_json
+    from benchmarks.measuring import ratio, surroundings, version, write_json
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--number", type=int, default=300, help="calls in a round")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("launches.json"))
     given = parser.parse_args(argv)
+    if given.number < 1 or given.rounds < 1:
+        parser.error("--number and --rounds are at least 1")
+    found_version = version("triton")
+    if found_version is None or not found_version.startswith("3.6."):
+        parser.error(f"needs Triton 3.6 (pip install triton==3.6.0); found {found_version or 'none'}")
     gc.disable()
     found = measure(given.number, given.rounds)
     ratios = {name: ratio(entry["tritons_way_us"], entry["again_us"]) for name, entry in found.items()}

@@ -47,6 +47,21 @@ class Pair:
     checkpoint: Path
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON, {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: no JSON object")
+    return found
+
+
 def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
     """The packed run's cells that the other has, too: of one method, width and seed.
 
@@ -57,7 +72,7 @@ def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
     from evalharness.cells import Cell
     from evalharness.models.tinyworld import CHECKPOINTS
 
-    for record in json.loads((packed / "manifest.json").read_text())["config"]["cells"]:
+    for record in read_object(packed / "manifest.json")["config"]["cells"]:
         if record["method"] == "bf16":
             continue
         bits = Bits(record["w_bits"], record["a_bits"])
@@ -65,7 +80,7 @@ def pairs(fake: Path, packed: Path) -> Iterator[Pair]:
         places = fake / "cells" / cell.id, packed / "cells" / f"{record['label']}-{bits.label}-s{cell.seed}"
         if not all((place / "prepare.json").exists() for place in places):
             continue
-        prepared = [json.loads((place / "prepare.json").read_text()) for place in places]
+        prepared = [read_object(place / "prepare.json") for place in places]
         if prepared[0]["execution"] != "fake" or prepared[1]["execution"] == "fake":
             raise ValueError(
                 f"{places[0]} and {places[1]} say {prepared[0]['execution']} and "
@@ -327,8 +342,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(
                 f"{run}: no run is there (manifest.json); give the folder that `evalharness run` made"
             )
+    if given.batch_size is not None and given.batch_size < 1:
+        parser.error("--batch-size is at least 1")
+    if not given.output.absolute().parent.is_dir():
+        parser.error(f"{given.output.parent}: no such folder, for --output")
     try:
         both = list(pairs(given.fake, given.packed))
+        cells: dict[str, Any] = read_object(given.output)["cells"] if given.output.exists() else {}
+    except KeyError as error:
+        parser.error(f"not what these scripts and `evalharness run` write: {error} is missing")
     except ValueError as error:
         parser.error(str(error))
     import torch
@@ -342,7 +364,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             skip_layers=config["skip_layers"],
         )
     )  # fmt: skip
-    cells: dict[str, Any] = json.loads(given.output.read_text())["cells"] if given.output.exists() else {}
     facts, end = surroundings(torch.device(given.device)), time.monotonic() + given.limit_s
 
     def save() -> dict[str, Any]:

@@ -152,9 +152,21 @@ class Maker:
 
 def units(sets: int, part: str) -> Iterator[tuple[str, int]]:
     """Arms and sets of one of several processes; set by set."""
-    place, _, count = part.partition("/")
+    place, count = shared(part)
     everything = [(arm, number) for number in range(sets) for arm in ARMS]
-    yield from everything[int(place) :: int(count)]
+    yield from everything[place::count]
+
+
+def shared(part: str) -> tuple[int, int]:
+    """K and N of ``K/N``.
+
+    Raises:
+        ValueError: it is not such a part.
+    """
+    place, _, count = part.partition("/")
+    if not (place.isdecimal() and count.isdecimal() and int(place) < int(count)):
+        raise ValueError(f"--part {part}: expected K/N with K from 0 to N - 1")
+    return int(place), int(count)
 
 
 def make(work: Path, how: Mapping[str, Any], sets: int, part: str) -> None:
@@ -283,12 +295,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", default="0/1", help="K/N: the K-th of N processes that share the work")
     parser.add_argument("--output", type=Path, default=Path("results/statistics/planted_sets.json"))
     options = parser.parse_args(argv)
+    try:
+        shared(options.part)
+    except ValueError as error:
+        parser.error(str(error))
+    if min(options.sets, options.batch, options.prompts, options.steps) < 1:
+        parser.error("--sets, --batch, --prompts and --steps are at least 1")
     if options.verb == "make":
         how = {key: getattr(options, key) for key in HOW}
         make(options.work, how, options.sets, options.part)
         return 0
     target: Path = options.output
-    record = collected(options.work) if options.work.is_dir() else json.loads(target.read_text("utf-8"))
+    if not options.work.is_dir() and not target.is_file():
+        parser.error(f"neither {options.work} nor {target} is there; make the sets first")
+    try:
+        record = collected(options.work) if options.work.is_dir() else json.loads(target.read_text("utf-8"))
+    except ValueError as error:
+        parser.error(str(error) if options.work.is_dir() else f"{target}: {error}")
     told = {"arms": judged(record), "half": halved(record)}
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(target, document({**told, **{k: v for k, v in record.items() if k not in told}}))

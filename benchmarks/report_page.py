@@ -160,8 +160,8 @@ def _renderer_mb(browser: Browser) -> float:
         with contextlib.suppress(OSError):
             if "--type=renderer" in words(pid):
                 status = Path(f"/proc/{pid}/status").read_text()
-                line = next(x for x in status.splitlines() if "VmRSS" in x)
-                sizes.append(int(line.split()[1]) / 1000)
+                # One that ends meanwhile has no such line.
+                sizes += [int(x.split()[1]) / 1000 for x in status.splitlines() if x.startswith("VmRSS")]
     return max(sizes)
 
 

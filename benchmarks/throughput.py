@@ -48,11 +48,11 @@ def command(given: argparse.Namespace, folder: Path, gpus: int, output: Path) ->
     size = {"frames": 9, "height": 32, "width": 32} if given.tiny else {"frames": given.frames}
     generation = json.dumps({"steps": given.steps, **size, **({"text_length": 8} if given.tiny else {})})
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(gpus), "-m", "evalharness",
-        "run", "--model", "wan", "--weights", str(folder), "--generation", generation, "--memory", "resident",
-        "--protocol", "mlperf-t2v", "--limit", str(given.videos * gpus), "--no-profile", "--dimensions",
-        "subject_consistency", "--executor", "torchrun", "--device", "cpu" if given.tiny else "cuda",
-        "--output", str(output),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus),
+        "-m", "evalharness", "run", "--model", "wan", "--weights", str(folder), "--generation", generation,
+        "--memory", "resident", "--protocol", "mlperf-t2v", "--limit", str(given.videos * gpus),
+        "--no-profile", "--dimensions", "subject_consistency", "--executor", "torchrun",
+        "--device", "cpu" if given.tiny else "cuda", "--output", str(output),
     ]  # fmt: skip
 
 

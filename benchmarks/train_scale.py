@@ -29,7 +29,7 @@ from torch import Tensor, distributed, nn
 
 from benchmarks.measuring import ratio, surroundings
 from benchmarks.qat_training import Batch
-from evalharness.machine.costs import training_memory
+from evalharness.machine.costs import state_bytes, training_memory
 from evalharness.machine.pinned import training_host_memory
 from evalharness.machine.preflight import Training, need_of
 from evalharness.memory import host_memory_left
@@ -239,6 +239,8 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     predicted = training_memory(spec, settings, **asked.of_a_step())
     left, local = host_memory_left(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_host = training_host_memory(spec, **asked.on_the_host()) * local
+    if options.state is not None and options.save_async:
+        on_host += state_bytes(spec, options.rank)  # of the first process alone
     if not options.tiny:  # a tiny one is predicted as its whole model
         refuse_small_host(on_host / 1e9, None if left is None else left / 1e9)
     context.facts = {

@@ -67,7 +67,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dimensions", default="", help="of these only, a comma list (all four)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write or to add to")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    given.dimensions = given.dimensions.split(",") if given.dimensions else list(NETWORKS)
+    if unknown := [name for name in given.dimensions if name not in NETWORKS]:
+        parser.error(f"--dimensions: {unknown[0]!r} is none of {', '.join(NETWORKS)}")
+    if not (given.env / "evalharness.json").is_file():
+        parser.error(f"{given.env}: no environment; evalharness fetch vbench --env {given.env} --detectron2")
+    return given
 
 
 def judged(env: Path, cache: Path, clip: Path, dimension: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -113,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from evalharness.video import write_video
 
     given = arguments(argv)
-    wanted = given.dimensions.split(",") if given.dimensions else list(NETWORKS)
     installed = json.loads((given.env / "evalharness.json").read_text())["installed"]
     wrong = 0
     known: dict[str, Any] = json.loads(given.output.read_text()) if given.output.is_file() else {}
@@ -123,8 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache.mkdir(parents=True, exist_ok=True)
         clip = Path(name) / "clip.mp4"
         write_video(clip, moving(0, *CLIP[:3]), CLIP[3])
-        for dimension in wanted:
-            Comparison(given.env, cache, {}).make(NETWORKS[dimension])
+        for dimension in sorted(given.dimensions, key=list(NETWORKS).index):
+            network = NETWORKS[dimension]
+            for other in {*NETWORKS.values()} - {network}:  # their file is replaced, so they are not made
+                (cache / f".{other}").unlink(missing_ok=True)
+            Comparison(given.env, cache, {}).make(network)
             found[dimension], versions = judged(given.env, cache, clip, dimension)
             for text, told in found[dimension]["prompts"].items():
                 good = told["value"] == told["expected"] and told["left_out"] is (told["expected"] is None)

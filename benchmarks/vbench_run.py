@@ -152,8 +152,7 @@ def prepared(root: Path, given: argparse.Namespace, end: float) -> Run:
     print(f"clips are made, {end - time.monotonic():.0f} s are left", flush=True)
     networks, left_out = _networks(root, given)
     print(f"networks are made, {end - time.monotonic():.0f} s are left", flush=True)
-    wanted = _wanted(given)
-    dimensions = [one for one in wanted if all(need in networks for need in NETWORKS[one])]
+    dimensions = [one for one in given.dimensions if all(need in networks for need in NETWORKS[one])]
     facts = {
         **surroundings(torch.device(given.device)),
         "threads": torch.get_num_threads(),
@@ -162,15 +161,9 @@ def prepared(root: Path, given: argparse.Namespace, end: float) -> Run:
         "weights_seed": WEIGHTS_SEED,
         "tiny": given.tiny,
         "clock": given.clock,
-        "left_out": {one: left_out for one in wanted if one not in dimensions},
+        "left_out": {one: left_out for one in given.dimensions if one not in dimensions},
     }
     return Run(given, dimensions, networks, root / "shelf", clips, warm, facts)
-
-
-def _wanted(given: argparse.Namespace) -> list[str]:
-    from benchmarks.vbench_sides import NETWORKS
-
-    return [one for one in given.dimensions.split(",") if one] or list(NETWORKS)
 
 
 def _networks(root: Path, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
@@ -183,7 +176,7 @@ def _networks(root: Path, given: argparse.Namespace) -> tuple[dict[str, Any], di
     use_sizes(given.tiny)
     networks: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    for name in dict.fromkeys(need for one in _wanted(given) for need in NETWORKS[one]):
+    for name in dict.fromkeys(need for one in given.dimensions for need in NETWORKS[one]):
         try:
             network = build(name, given.tiny, given.device)
         except Exception as error:  # what the other dimensions need may be there

@@ -27,7 +27,10 @@ import torch
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Command line."""
+    """Command line; ``dimensions`` as a list, and the ``steps`` of math and precisions."""
+    from benchmarks.vbench_run import plan
+    from benchmarks.vbench_sides import NETWORKS
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,13 +77,21 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="small networks and clips: a trial")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    given.dimensions = [one for one in given.dimensions.split(",") if one] or list(NETWORKS)
+    if unknown := [one for one in given.dimensions if one not in NETWORKS]:
+        parser.error(f"--dimensions: {unknown[0]!r} is none of {', '.join(NETWORKS)}")
+    try:
+        given.steps = plan(given.math.split(","), given.precisions.split(","))
+    except ValueError as error:
+        parser.error(str(error))
+    return given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write; exit code 1 if no dimension could be measured on both sides."""
     from benchmarks.measuring import write_json
-    from benchmarks.vbench_run import SHARES, plan, prepared
+    from benchmarks.vbench_run import SHARES, prepared
     from benchmarks.vbench_told import merged
 
     given = arguments(argv)
@@ -89,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(given.output, merged([json.loads(path.read_text()) for path in given.merge]))
         return 0
     end = time.monotonic() + given.budget_s
-    steps = plan(given.math.split(","), given.precisions.split(","))
     if given.threads:
         torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="vbench-speed-") as name:
@@ -97,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not run.dimensions:
             print(f"nothing to measure: {run.facts['left_out']}")
             return 1
-        for number, step in enumerate(steps):
-            weights = [SHARES[later.side] for later in steps[number:]]
+        for number, step in enumerate(given.steps):
+            weights = [SHARES[later.side] for later in given.steps[number:]]
             until = time.monotonic() + (end - time.monotonic()) * weights[0] / sum(weights)
             left = until - time.monotonic(), end - time.monotonic()
             if number > 1 and left[1] <= 0:

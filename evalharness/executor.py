@@ -62,7 +62,10 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What a worker needs to know once."""
+    """What a worker needs to know once.
+
+    ``model_fingerprint``: of the weights that a worker on another machine must have; empty: any.
+    """
 
     model: str
     protocol: str
@@ -72,6 +75,7 @@ class WorkerSpec:
     plugin_files: tuple[str, ...] = ()
     execution: str = "fake"
     attention: str = "default"
+    model_fingerprint: str = ""
     model_options: ModelOptions = field(default_factory=ModelOptions)
 
     @classmethod

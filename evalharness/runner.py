@@ -121,6 +121,8 @@ def worker_spec(plan: RunPlan) -> WorkerSpec:
         track=plan.track,
         execution=plan.execution,
         attention=plan.attention,
+        # Workers of this machine have the very files that the plan has read.
+        model_fingerprint="" if plan.executor == "local" else plan.model_fingerprint,
         plugin_files=plan.plugin_files,
         model_options=plan.model_options,
     )

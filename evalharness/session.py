@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evalharness.api import EvalProtocol, LayerStatistics, LoadedModel, Metric, Model, Prompt
 from evalharness.attention import choose_
 from evalharness.cells import Cell, build_method
+from evalharness.errors import UserError
 from evalharness.executor import WorkerSpec
 from evalharness.modeloptions import build_model
 from evalharness.registry import Registry
@@ -45,6 +46,7 @@ class Session:
         self._active = ""
         self._pristine: nn.Module | None = None
         self._is_fixed = False
+        self._is_checked = False
 
     @cached_property
     def ahead(self) -> Ahead:
@@ -57,6 +59,22 @@ class Session:
     def model(self) -> Model:
         return build_model(self.registry, self.spec.model, self.spec.model_options)
 
+    def check_model(self) -> None:
+        """Whether this machine has the weights of the run; hashing gigabytes takes minutes, once a machine.
+
+        Raises:
+            UserError: it has none, or others.
+        """
+        wanted = self.spec.model_fingerprint
+        if not wanted or self._is_checked:
+            return
+        if self.model.fingerprint() != wanted:
+            raise UserError(
+                f"model {self.spec.model}: a worker's machine has other weights than the run; copy or fetch "
+                "the same ones to every machine"
+            )
+        self._is_checked = True
+
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
         """The protocol's prompts by id."""
@@ -67,6 +85,7 @@ class Session:
     def loaded(self) -> LoadedModel:
         """The pipeline in memory; its transformer is changed by ``activate`` alone."""
         self._fix_arithmetic()
+        self.check_model()
         loaded = self.model.load(self.spec.device)
         choose_(loaded.transformer, self.spec.attention)
         return loaded

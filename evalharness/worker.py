@@ -36,14 +36,13 @@ class TaskRunner:
         self._session = Session(spec)
 
     def check(self, kind: str) -> None:
-        """Whether this machine has what tasks of a kind need: the model's files, but where they only judge.
+        """Whether this machine has what tasks of a kind need: the run's weights, but where they only judge.
 
         Raises:
             UserError: it lacks something; says what to do.
         """
-        folder = None if kind == "score" else getattr(self._session.model, "folder", None)
-        if folder is not None:
-            folder()
+        if kind != "score":
+            self._session.check_model()
 
     def run(
         self, kind: str, payload: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]

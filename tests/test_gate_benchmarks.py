@@ -86,6 +86,13 @@ def test_units_are_shared_without_rest() -> None:
     assert sorted(shared) == sorted(planted_sets.units(20, "0/1")) and len(set(shared)) == len(shared) == 120
 
 
+@pytest.mark.parametrize("part", ["x", "1/0", "2/2", "1/"])
+def test_a_part_that_is_none_is_one_line(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        planted_sets.main(["make", "--part", part])
+    assert ended.value.code == 2 and f"--part {part}: expected K/N" in capsys.readouterr().err
+
+
 def test_only_whole_sets_made_alike_are_judged(tmp_path: Path) -> None:
     """Scores by hand: the arms fall by 0, 0.1, 30, 30 and 10 points at each of eight prompts."""
     falls = {"no-op": 0.0, "reordered": 0.001, "sign": 0.3, "zero": 0.3, "clip": 0.1}

@@ -127,6 +127,25 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "out.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("packed/manifest.json", "{", "packed/manifest.json: no JSON"),
+        ("packed/manifest.json", "{}", "'config' is missing"),
+        ("out.json", "[]", "out.json: no JSON object"),
+    ],
+)
+def test_a_file_that_is_another_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, text: str, said: str
+) -> None:
+    fake = write_run(tmp_path / "fake", "lsq", "fake", FAKE)
+    packed = write_run(tmp_path / "packed", "lsq-real", "real", PACKED)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main([str(fake), str(packed), "--output", str(tmp_path / "out.json")])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_what_leaves_a_comparison_open() -> None:
     def total(videos: str, unexplained: int = 0) -> dict[str, Any]:
         return {"videos": videos, "unexplained": unexplained}

@@ -204,3 +204,17 @@ def test_simulated_and_executed_viditq_on_a_cpu() -> None:
     apart = [v["packed_db"] - v["moved_db"] for cell in cells.values() for v in cell["videos"].values()]
     assert (len(apart), sum(d > 0 for d in apart)) == (240, 113)
     assert min(apart) > -20 * math.log10(2)
+
+
+def test_simulated_and_executed_viditq_on_another_seed() -> None:
+    path = ROOT / "results" / "tinyworld" / "real" / "packed_runs-viditq-cpu-seed1.json"
+    found = json.loads(path.read_text())["cells"]
+    cells = [found[f"viditq-w{bits}a{bits}-s1"] for bits in (4, 3)]
+    told = [
+        "{:+.2f} [{:.2f}, {:.2f}]".format(*(100 * x for x in (scores["mean"], *scores["interval"])))
+        for scores in (cell["scores"] for cell in cells)
+    ]
+    text = " ".join((ROOT / "docs" / "packed.md").read_text().split())
+    assert "they are {} and {} at W4A4 and W3A3".format(*told) in text
+    apart = [v["packed_db"] - v["moved_db"] for cell in cells for v in cell["videos"].values()]
+    assert len(apart) == 160 and min(apart) > -20 * math.log10(2)

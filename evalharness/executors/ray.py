@@ -7,7 +7,7 @@ folder must be reachable under the same path from every node. A worker that dies
 its task is run again, elsewhere if need be. Tasks go to workers that have a place; those for which the
 cluster has none yet join when it grows, and nothing waits for them meanwhile.
 
-A worker gets tasks once it has told that it can do some: that its node has the plugins and the model's files.
+A worker gets tasks once it has told that it can do some: that its node has the plugins and the run's weights.
 One that cannot is put elsewhere, three times in all; then the run goes on without it, and if there is no
 other it ends. A task that such a worker was given after a restart goes back to the others.
 """
@@ -182,8 +182,8 @@ class RayExecutor:
     def _next(self, answers: Sequence[Any], busy: Sequence[Any]) -> Any:
         """The first that comes; after a while without any it asks who lacks a place.
 
-        No worker has one: it says so. A node is gone, whose workers start again where there is a place: idle
-        workers give up theirs, one after the other.
+        No worker is ready: it says so, for there may be no place for any; or weights are being hashed. A node
+        is gone, whose workers start again where there is a place: idle ones give up theirs, one by one.
         """
         told = False
         while True:
@@ -195,7 +195,7 @@ class RayExecutor:
             if not idle:
                 has = {name: self._ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
                 needs = "a GPU and a CPU" if self._spec.device == "cuda" else "a CPU"
-                line = f"--executor ray: no worker has a place yet, each needs {needs}; the cluster has {has}"
+                line = f"--executor ray: no worker is ready yet; each needs {needs}, the cluster has {has}"
                 sys.stderr.write(f"warning: {line}\n")
                 told = True
             elif not all(node["Alive"] for node in self._ray.nodes()):

@@ -26,6 +26,7 @@ __all__ = [
     "observing_memory",
     "output_bytes",
     "start_memory",
+    "state_bytes",
     "training_memory",
     "training_seconds",
     "video_seconds",
@@ -312,7 +313,7 @@ def training_memory(
     """
     shape = _shape(spec)
     numbers = float(spec.experts * shape.parameters)
-    phi = float(spec.experts * rank * _linear_sides(shape))
+    phi = _phi(spec, rank)
     work = work_of(spec, settings)
     token = 2.0 * shape.width
     widths, hidden = _TRAINED[shape.joint_text]
@@ -359,6 +360,16 @@ def observing_memory(spec: ModelSpec, settings: VideoSettings, samples: int, gpu
     weights = 4.0 * numbers if gpus == 1 else 2.0 * numbers + 4.0 * shape.parameters / shape.layers
     tokens = samples * work_of(spec, settings).tokens
     return weights + 4.0 * tokens * _feed_forward_channels(shape)
+
+
+def state_bytes(spec: ModelSpec, rank: int) -> float:
+    """Of a training's saved state: student and both moments in float32, with Phi of ``rank``."""
+    return 12.0 * (spec.experts * _shape(spec).parameters + _phi(spec, rank))
+
+
+def _phi(spec: ModelSpec, rank: int) -> float:
+    """Numbers of Phi in all experts."""
+    return float(spec.experts * rank * _linear_sides(_shape(spec)))
 
 
 def _linear_sides(shape: TransformerShape) -> int:

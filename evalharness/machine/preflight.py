@@ -12,13 +12,14 @@ from evalharness.machine.costs import (
     GB,
     observing_memory,
     start_memory,
+    state_bytes,
     training_memory,
 )
 from evalharness.machine.pinned import training_host_memory
 from evalharness.models.video.settings import VideoSettings
 from evalharness.models.video.spec import ModelSpec
 
-__all__ = ["Training", "host_need_of", "need_of", "preflight"]
+__all__ = ["Host", "Training", "host_need_of", "need_of", "preflight"]
 
 # Of a GPU's memory, what a process can fill: the rest is CUDA's own and holes between tensors.
 _USABLE = 0.92
@@ -33,7 +34,8 @@ class Training:
     """What of a training decides its memory; see ``qvgen.training.recipe.TrainRecipe``.
 
     ``observed``: samples of a batch that the method looks at before, at full precision; 0: it looks at none.
-    ``offload``: share of the weights' moments that rests on the host.
+    ``offload``: share of the weights' moments that rests on the host. ``save_async``: states are written from
+    a copy of them in the first process.
     """
 
     batch_size: int
@@ -45,10 +47,12 @@ class Training:
     offload: float = 0.0
     keeps_attention: bool = False
     observed: int = 0
+    save_async: bool = False
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any], rank: int, gpus: int, observed: int = 0) -> Training:
         """From a recipe's fields."""
+        saves = bool(recipe.get("save_every", 0) or recipe.get("save_every_s", 1))
         return cls(
             batch_size=int(recipe.get("batch_size", 1)),
             gpus=gpus,
@@ -59,12 +63,13 @@ class Training:
             offload=float(recipe.get("offload_share", 1.0)) if recipe.get("offload") == "moments" else 0.0,
             keeps_attention=recipe.get("checkpointing_keeps", "nothing") == "attention",
             observed=observed,
+            save_async=bool(recipe.get("save_async", False)) and saves,
         )
 
     def of_a_step(self) -> dict[str, Any]:
         """The arguments of ``training_memory``."""
         fields = dataclasses.asdict(self)
-        del fields["observed"]
+        del fields["observed"], fields["save_async"]
         return fields
 
     def on_the_host(self) -> dict[str, Any]:
@@ -82,7 +87,8 @@ class Training:
         if self.teacher_place != "whole":
             words += f", teacher {self.teacher_place}"
         words += ", offload moments" if self.offload else ""
-        return words + (f", offload_share {self.offload:g}" if 0 < self.offload < 1 else "")
+        words += f", offload_share {self.offload:g}" if 0 < self.offload < 1 else ""
+        return words + (", save_async on" if self.save_async else "")
 
 
 def need_of(spec: ModelSpec, settings: VideoSettings, training: Training) -> tuple[float, dict[str, float]]:
@@ -105,8 +111,22 @@ def host_need_of(spec: ModelSpec, training: Training) -> float:
     return pipeline + training_host_memory(spec, **training.on_the_host())
 
 
+def _whole_host_need(spec: ModelSpec, training: Training, processes: int) -> float:
+    """Bytes that ``processes`` keep on their host, the first of them among them, which copies states."""
+    copied = state_bytes(spec, training.rank) if training.save_async else 0.0
+    return processes * host_need_of(spec, training) + copied
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Free bytes of a machine, and how many of a training's processes share them."""
+
+    free: float
+    processes: int = 1
+
+
 def preflight(
-    spec: ModelSpec, settings: VideoSettings, training: Training, memory: float, host: float | None = None
+    spec: ModelSpec, settings: VideoSettings, training: Training, memory: float, host: Host | None = None
 ) -> None:
     """Raise UserError if ``training`` does not fit; the message names what would.
 
@@ -115,16 +135,14 @@ def preflight(
         settings: size of the clips.
         training: what was asked for.
         memory: bytes of each GPU.
-        host: free bytes of the host for each of its processes; None: not known.
+        host: of the first process; None: not known.
     """
     need, parts = need_of(spec, settings, training)
     if need <= _USABLE * memory:
         if host is not None and not _fits_host(spec, training, host):
-            need = host_need_of(spec, training)
             fits = _fitting(spec, settings, training, memory, host)
             raise UserError(
-                f"{_asked(spec, settings, training)} keeps about {need / GB:.0f} GB of each process on the "
-                f"host, which has {host / GB:.0f} free for each; "
+                f"{_asked(spec, settings, training)} {_host_words(spec, training, host)}; "
                 + (f"what would fit: {fits}" if fits else "nothing fits these GPUs and this host")
             )
         return
@@ -143,10 +161,18 @@ def preflight(
     )
 
 
-def _fits_host(spec: ModelSpec, training: Training, host: float) -> bool:
+def _fits_host(spec: ModelSpec, training: Training, host: Host) -> bool:
     """A pipeline that does not fit is no matter of a training that keeps nothing there."""
-    keeps = bool(training.offload) or training.teacher_place == "host"
-    return not keeps or host_need_of(spec, training) <= _USABLE_HOST * host
+    keeps = bool(training.offload) or training.teacher_place == "host" or training.save_async
+    return not keeps or _whole_host_need(spec, training, host.processes) <= _USABLE_HOST * host.free
+
+
+def _host_words(spec: ModelSpec, training: Training, host: Host) -> str:
+    words = f"keeps about {host_need_of(spec, training) / GB:.0f} GB of each process"
+    if training.save_async:
+        words += f" and {state_bytes(spec, training.rank) / GB:.0f} GB of a state that is being written"
+    count = f"{host.processes} processes" if host.processes > 1 else "one process"
+    return f"{words} on the host, which has {host.free / GB:.0f} GB free for {count}"
 
 
 def _asked(spec: ModelSpec, settings: VideoSettings, training: Training) -> str:
@@ -155,7 +181,7 @@ def _asked(spec: ModelSpec, settings: VideoSettings, training: Training) -> str:
 
 
 def _fitting(
-    spec: ModelSpec, settings: VideoSettings, training: Training, memory: float, host: float | None
+    spec: ModelSpec, settings: VideoSettings, training: Training, memory: float, host: Host | None
 ) -> str:
     """A few trainings that would fit, in words; empty if there are none.
 
@@ -163,19 +189,29 @@ def _fitting(
     """
 
     def on_host(other: Training) -> bool:
-        return host is None or _fits_host(spec, other, host * training.gpus / other.gpus)
+        if host is None:
+            return True
+        processes = -(-host.processes * other.gpus // training.gpus)
+        return _fits_host(spec, other, Host(host.free, processes))
 
     fits: dict[str, None] = {}
     for wanted in _others(training):
-        # If all of the moments are too much for the host, some may stay.
-        shares = _SHARES if wanted.offload == 1 and not on_host(wanted) else ()
-        for other in (wanted, *(dataclasses.replace(wanted, offload=share) for share in shares)):
+        for other in (wanted, *(() if on_host(wanted) else _with_less_on_the_host(wanted))):
             if on_host(other) and need_of(spec, settings, other)[0] <= _USABLE * memory:
                 fits[other.words] = None
                 break
         if len(fits) == _SUGGESTIONS:
             break
     return "; or ".join(fits)
+
+
+def _with_less_on_the_host(training: Training) -> Iterator[Training]:
+    """Without a copy of the state; then some of the moments stay."""
+    training = dataclasses.replace(training, save_async=False)
+    yield training
+    if training.offload == 1:
+        for share in _SHARES:
+            yield dataclasses.replace(training, offload=share)
 
 
 def _others(training: Training) -> Iterator[Training]:

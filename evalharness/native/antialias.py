@@ -72,8 +72,10 @@ def _weights(old: int, new: int, device: torch.device) -> Tensor:
             centre = (place + 0.5) * ratio
             first = max(int(centre - REACH * spread + 0.5), 0)
             last = min(int(centre + REACH * spread + 0.5), old)
-            found = [_cubic((pixel - centre + 0.5) / spread) for pixel in range(first, last)]
-            total = sum(found)
+            found = [_cubic((pixel - centre + 0.5) * (1.0 / spread)) for pixel in range(first, last)]
+            total = 0.0
+            for weight in found:  # each addition rounded, as Pillow's; ``sum`` makes up for that
+                total += weight
             for pixel, weight in zip(range(first, last), found, strict=True):
                 scaled = weight / total * (1 << BITS)
                 weights[place, pixel] = int(scaled + 0.5 if scaled >= 0 else scaled - 0.5)

@@ -105,10 +105,7 @@ class PackedLinear(nn.Module):
             ValueError: the backend asked for cannot execute the layer there.
         """
         self.kernels, self._ready_for = None, None
-        if self.expanded.numel() or self.expanded.is_meta:
-            self.expanded = (
-                self._nothing()
-            )  # else the same tensor: offloading with streams knows it by identity
+        self._hold(self._nothing())
         device = self.codes.device
         if device.type == "meta":
             self._ready_for = device
@@ -130,11 +127,18 @@ class PackedLinear(nn.Module):
             return self
         self.kernels = Kernels.of(kernels()) if self.executed is Backend.TRITON_INT8 else None
         if self.executed is Backend.CPU:
-            self.expanded = weight.centred()
+            self._hold(weight.centred())
         elif self.executed is Backend.SCALED_MM:
-            self.expanded = weight.centred().to(torch.float8_e4m3fn)
+            self._hold(weight.centred().to(torch.float8_e4m3fn))
         self._ready_for = device
         return self
+
+    def _hold(self, expanded: Tensor) -> None:
+        """In the same tensor, which offloading with streams knows by identity."""
+        if self.expanded.is_meta or expanded.is_meta:
+            self.expanded = expanded
+        else:
+            self.expanded.data = expanded
 
     def _nothing(self) -> Tensor:
         device = self.codes.device
@@ -143,10 +147,14 @@ class PackedLinear(nn.Module):
     def settle_(self) -> None:
         """Get ready for where the tensors are, if somebody moved them without ``.to``, as offloading does.
 
+        Also where the codes came back without what was expanded of them.
+
         Raises:
             ValueError: the backend asked for cannot execute the layer there.
         """
-        if self._ready_for != self.codes.device:
+        if self._ready_for != self.codes.device or (
+            self.executed in (Backend.CPU, Backend.SCALED_MM) and not self.expanded.numel()
+        ):
             self.prepare_()
 
     def lies_on(self, device: torch.device) -> bool:

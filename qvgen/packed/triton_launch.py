@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qvgen.fused.switch import INTERPRETED
 
-_KNOWN = (3, 6)  # Triton whose compiled kernels are called as it is done here
+_KNOWN = ("3", "6")  # Triton whose compiled kernels are called as it is done here
 _MOST = 4096  # kinds of launches that are remembered
 _ALIGNED = 16
 
@@ -129,12 +129,13 @@ def _kinds(operands: tuple[Any, ...]) -> Iterator[Any]:
 def repeats() -> bool:
     """Whether launches are: if ``QVGEN_RELAUNCH`` is 1, with the Triton that this was written for.
 
-    Not by default: it rests on what Triton does not promise, and no GPU has run it yet.
+    Not by default: it rests on what Triton does not promise, and what it gains on a GPU has not been timed.
+    The variable is read once, at the first launch.
     """
     if INTERPRETED or os.environ.get("QVGEN_RELAUNCH") != "1":
         return False
     version: str = importlib.import_module("triton").__version__
-    return tuple(int(part) for part in version.split(".")[:2]) == _KNOWN
+    return version.split(".")[:2] == list(_KNOWN)
 
 
 @cache

@@ -96,12 +96,12 @@ class VideoModel:
             return
         import torch
 
-        from evalharness.machine.preflight import Training, preflight
+        from evalharness.machine.preflight import Host, Training, preflight
         from evalharness.memory import host_memory_left
 
         memory = float(torch.cuda.get_device_properties(0).total_memory)
         left = host_memory_left()
-        host = None if left is None else left / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        host = None if left is None else Host(left, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         training = Training.of(recipe, rank, gpus, observed)
         preflight(self.spec, self._training_settings(), training, memory, host)
 

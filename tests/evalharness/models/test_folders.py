@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,22 +57,44 @@ def test_wrong_folders(
     assert "diffusers form" in said(empty, capfd)
 
 
-def test_a_worker_tells_whether_its_machine_has_the_files(copied: Path) -> None:
-    """Asked before it gets a task of Ray's; who only judges needs none."""
+def test_a_worker_tells_whether_its_machine_has_the_weights_of_the_run(copied: Path) -> None:
+    """Asked before it gets a task of Ray's, and before anything is loaded; who only judges needs none."""
+    options = ModelOptions(weights=str(copied))
 
     def runner() -> TaskRunner:
-        options = ModelOptions(weights=str(copied))
         spec = WorkerSpec(
-            model="wan", protocol="smoke", device="cpu", skip_layers="none", model_options=options
-        )
+            model="wan", protocol="smoke", device="cpu", skip_layers="none", model_options=options,
+            model_fingerprint=wanted,
+        )  # fmt: skip
         return TaskRunner(spec)
 
+    built: Any = Registry().get("models", "wan")(options)
+    wanted = built.fingerprint()
     runner().check("generate")
     shard = next((copied / "transformer").glob("*.safetensors"))
-    shard.unlink()
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # as long as before: only its hash tells
+    shard.write_bytes(data)
     runner().check("score")
+    with pytest.raises(UserError, match="machine has other weights than the run"):
+        runner().check("generate")
+    with pytest.raises(UserError, match="machine has other weights than the run"):
+        _ = runner()._session.loaded
+    shard.unlink()
     with pytest.raises(UserError, match="transformer"):
         runner().check("generate")
+
+
+def test_every_model_can_be_asked_for_its_weights() -> None:
+    """Also one whose folder is no method of its plugin."""
+    built: Any = Registry().get("models", "tinyworld")()
+    spec = WorkerSpec(
+        model="tinyworld", protocol="tinyworld", device="cpu", skip_layers="std",
+        model_fingerprint=built.fingerprint(),
+    )  # fmt: skip
+    TaskRunner(spec).check("generate")
+    with pytest.raises(UserError, match="other weights"):
+        TaskRunner(dataclasses.replace(spec, model_fingerprint="0" * 64)).check("generate")
 
 
 def test_wrong_class_and_size(copied: Path, folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:

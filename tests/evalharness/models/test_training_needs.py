@@ -16,11 +16,12 @@ from evalharness.machine.costs import (
     NOMINAL,
     observing_memory,
     start_memory,
+    state_bytes,
     training_memory,
     training_seconds,
 )
 from evalharness.machine.pinned import training_host_memory
-from evalharness.machine.preflight import Training, host_need_of, need_of, preflight
+from evalharness.machine.preflight import Host, Training, host_need_of, need_of, preflight
 from evalharness.registry import Registry
 from tests.evalharness.models.full_size import Alive, NoAttention, model
 
@@ -64,7 +65,7 @@ def test_recipes_are_whole_and_fit_the_machines_they_name(path: Path) -> None:
     assert method.recipe.accumulate % gpus == 0 and method.w_bits == 4 and method.rank == 32
     recipe = method.recipe
     training = Training.of(dataclasses.asdict(recipe), method.rank, gpus)
-    preflight(built.spec, settings, training, 85e9, 64e9)
+    preflight(built.spec, settings, training, 85e9, Host(8 * 64e9, min(gpus, 8)))
     # What its page says: memory, and time at the rates of the page, of all samples over the GPUs.
     page = (Path(__file__).parents[3] / "docs" / "models" / f"{config.model}.md").read_text()
     gigabytes = need_of(built.spec, settings, training)[0] / 1e9
@@ -75,19 +76,27 @@ def test_recipes_are_whole_and_fit_the_machines_they_name(path: Path) -> None:
     # The command that every page has for 8 GPUs, whatever number the recipe is for.
     eight = dataclasses.replace(training, gpus=8)
     if path.stem.startswith("qvgen-"):
-        preflight(built.spec, settings, eight, 85e9, 64e9)
+        preflight(built.spec, settings, eight, 85e9, Host(8 * 64e9, 8))
         assert f"torchrun --nproc-per-node 8 -m evalharness run --config configs/models/{path.name}" in page
     if gpus > 8:
         on_each, on_eight = need_of(built.spec, settings, eight)[0] / 1e9, 8 * 3600
         least = training_seconds(built.spec, settings, NOMINAL["cuda"]) * samples / on_eight
         said = f"predicted {on_each:.0f} GB on each; its steps take at least {least:.0f} h"
         assert said in page and f"{gigabytes:.0f} GB on each: the" in page
+    if built.spec.shape.parameters > 1e10 and built.spec.stored_bytes[1] == 4:
+        text_parameters = built.spec.text_parameters if built.spec.stored_bytes[0] == 4 else 0
+        read = 2 * (text_parameters + built.spec.experts * built.spec.shape.parameters)
+        assert f"{read / 1e9:.0f} GB in\nbfloat16 lie on the host" in page
+        assert f"{8 * read / 1e9:.0f} GB of eight processes" in page
     if config.model == "wan2.1-14b":
         offloaded = [dataclasses.replace(training, gpus=count, offload=1.0) for count in (8, 2)]
         each = [need_of(built.spec, settings, asked)[0] / 1e9 for asked in offloaded]
         host = [host_need_of(built.spec, asked) / 1e9 for asked in offloaded]
         assert f"{each[0]:.0f} GB on each of 8, or {each[1]:.0f} GB on each of 2 of 141 GB" in page
         assert f"the host {host[0]:.0f} GB or\n{host[1]:.0f} GB of each process" in page
+    if training.save_async:
+        state, each = state_bytes(built.spec, method.rank) / 1e9, host_need_of(built.spec, training) / 1e9
+        assert f"first process, {state:.0f} GB beside {each:.0f} GB\nof each process." in page
     if training.offload:
         moments = training_host_memory(built.spec, **training.on_the_host()) / 1e9
         other = host_need_of(built.spec, training) / 1e9 - moments
@@ -146,12 +155,14 @@ def test_what_the_host_has_no_room_for_is_refused_with_what_would_fit() -> None:
     asked = Training(batch_size=1, gpus=1, checkpointing=True, offload=1.0, teacher_place="host")
     by_hand = 1.05 * 10 * 14.29e9 + 2 * 2**30 + 11.36e9 + 0.51e9
     assert host_need_of(built.spec, asked) == pytest.approx(by_hand, rel=1e-3)
-    preflight(built.spec, built.settings, asked, 150e9, 175e9)
+    preflight(built.spec, built.settings, asked, 150e9, Host(175e9))
     preflight(built.spec, built.settings, asked, 150e9)  # nobody knows
-    with pytest.raises(UserError, match=r"about 164 GB of each process on the host, which has 150 free"):
-        preflight(built.spec, built.settings, asked, 150e9, 150e9)
+    with pytest.raises(
+        UserError, match=r"about 164 GB of each process on the host, which has 150 GB free for one"
+    ):
+        preflight(built.spec, built.settings, asked, 150e9, Host(150e9))
     with pytest.raises(UserError) as caught:
-        preflight(built.spec, built.settings, asked, 170e9, 150e9)
+        preflight(built.spec, built.settings, asked, 170e9, Host(150e9))
     first = str(caught.value).partition("what would fit: ")[2].partition(";")[0]
     assert first.endswith("teacher host, offload moments, offload_share 0.8")
     # Two processes of one host share it: 2 x 95 GB of all moments and the teacher are more than 150.
@@ -159,7 +170,7 @@ def test_what_the_host_has_no_room_for_is_refused_with_what_would_fit() -> None:
         caught.value
     )
     partly = dataclasses.replace(asked, offload=0.8)
-    preflight(built.spec, built.settings, partly, 170e9, 150e9)
+    preflight(built.spec, built.settings, partly, 170e9, Host(150e9))
     moved = need_of(built.spec, built.settings, partly)[0] - need_of(built.spec, built.settings, asked)[0]
     assert moved == pytest.approx(0.2 * 8 * 14.29e9, rel=1e-3)
     freed = host_need_of(built.spec, asked) - host_need_of(built.spec, partly)
@@ -170,15 +181,38 @@ def test_what_the_host_has_no_room_for_is_refused_with_what_would_fit() -> None:
             built.settings,
             dataclasses.replace(asked, gpus=8, teacher_place="sharded"),
             141e9,
-            20e9,
+            Host(8 * 20e9, 8),
         )
     offered = str(caught.value).partition("what would fit: ")[2].split("; or ")
     assert offered[0] == "8 GPUs, batch_size 1, gradient_checkpointing on, teacher sharded"
     here = dataclasses.replace(asked, gpus=8, offload=0.0, teacher_place="sharded")
-    preflight(built.spec, built.settings, here, 150e9, 1e9)  # keeps nothing there
+    preflight(built.spec, built.settings, here, 150e9, Host(8e9, 8))  # keeps nothing there
     recipe = {"offload": "moments", "offload_share": 0.25, "teacher": "host"}
     assert Training.of(recipe, 0, 2).on_the_host() == {"gpus": 2, "teacher_on_host": True, "offload": 0.25}
     assert Training.of({**recipe, "offload": "off"}, 0, 2).offload == 0.0
+
+
+def test_a_state_that_is_written_in_the_background_lies_on_the_host_once() -> None:
+    """The shipped recipe of Wan2.1-14B on 8 GPUs, by hand: 12 bytes of 14.29e9 numbers and of Phi's 32 rows
+    for both sides of 10 linears in each of 40 blocks; and 12 GB of other parts of each process."""
+    built = model("wan2.1-14b", generation={"frames": 49, "height": 480, "width": 832})
+    recipe = {"gradient_checkpointing": True, "teacher": "sharded", "save_async": True}
+    asked = Training.of(recipe, 32, 8)
+    state = 12 * (14.29e9 + 32 * 40 * (8 * 2 * 5120 + 2 * (5120 + 13824)))
+    assert state_bytes(built.spec, 32) == pytest.approx(state, rel=1e-3)
+    by_hand = state + 8 * (11.36e9 + 0.51e9)
+    preflight(built.spec, built.settings, asked, 85e9, Host(1.01 * by_hand / 0.95, 8))
+    with pytest.raises(UserError) as caught:
+        preflight(built.spec, built.settings, asked, 85e9, Host(0.99 * by_hand / 0.95, 8))
+    line = str(caught.value)
+    assert "12 GB of each process and 173 GB of a state that is being written on the host" in line
+    assert (
+        "GB free for 8 processes; what would fit: 8 GPUs, batch_size 1, gradient_checkpointing on, " in line
+    )
+    assert "save_async" in line.partition("; what")[0] and "save_async" not in line.partition("; what")[2]
+    assert not Training.of({**recipe, "save_every_s": 0}, 32, 8).save_async, "none is ever written"
+    # On four hosts of two GPUs each only the first has the state, beside two processes.
+    preflight(built.spec, built.settings, asked, 85e9, Host((state + 2 * 11.87e9) / 0.94, 2))
 
 
 def test_the_step_that_waits_for_two_gpus_is_predicted() -> None:

@@ -133,7 +133,7 @@ def test_no_more_kinds_than_so_many_are_kept(kernel: Kernel, monkeypatch: pytest
 def test_launches_are_repeated_where_asked_for_with_a_known_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, switch, wanted in (
         ("3.6.0", "1", True), ("3.6.1+git", "1", True), ("3.7.0", "1", False), ("3.6.0", "0", False),
-        ("3.6.0", None, False),
+        ("3.6.0", None, False), ("3.6rc1", "1", False), ("3.60.0", "1", False),
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
         monkeypatch.setattr(triton_launch, "INTERPRETED", False)

@@ -399,3 +399,20 @@ def test_a_layer_that_expands_nothing_keeps_its_tensors() -> None:
     before = list(packed.buffers())
     packed.prepare_()
     assert all(a is b for a, b in zip(packed.buffers(), before, strict=True))
+
+
+def test_expanded_codes_that_were_not_kept_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diffusers' offloading on a stream: before each call every buffer gets what it had at first.
+
+    It knows them by identity, from before the first call, when nothing was expanded.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    packed = PackedLinear.from_frozen(frozen(QuantConfig(w_bits=4, a_bits=4), (8, 32)), Backend.CPU)
+    wanted = packed(x := torch.randn(2, 3, 32))
+    packed.to("cpu")
+    resting = {buffer: buffer.data.clone() for buffer in packed.buffers()}
+    for mode in (torch.no_grad, torch.no_grad, torch.inference_mode, torch.no_grad):
+        with mode():
+            for buffer in packed.buffers():
+                buffer.data = resting[buffer].clone()
+            assert torch.equal(packed(x), wanted)
