@@ -3,12 +3,9 @@
     python benchmarks/faults.py --faults 210 --output results/reliability
 
 Each fault has a run folder of its own. A run is disturbed once or twice, then the same command is given
-until it
-exits with 0; where it stops with a line that says what to remove, that is done, as a person would. Then
-everything
-that must not depend on how a run went is compared byte by byte with an undisturbed run. Each run is a
-fork of one
-process that has imported everything, so that a fault costs seconds.
+until it exits with 0; where it stops with a line that says what to remove, that is done, as a person would.
+Then everything that must not depend on how a run went is compared byte by byte with an undisturbed run. Each
+run is a fork of one process that has imported everything, so that a fault costs seconds.
 """
 
 from __future__ import annotations
