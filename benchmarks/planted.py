@@ -154,9 +154,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.verb == "make":
         return make(options.work, [arm for arm in options.arms.split(",") if arm])
+    from evalharness.errors import UserError
     from evalharness.store import atomic_write_text
 
-    record = {"arms": judge_scores(options.work)}
+    try:
+        record = {"arms": judge_scores(options.work)}
+    except UserError as error:
+        parser.error(f"{error}; make the runs first")
     options.output.mkdir(parents=True, exist_ok=True)
     atomic_write_text(options.output / "planted.json", json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))

@@ -163,9 +163,14 @@ def scaling(folder: Path, facts: Mapping[str, Any], step_s: float) -> dict[str, 
     """How much faster this training's step is than the one recorded in ``folder``, for each GPU added.
 
     Raises:
-        ValueError: that was another training.
+        ValueError: there is no record, or that was another training.
     """
-    base = json.loads((folder / "train_scale.json").read_text())
+    try:
+        base = json.loads((folder / "train_scale.json").read_text())
+    except OSError as error:
+        raise ValueError(
+            f"--against {folder}: no train_scale.json ({error.strerror}); give --output's"
+        ) from None
     for name in ("model", "clip", "rank", "device"):
         if base[name] != facts[name]:
             raise ValueError(f"--against {folder}: {name} {base[name]}, here {facts[name]}")
@@ -261,7 +266,10 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     if rank() == 0:
         print(json.dumps(context.facts), flush=True)
     if options.against is not None:
-        scaling(options.against, context.facts, 1.0)  # a mistake is told before the work
+        try:
+            scaling(options.against, context.facts, 1.0)  # a mistake is told before the work
+        except ValueError as error:
+            sys.exit(f"error: {error}")
     try:
         model = transformer(spec.transformer, config, device, seed=0)
         context.phase("weights made")

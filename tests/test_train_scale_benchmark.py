@@ -55,8 +55,10 @@ def test_a_training_that_ends_early_against_a_slower_one(tmp_path: Path) -> None
     assert again["scaling"]["efficiency"] == pytest.approx(1000 / again["step_s"], rel=1e-3)
     assert main([*sizes, "--limit-s", "0", "--output", str(tmp_path / "three")]) == 0
     assert len(json.loads((tmp_path / "three" / "train_scale.json").read_text())["losses"]) == 1
-    with pytest.raises(ValueError, match="another recipe: accumulate"):
+    with pytest.raises(SystemExit, match="another recipe: accumulate"):
         main([*sizes, "--passes", "2", *against])
+    with pytest.raises(SystemExit, match="none: no train_scale.json"):
+        main([*sizes, "--against", str(tmp_path / "none")])
 
 
 def test_a_host_without_room_is_refused_before_the_kernel_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
