@@ -81,8 +81,12 @@ def _logged(events: Sequence[Mapping[str, Any]]) -> list[Entry]:
 
 
 def _is_of(event: Mapping[str, Any], entry: Entry) -> bool:
-    """Not where the line that began the command is damaged: the last entry is another's then."""
-    return bool(event.get("started", entry.get("started")) == entry.get("started"))
+    """Not where the line that began the command is damaged: the last entry is another's then.
+
+    That one has ended already, or began in another second; two commands may share one.
+    """
+    same_second = event.get("started", entry.get("started")) == entry.get("started")
+    return bool(same_second and entry.get("finished") is None)
 
 
 def _is_last(events: Sequence[Mapping[str, Any]]) -> bool:
