@@ -162,13 +162,15 @@ def measure(number: int, rounds: int) -> dict[str, dict[str, float]]:
 
     found: dict[str, dict[str, float]] = {}
     repeats = triton_launch.repeats
-    with without_a_device(), torch.no_grad():
-        for way in (False, True):
-            triton_launch.repeats = (lambda answer: lambda: answer)(way)  # type: ignore[assignment]
-            for name, call in calls(JOBS_LONG).items():
-                took = microseconds(call, number, rounds)
-                found.setdefault(name, {})["again_us" if way else "tritons_way_us"] = took
-    triton_launch.repeats = repeats
+    try:
+        with without_a_device(), torch.no_grad():
+            for way in (False, True):
+                triton_launch.repeats = (lambda answer: lambda: answer)(way)  # type: ignore[assignment]
+                for name, call in calls(JOBS_LONG).items():
+                    took = microseconds(call, number, rounds)
+                    found.setdefault(name, {})["again_us" if way else "tritons_way_us"] = took
+    finally:
+        triton_launch.repeats = repeats
     return found
 
 
