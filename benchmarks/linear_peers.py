@@ -53,8 +53,7 @@ class Model(nn.Module):
 
 def measure_peers(
     device: torch.device, tiny: bool, repeats: int, limit_s: float, uniform: bool = False,
-    save: Save = forget, *, blocks: Sequence[str] = tuple(BLOCKS), each_s: float = float("inf"),
-    tuner: bool = True,
+    save: Save = forget, *, blocks: Sequence[str], each_s: float, tuner: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Each peer in turns with ``F.linear`` in bfloat16 and with ours at W4A4, as CUDA graphs.
 

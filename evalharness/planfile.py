@@ -84,8 +84,8 @@ def record_cells(
     folder: RunFolder,
     identity: Mapping[str, Any],
     cells: Sequence[Cell],
+    console: Console,
     is_ours: Callable[[Cell], bool | None] = lambda _: None,
-    console: Console | None = None,
 ) -> None:
     """Add the cells of a command; writes only what is new. A cell with other options replaces the old.
 
@@ -97,8 +97,8 @@ def record_cells(
         folder: locked.
         identity: of the command.
         cells: of the command.
+        console: for warnings.
         is_ours: whether a cell's videos were made as ``identity`` says; None where that cannot be told.
-        console: as for ``read_plan_file``.
 
     Raises:
         UserError: the folder belongs to a different run; names the keys that differ.
@@ -113,7 +113,7 @@ def record_cells(
             if False in told and True not in told:
                 raise
             line = damage_line(folder.plan.name, "lost", "this command, no other cell")
-            (console or Console()).warn(line)
+            console.warn(line)
         else:
             check_identity(folder, found.plan.identity, identity)
             known = dict(found.plan.cells)

@@ -81,8 +81,8 @@ def run_plan(plan: RunPlan, registry: Registry, console: Console) -> Summary:
             folder,
             identity,
             plan.cells,
-            lambda cell: made_as(identity, folder.cell(cell.id), plan.samples(cell)),
             console,
+            lambda cell: made_as(identity, folder.cell(cell.id), plan.samples(cell)),
         )
         recover(folder, console)
         executor = build_executor(plan.executor, worker_spec(plan), plan.workers)

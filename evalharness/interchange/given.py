@@ -142,7 +142,7 @@ def _score(
     }
     [cell] = plan.cells
     with run.lock():
-        record_cells(run, identity, plan.cells, console=console)
+        record_cells(run, identity, plan.cells, console)
         recover(run, console)
         files = run.cell(cell.id)
         _prepare(run, cell)

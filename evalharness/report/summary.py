@@ -80,8 +80,8 @@ def _mean(group: BitsRanking, place: int) -> float:
     return mean.value
 
 
-def _shown(value: float | None, results: Results) -> str:
-    return number(None if value is None else value * scale_of(results), 1 if results.percent else 3)
+def _shown(value: float, results: Results) -> str:
+    return number(value * scale_of(results), 1 if results.percent else 3)
 
 
 def _label(group: BitsRanking) -> str:
