@@ -27,7 +27,7 @@ def scale_quantize_tokens(
     SHIFTED: tl.constexpr, KEPT: tl.constexpr,
     Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
     RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr,
-    HEAD: tl.constexpr, TAIL: tl.constexpr,
+    HEAD: tl.constexpr, TAIL: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """``triton_kernels.quantize_tokens`` of scaled tokens; ``factor_ptr`` has a float32 for each column."""
     row = tl.program_id(0).to(tl.int64)
@@ -44,5 +44,5 @@ def scale_quantize_tokens(
     _store_codes(
         x, tail, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
         tl.program_id(0), rows, rows_per_clip, row, rows, columns, code_stride,
-        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, HEAD, TAIL,
+        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, True, HEAD, TAIL,
     )  # fmt: skip

@@ -19,43 +19,136 @@ ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
-def _smaller(a, b):
+def smaller(a, b):
+    """The smaller one; NaN if either is."""
     return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _larger(a, b):
+def larger(a, b):
+    """The larger one; NaN if either is."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _ends(x, INTERPRETED: tl.constexpr):
+def row_ends(x, INTERPRETED: tl.constexpr):
     """Least and largest element; NaN if one is."""
     if INTERPRETED:
         nan = tl.sum(tl.where(x != x, x, 0.0), 0)
         return tl.min(x, 0) + nan, tl.max(x, 0) + nan
     else:
-        return tl.reduce(x, 0, _smaller), tl.reduce(x, 0, _larger)
+        return tl.reduce(x, 0, smaller), tl.reduce(x, 0, larger)
 
 
 @triton.jit
-def _whole(x, scale, inverse, low, high, INTERPRETED: tl.constexpr):
-    """``clamp(round(x / scale), low, high)`` as int32, for whole ``low`` and ``high``."""
-    if INTERPRETED:  # has no fused multiply-add
-        ratio = tl.div_rn(x, scale)
+def code_bits(x, scale, inverse, low, high, EXACT: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``clamp(round(x / scale), low, high)`` for whole ``low`` and ``high``, as int32 plus ``ROUNDER_BITS``.
+
+    The low byte is the code's, since that of ``ROUNDER_BITS`` is 0. Without ``EXACT`` quotients within
+    2^-23 of themselves of the middle of two codes may become either.
+    """
+    if EXACT or INTERPRETED:
+        if INTERPRETED:  # has no fused multiply-add
+            ratio = tl.div_rn(x, scale)
+        else:
+            # Rounded as the division is, since ``inverse`` is the rounded reciprocal: Markstein's theorem.
+            # A sign in front of anything but the row's own scale would be one more subtraction.
+            ratio = x * inverse
+            ratio = tl.fma(tl.fma(ratio, -scale, x), inverse, ratio)
+        whole = tl.minimum(tl.maximum(ratio, low), high) + ROUNDER
     else:
-        # Rounded as the division is, since ``inverse`` is the rounded reciprocal: Markstein's theorem.
-        # A sign in front of anything but the row's own scale would be one more subtraction.
-        ratio = x * inverse
-        ratio = tl.fma(tl.fma(ratio, -scale, x), inverse, ratio)
-    bounded = tl.minimum(tl.maximum(ratio, low), high)
-    return (bounded + ROUNDER).to(tl.int32, bitcast=True) - ROUNDER_BITS
+        whole = tl.fma(x, inverse, ROUNDER)
+        whole = tl.minimum(tl.maximum(whole, low + ROUNDER), high + ROUNDER)
+    return whole.to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def gelu(x):
+def _bytes(bits, INTERPRETED: tl.constexpr):
+    """The low bytes as int8."""
+    if INTERPRETED:
+        return bits.to(tl.int8)
+    else:  # four of them make a register
+        return tl.inline_asm_elementwise(
+            "{.reg .b32 a, b; prmt.b32 a, $1, $2, 0x0040; prmt.b32 b, $3, $4, 0x0040;"
+            " prmt.b32 $0, a, b, 0x5410;}",
+            "=r,r,r,r,r", [bits], dtype=tl.int8, is_pure=True, pack=4,
+        )  # fmt: skip
+
+
+@triton.jit
+def sum_of_codes(bits, COUNT: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Exact sum of the codes of ``COUNT`` results of ``code_bits``, or of ``COUNT`` in sums of these."""
+    if INTERPRETED:
+        return tl.sum(bits - ROUNDER_BITS, 0)
+    else:  # int32 wraps: one subtraction for all; nothing for whole 1024
+        WRAPPED: tl.constexpr = (COUNT * ROUNDER_BITS + 0x80000000) % 0x100000000 - 0x80000000
+        return tl.sum(bits, 0) - WRAPPED
+
+
+@triton.jit
+def gelu(x, INTERPRETED: tl.constexpr):
     """GELU by its tanh formula: x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u))."""
-    return x / (1.0 + tl.exp(-x * (1.5957691216057308 + 0.07135481627159756 * x * x)))
+    if INTERPRETED:
+        return x / (1.0 + tl.exp(-x * (1.5957691216057308 + 0.07135481627159756 * x * x)))
+    else:
+        # The same constants times log2(e): four instructions in place of the eight of exp and a division.
+        # Roundings are named so that nobody fuses them; ``gluon_kernels`` must get the same bits.
+        power = x * tl.fma(x * x, -0.10294323957857691, -2.302208198144325)
+        return tl.inline_asm_elementwise(
+            "{.reg .f32 t; ex2.approx.ftz.f32 t, $2; add.rn.f32 t, t, 0f3F800000;"
+            " rcp.approx.ftz.f32 t, t; mul.rn.f32 $0, $1, t;}",
+            "=r,r,r", [x, power], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def range_with_zero(low, high):
+    """Ends of a range that includes 0, and its extent, NaN if an end is.
+
+    A row with NaN gets any codes and a scale of NaN, so that its outputs show it.
+    """
+    span = high - low
+    low = tl.where(span == span, tl.minimum(low, 0.0), 0.0)
+    high = tl.where(span == span, tl.maximum(high, 0.0), 0.0)
+    return low, high, span
+
+
+@triton.jit
+def clipped_scale(
+    low, high, lower_ptr, upper_ptr, clip,
+    Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
+    RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Scale, its reciprocal and zero point of a range cut by the shares number ``clip``."""
+    clipped_low = low * tl.load(lower_ptr + clip)
+    clipped_high = high * tl.load(upper_ptr + clip)
+    scale, zero = row_scale(
+        clipped_low, clipped_high, Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, not INTERPRETED
+    )
+    return scale, tl.div_rn(1.0, scale), zero
+
+
+@triton.jit
+def store_row(scale_ptr, zero_ptr, sum_ptr, out, scale, span, total, offset, OFFSET: tl.constexpr):
+    """What a product needs of row ``out`` beside its codes."""
+    tl.store(scale_ptr + out, tl.where(span == span, scale, span))
+    tl.store(sum_ptr + out, total)
+    if OFFSET:
+        tl.store(zero_ptr + out, offset)
+
+
+@triton.jit
+def _store_piece(
+    x, column, columns, code_stride, target, scale, inverse, low, high, offset,
+    OFFSET: tl.constexpr, EXACT: tl.constexpr, COUNT: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Store the codes of ``COUNT`` elements; gives their sum without ``offset``."""
+    bits = code_bits(x, scale, inverse, low, high, EXACT, INTERPRETED)
+    total = sum_of_codes(bits, COUNT, INTERPRETED)
+    if OFFSET:
+        bits = tl.where(column < columns, bits + offset, 0)
+    tl.store(target + column, _bytes(bits, INTERPRETED), mask=column < code_stride)
+    return total
 
 
 @triton.jit
@@ -64,7 +157,7 @@ def _store_codes(
     unit, units, units_per_clip, row, rows, columns, code_stride,
     Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
     RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr,
-    HEAD: tl.constexpr, TAIL: tl.constexpr,
+    EXACT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Codes of one row, float32 ``x`` and ``tail``, as row ``row`` of ``rows``, for each pair of clips.
 
@@ -72,42 +165,40 @@ def _store_codes(
     """
     column = tl.arange(0, HEAD)
     # Padding with zeros changes no range, since ranges include zero, and its codes q - z are 0.
-    low, high = _ends(x, INTERPRETED)
+    low, high = row_ends(x, INTERPRETED)
     if TAIL > 0:
         tail_column = HEAD + tl.arange(0, TAIL)
-        tail_low, tail_high = _ends(tail, INTERPRETED)
-        low = _smaller(low, tail_low)
-        high = _larger(high, tail_high)
-    # A row with NaN gets any codes and a scale of NaN, so that its outputs show it.
-    span = high - low
-    low = tl.where(span == span, tl.minimum(low, 0.0), 0.0)
-    high = tl.where(span == span, tl.maximum(high, 0.0), 0.0)
+        tail_low, tail_high = row_ends(tail, INTERPRETED)
+        low = smaller(low, tail_low)
+        high = larger(high, tail_high)
+    low, high, span = range_with_zero(low, high)
     for group in tl.static_range(GROUPS):
         out = group * rows + row.to(tl.int64)  # of one row, `rows` is no tensor but the number 1
         clip = (group * units + unit) // units_per_clip  # 32 bits: a 64-bit division is long
-        clipped_low = low * tl.load(lower_ptr + clip)
-        clipped_high = high * tl.load(upper_ptr + clip)
-        scale, zero = row_scale(
-            clipped_low, clipped_high, Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, not INTERPRETED
+        scale, inverse, zero = clipped_scale(
+            low, high, lower_ptr, upper_ptr, clip, Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED
         )
-        inverse = tl.div_rn(1.0, scale)
-        whole = _whole(x, scale, inverse, -zero, Q_MAX - zero, INTERPRETED)
-        total = tl.sum(whole, 0)
         offset = zero.to(tl.int32) - 128
         target = code_ptr + out * code_stride
-        if OFFSET:
-            whole = tl.where(column < columns, whole + offset, 0)
-        tl.store(target + column, whole.to(tl.int8), mask=column < code_stride)
+        total = _store_piece(
+            x, column, columns, code_stride, target, scale, inverse, -zero, Q_MAX - zero, offset,
+            OFFSET, EXACT, HEAD, INTERPRETED,
+        )  # fmt: skip
         if TAIL > 0:
-            whole = _whole(tail, scale, inverse, -zero, Q_MAX - zero, INTERPRETED)
-            total += tl.sum(whole, 0)
-            if OFFSET:
-                whole = tl.where(tail_column < columns, whole + offset, 0)
-            tl.store(target + tail_column, whole.to(tl.int8), mask=tail_column < code_stride)
-        tl.store(scale_ptr + out, tl.where(span == span, scale, span))
-        tl.store(sum_ptr + out, total)
-        if OFFSET:
-            tl.store(zero_ptr + out, offset)
+            total += _store_piece(
+                tail, tail_column, columns, code_stride, target, scale, inverse, -zero, Q_MAX - zero, offset,
+                OFFSET, EXACT, TAIL, INTERPRETED,
+            )  # fmt: skip
+        store_row(scale_ptr, zero_ptr, sum_ptr, out, scale, span, total, offset, OFFSET)
+
+
+@triton.jit
+def _loaded(pointer, column, columns, FULL: tl.constexpr):
+    """Part of a row as float32; zeros behind ``columns``, where the part is not ``FULL``."""
+    if FULL:
+        return tl.load(pointer + column).to(tl.float32)
+    else:
+        return tl.load(pointer + column, mask=column < columns, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -116,47 +207,59 @@ def quantize_tokens(
     rows, columns, row_stride, code_stride, rows_per_clip,
     Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
     RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr,
-    GELU: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+    GELU: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Quantize row ``program_id(0)``, or the GELU of it, with each of ``GROUPS`` pairs of clips.
 
     The row is held as ``HEAD`` and ``TAIL`` elements, two powers of two that waste fewer lanes than
-    one. ``sum_ptr`` gets the sum of q - z. Columns from ``columns`` to ``code_stride`` become 0.
+    one; all of the first are in use, and all of both if ``FULL``. ``sum_ptr`` gets the sum of q - z.
+    Columns from ``columns`` to ``code_stride`` become 0.
     """
     row = tl.program_id(0).to(tl.int64)
     source = x_ptr + row * row_stride
     column = tl.arange(0, HEAD)
-    x = tl.load(source + column, mask=column < columns, other=0.0).to(tl.float32)
+    x = _loaded(source, column, columns, FULL or TAIL > 0)
     tail = x
     if TAIL > 0:
         tail_column = HEAD + tl.arange(0, TAIL)
-        tail = tl.load(source + tail_column, mask=tail_column < columns, other=0.0).to(tl.float32)
+        tail = _loaded(source, tail_column, columns, FULL)
     if GELU:
-        x = gelu(x)
+        x = gelu(x, INTERPRETED)
         if TAIL > 0:
-            tail = gelu(tail)
+            tail = gelu(tail, INTERPRETED)
     _store_codes(
         x, tail, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
         tl.program_id(0), rows, rows_per_clip, row, rows, columns, code_stride,
-        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, HEAD, TAIL,
+        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, not GELU, HEAD, TAIL,
     )  # fmt: skip
+
+
+@triton.jit
+def _times_plus(x, factor, term, INTERPRETED: tl.constexpr):
+    """``x * factor + term``, rounded once on a GPU."""
+    if INTERPRETED:
+        return x * factor + term
+    else:
+        return tl.fma(x, factor, term)
 
 
 @triton.jit
 def _modulated(
     x, column, columns, sample, weight_ptr, bias_ptr, scale_ptr, shift_ptr, modulation_stride,
-    AFFINE: tl.constexpr, MODULATED: tl.constexpr,
+    AFFINE: tl.constexpr, MODULATED: tl.constexpr, FULL: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Weight and bias of the norm, then ``x (1 + scale) + shift`` of the sample; 0 behind the row."""
-    valid = column < columns
+    """Weight and bias of the norm, then ``x (1 + scale) + shift`` of the sample; 0 stays 0 behind the row."""
     if AFFINE:
-        x = x * tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
-        x += tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
+        weight = _loaded(weight_ptr, column, columns, FULL)
+        bias = _loaded(bias_ptr, column, columns, FULL)
+        x = _times_plus(x, weight, bias, INTERPRETED)
     if MODULATED:
-        at = sample * modulation_stride + column
-        x = x * (1.0 + tl.load(scale_ptr + at, mask=valid, other=0.0).to(tl.float32))
-        x += tl.load(shift_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    return tl.where(valid, x, 0.0)
+        first = sample * modulation_stride
+        scale = _loaded(scale_ptr + first, column, columns, FULL)
+        shift = _loaded(shift_ptr + first, column, columns, FULL)
+        x = _times_plus(x, 1.0 + scale, shift, INTERPRETED)
+    return x
 
 
 @triton.jit
@@ -168,7 +271,7 @@ def norm_quantize_tokens(
     AFFINE: tl.constexpr, MODULATED: tl.constexpr,
     Q_MAX: tl.constexpr, LEVELS: tl.constexpr, FLOOR: tl.constexpr, SYMMETRIC: tl.constexpr,
     RECIPROCAL: tl.constexpr, INTERPRETED: tl.constexpr, OFFSET: tl.constexpr, GROUPS: tl.constexpr,
-    HEAD: tl.constexpr, TAIL: tl.constexpr,
+    HEAD: tl.constexpr, TAIL: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """LayerNorm, modulation and quantization of one of ``tokens`` rows of each sample, all in float32.
 
@@ -179,34 +282,38 @@ def norm_quantize_tokens(
     token = tl.program_id(0) % tokens
     source = x_ptr + sample.to(tl.int64) * sample_stride + token.to(tl.int64) * row_stride
     column = tl.arange(0, HEAD)
-    x = tl.load(source + column, mask=column < columns, other=0.0).to(tl.float32)
+    x = _loaded(source, column, columns, FULL or TAIL > 0)
     tail = x
     mean = tl.sum(x, 0)
     if TAIL > 0:
         tail_column = HEAD + tl.arange(0, TAIL)
-        tail = tl.load(source + tail_column, mask=tail_column < columns, other=0.0).to(tl.float32)
+        tail = _loaded(source, tail_column, columns, FULL)
         mean += tl.sum(tail, 0)
     mean = mean / columns
-    x = tl.where(column < columns, x - mean, 0.0)
+    x -= mean
+    if not FULL and TAIL == 0:
+        x = tl.where(column < columns, x, 0.0)
     variance = tl.sum(x * x, 0)
     if TAIL > 0:
-        tail = tl.where(tail_column < columns, tail - mean, 0.0)
+        tail -= mean
+        if not FULL:
+            tail = tl.where(tail_column < columns, tail, 0.0)
         variance += tl.sum(tail * tail, 0)
     inverse = tl.div_rn(1.0, tl.sqrt_rn(variance / columns + eps))
     x = _modulated(
         x * inverse, column, columns, sample, weight_ptr, bias_ptr, m_scale_ptr, m_shift_ptr,
-        modulation_stride, AFFINE, MODULATED,
+        modulation_stride, AFFINE, MODULATED, FULL or TAIL > 0, INTERPRETED,
     )  # fmt: skip
     if TAIL > 0:
         tail = _modulated(
             tail * inverse, tail_column, columns, sample, weight_ptr, bias_ptr, m_scale_ptr, m_shift_ptr,
-            modulation_stride, AFFINE, MODULATED,
+            modulation_stride, AFFINE, MODULATED, FULL, INTERPRETED,
         )  # fmt: skip
     row = sample.to(tl.int64) * out_tokens + out_first + token
     _store_codes(
         x, tail, lower_ptr, upper_ptr, code_ptr, scale_ptr, zero_ptr, sum_ptr,
         sample, samples, samples_per_clip, row, samples * out_tokens, columns, code_stride,
-        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, HEAD, TAIL,
+        Q_MAX, LEVELS, FLOOR, SYMMETRIC, RECIPROCAL, INTERPRETED, OFFSET, GROUPS, False, HEAD, TAIL,
     )  # fmt: skip
 
 
@@ -289,7 +396,7 @@ def _halves(x, WIDTH: tl.constexpr):
 def _finish(
     acc, y, row, column, rows, columns, scale_ptr, zero_ptr, sum_ptr, w_scale, w_zero, w_sum, bias,
     OFFSET: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, TMA_STORE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, OUT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, OUT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Scale, correct and store one tile of sums: ``s_a s_w (sum a w - z_w sum a) + bias``."""
     at_row = row + tl.arange(0, BM)
@@ -306,7 +413,7 @@ def _finish(
     else:
         value = value * w_scale[None, :]
     if GELU:
-        value = gelu(value)
+        value = gelu(value, INTERPRETED)
     if TMA_STORE:
         y.store([row, column], value.to(OUT))
     else:
@@ -372,7 +479,7 @@ def int8_gemm(
             )  # fmt: skip
         _finish(
             acc_0, y, row, column, rows, columns, scale_ptr, zero_ptr, sum_ptr,
-            scale_0, zero_0, sum_0, bias_0, OFFSET, BIAS, GELU, TMA_STORE, BM, WIDTH, OUT,
+            scale_0, zero_0, sum_0, bias_0, OFFSET, BIAS, GELU, TMA_STORE, BM, WIDTH, OUT, INTERPRETED,
         )  # fmt: skip
         if SPLIT:
             if not WHOLE:
@@ -382,5 +489,5 @@ def int8_gemm(
                 )  # fmt: skip
             _finish(
                 acc_1, y, row, column + WIDTH, rows, columns, scale_ptr, zero_ptr, sum_ptr,
-                scale_1, zero_1, sum_1, bias_1, OFFSET, BIAS, GELU, TMA_STORE, BM, WIDTH, OUT,
+                scale_1, zero_1, sum_1, bias_1, OFFSET, BIAS, GELU, TMA_STORE, BM, WIDTH, OUT, INTERPRETED,
             )  # fmt: skip

@@ -13,7 +13,8 @@ graphs record them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,21 +24,25 @@ from qvgen.levels import SCALE_FLOOR, positive_levels
 from qvgen.packed.triton_launch import launch
 from qvgen.packed.triton_operands import Int8Weight, Tokens, copy_engine, padded_columns
 from qvgen.packed.triton_product import multiply, product_call
-from qvgen.packed.triton_table import row_parts, row_warps
+from qvgen.packed.triton_rows import Kind, Row
+from qvgen.packed.triton_table import row_for
 
 __all__ = [
     "Codes",
     "Int8Weight",
+    "RowCall",
     "Tokens",
     "code_constants",
     "copy_engine",
     "empty_codes",
     "expand_codes",
+    "has_pairs",
     "int8_linear",
     "int8_linears",
     "multiply",
     "padded_columns",
     "product_call",
+    "quantize_call",
     "quantize_groups",
     "quantize_tokens",
     "runs_on",
@@ -56,13 +61,13 @@ def runs_on(device: torch.device) -> bool:
 
 
 def quantize_tokens(
-    x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool, warps: int | None = None
+    x: Tensor, lower: Tensor, upper: Tensor, q_max: int, symmetric: bool, row: Row | None = None
 ) -> Tokens:
     """Codes of ``qvgen.fake_quant.token_fake_quant``, with the sums that a product needs, in one pass.
 
-    Args as there; ``x`` is [..., K] with M rows. ``warps`` instead of the table's, for tuning.
+    Args as there; ``x`` is [..., K] with M rows. ``row`` instead of the table's, for tuning and tests.
     """
-    return split_tokens(*quantize_groups(x, lower, upper, 1, q_max, symmetric, warps=warps))[0]
+    return split_tokens(*quantize_groups(x, lower, upper, 1, q_max, symmetric, row=row))[0]
 
 
 Codes = tuple[Tensor, Tensor, Tensor]  # int8 [G, M, W]; float32 [G, M]; int32 [1 or 2, G, M]: sums, zeros
@@ -79,15 +84,13 @@ def empty_codes(groups: int, rows: int, columns: int, q_max: int, symmetric: boo
 
 
 def code_constants(
-    columns: int, groups: int, q_max: int, symmetric: bool, on_cuda: bool, warps: int | None = None
+    columns: int, row: Row, groups: int, q_max: int, symmetric: bool, on_cuda: bool
 ) -> dict[str, Any]:
     """Constants of every kernel that quantizes rows."""
-    head, tail = row_parts(padded_columns(columns))
     return {
         "Q_MAX": float(q_max), "LEVELS": float(positive_levels(q_max, symmetric)), "FLOOR": SCALE_FLOOR,
         "SYMMETRIC": symmetric, "RECIPROCAL": on_cuda, "INTERPRETED": INTERPRETED,
-        "OFFSET": q_max > 127 and not symmetric, "GROUPS": groups, "HEAD": head, "TAIL": tail,
-        "num_warps": row_warps(columns) if warps is None else warps, "enable_fp_fusion": False,
+        "OFFSET": q_max > 127 and not symmetric, "GROUPS": groups, **row.sizes(columns), **row.options,
     }  # fmt: skip
 
 
@@ -101,13 +104,33 @@ def split_tokens(codes: Tensor, scale: Tensor, sums: Tensor) -> list[Tokens]:
     return [Tokens(*each) for each in zip(codes, scale, zeros, sums[0], strict=True)]
 
 
+class RowCall(NamedTuple):
+    """A launch that quantizes rows: as ``triton_launch.launch`` takes it, and what it fills."""
+
+    kernel: Any
+    programs: int
+    operands: tuple[Any, ...]
+    facts: tuple[Any, ...]
+    constants: Callable[[], dict[str, Any]]
+    made: Codes
+
+
 def quantize_groups(
     x: Tensor, lower: Tensor, upper: Tensor, groups: int, q_max: int, symmetric: bool, gelu: bool = False,
-    warps: int | None = None,
+    row: Row | None = None,
 ) -> Codes:  # fmt: skip
     """For each of ``groups`` equal parts of the clips the codes of ``x``, or of its GELU, from one read."""
-    from qvgen.packed import triton_kernels
+    *call, made = quantize_call(x, lower, upper, groups, q_max, symmetric, gelu, row)
+    kernel, programs, operands, facts, constants = call
+    launch(kernel, programs, operands, x, facts, constants)
+    return made
 
+
+def quantize_call(
+    x: Tensor, lower: Tensor, upper: Tensor, groups: int, q_max: int, symmetric: bool, gelu: bool,
+    row: Row | None,
+) -> RowCall:  # fmt: skip
+    """What ``quantize_groups`` launches."""
     columns = x.shape[-1]
     rows = x.reshape(-1, columns)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
@@ -118,12 +141,37 @@ def quantize_groups(
         rows, lower, upper, codes, scale, last, first,
         count, columns, rows.stride(0), codes.shape[-1], count * groups // lower.numel(),
     )  # fmt: skip
-    facts = (columns, groups, q_max, symmetric, x.is_cuda, warps)
-    launch(
-        triton_kernels.quantize_tokens, count, operands, x, (*facts, gelu),
-        lambda: {"GELU": gelu, **code_constants(*facts)},
-    )  # fmt: skip
-    return made
+    if row is None:
+        kind: Kind = "gelu" if gelu else "plain" if groups == 1 else "plain_groups"
+        row = row_for(columns, kind, has_pairs(rows))
+    facts = (columns, row, groups, q_max, symmetric, x.is_cuda)
+    constants = partial(_quantize_constants, gelu, facts)
+    return RowCall(_quantizer(row.pairs), count, operands, (*facts, gelu), constants, made)
+
+
+def has_pairs(rows: Tensor) -> bool:
+    """Whether rows [M, K] of a unit stride are whole 32-bit words of two 16-bit numbers."""
+    count, columns = rows.shape
+    return (
+        rows.element_size() == 2
+        and columns % 2 == 0
+        and (rows.stride(0) % 2 == 0 or count == 1)
+        and rows.data_ptr() % 4 == 0
+    )
+
+
+def _quantizer(pairs: bool) -> Any:
+    if pairs:
+        from qvgen.packed import pair_kernels
+
+        return pair_kernels.quantize_pairs
+    from qvgen.packed import triton_kernels
+
+    return triton_kernels.quantize_tokens
+
+
+def _quantize_constants(gelu: bool, facts: tuple[Any, ...]) -> dict[str, Any]:
+    return {"GELU": gelu, **code_constants(*facts)}
 
 
 def expand_codes(codes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:

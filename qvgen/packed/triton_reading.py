@@ -19,6 +19,7 @@ from qvgen.packed.triton_launch import launch
 from qvgen.packed.triton_linear import (
     Codes,
     Int8Weight,
+    RowCall,
     Tokens,
     code_constants,
     empty_codes,
@@ -28,6 +29,8 @@ from qvgen.packed.triton_linear import (
     split_tokens,
     stacked,
 )
+from qvgen.packed.triton_rows import Row
+from qvgen.packed.triton_table import row_for
 
 
 def read_tokens(source: Source, specs: Sequence[ActivationSpec], own: Sequence[bool]) -> list[Tokens]:
@@ -85,7 +88,7 @@ def _by_sample(part: Part, number: Tensor | None) -> Tensor | None:
 def norm_quantize(
     x: Sequence[Tensor], scale: Sequence[Tensor | None], shift: Sequence[Tensor | None],
     weight: Tensor | None, bias: Tensor | None, eps: float, lower: Tensor, upper: Tensor, groups: int,
-    q_max: int, symmetric: bool,
+    q_max: int, symmetric: bool, row: Row | None = None,
 ) -> Codes:  # fmt: skip
     """Codes of ``sources.Normed`` parts [B, L, K], which come to stand behind each other.
 
@@ -101,18 +104,35 @@ def norm_quantize(
         groups: how many pairs of clips.
         q_max: largest code.
         symmetric: whether ranges are symmetric.
+        row: how rows are held instead of the table's way, for tuning and tests.
     """
+    calls, made = norm_calls(x, scale, shift, weight, bias, eps, lower, upper, groups, q_max, symmetric, row)
+    for call in calls:
+        launch(call.kernel, call.programs, call.operands, x[0], call.facts, call.constants)
+    return made
+
+
+def norm_calls(
+    x: Sequence[Tensor], scale: Sequence[Tensor | None], shift: Sequence[Tensor | None],
+    weight: Tensor | None, bias: Tensor | None, eps: float, lower: Tensor, upper: Tensor, groups: int,
+    q_max: int, symmetric: bool, row: Row | None,
+) -> tuple[list[RowCall], Codes]:  # fmt: skip
+    """What ``norm_quantize`` launches, one for each part that has rows, and what all of them fill."""
     samples, columns = x[0].shape[0], x[0].shape[2]
     total = sum(part.shape[1] for part in x)
     made = empty_codes(groups, samples * total, columns, q_max, symmetric, x[0])
     weight, bias = _affine(weight, bias, columns)
-    first = 0
+    row = row_for(columns, "norm" if groups == 1 else "norm_groups", False) if row is None else row
+    calls, first = [], 0
     for part, m_scale, m_shift in zip(x, scale, shift, strict=True):
-        constants = code_constants(columns, groups, q_max, symmetric, part.is_cuda)
+        constants = code_constants(columns, row, groups, q_max, symmetric, part.is_cuda)
         place = (first, total)
-        _launch_norm(part, m_scale, m_shift, weight, bias, eps, lower, upper, made, place, constants)
+        if part.shape[1]:
+            calls.append(
+                _norm_call(part, m_scale, m_shift, weight, bias, eps, lower, upper, made, place, constants)
+            )
         first += part.shape[1]
-    return made
+    return calls, made
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, columns: int) -> tuple[Tensor | None, Tensor | None]:
@@ -122,11 +142,11 @@ def _affine(weight: Tensor | None, bias: Tensor | None, columns: int) -> tuple[T
     return weight, weight.new_zeros(columns) if bias is None else bias
 
 
-def _launch_norm(
+def _norm_call(
     x: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     eps: float, lower: Tensor, upper: Tensor, made: Codes, place: tuple[int, int],
     constants: dict[str, Any],
-) -> None:  # fmt: skip
+) -> RowCall:  # fmt: skip
     from qvgen.packed import triton_kernels
 
     codes, code_scale, sums = made
@@ -136,8 +156,6 @@ def _launch_norm(
         scale, shift = scale.contiguous(), shift.contiguous()
     assert (scale is None) == (shift is None)
     groups = constants["GROUPS"]
-    if not tokens:
-        return
     operands = (
         x, x if weight is None else weight, x if bias is None else bias,
         x if scale is None else scale, x if shift is None else shift,
@@ -146,9 +164,9 @@ def _launch_norm(
         samples, samples * groups // lower.numel(), place[1], place[0], codes.shape[-1],
     )  # fmt: skip
     named = {"AFFINE": weight is not None, "MODULATED": scale is not None, **constants}
-    launch(
-        triton_kernels.norm_quantize_tokens, samples * tokens, operands, x, tuple(named.values()),
-        lambda: named,
+    return RowCall(
+        triton_kernels.norm_quantize_tokens, samples * tokens, operands, tuple(named.values()), lambda: named,
+        made,
     )  # fmt: skip
 
 

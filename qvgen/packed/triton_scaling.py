@@ -14,6 +14,7 @@ from qvgen.fused.switch import DTYPES, MAX_COLUMNS, traced
 from qvgen.packed.layout import ActivationSpec
 from qvgen.packed.triton_launch import launch
 from qvgen.packed.triton_linear import Tokens, code_constants, empty_codes, runs_on, split_tokens
+from qvgen.packed.triton_table import row_for
 
 Scaled = tuple[Tensor, Tensor, Tensor, Tensor]  # codes as ``triton_linear.Codes``; the scaled rows or nothing
 
@@ -68,7 +69,8 @@ def _launch(
         rows, input_scale.contiguous(), kept, lower, upper, codes, scale, sums[-1], sums[0],
         count, columns, rows.stride(0), codes.shape[-1], count // lower.numel(), shift,
     )  # fmt: skip
-    constants = code_constants(columns, 1, q_max, symmetric, x.is_cuda)
+    row = row_for(columns, "plain", False)
+    constants = code_constants(columns, row, 1, q_max, symmetric, x.is_cuda)
     named = {"SHIFTED": shift != 0, "KEPT": keep, **constants}
     launch(scaling_kernels.scale_quantize_tokens, count, operands, x, tuple(named.values()), lambda: named)
     return made

@@ -1,4 +1,4 @@
-"""Which tiles the int8 matrix product uses for which shape: measured ones, else a rule.
+"""Which tiles the int8 matrix product uses for which shape, and how rows are held: measured, else by a rule.
 
 ``triton_table.json`` holds the measured ones; ``benchmarks/tune_int8.py`` writes it. Nothing is tried
 out while a model runs.
@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from qvgen.packed.triton_rows import Kind, Row, parse_rows, usual_row
 
 # Farther from every measured shape than these factors, the rule decides.
 NEAR_WEIGHT, NEAR_TOKENS = 1.6, 4.0
@@ -111,11 +113,10 @@ JOBS_WORK = 2**34
 POINTERS = Tiles(128, 128, 64, warps=8, stages=3)
 FEW_POINTERS = Tiles(64, 64, 64, warps=4, stages=3)
 SHORT_K = 2560
-LONG_ROW = 8193
 
 
-def parse(text: str) -> tuple[list[Entry], dict[int, int]]:
-    """Matrix products of a table, and the warps to quantize rows of so many columns with.
+def parse(text: str) -> tuple[list[Entry], dict[str, dict[int, Row]]]:
+    """Matrix products of a table, and by kind and columns how rows are held that are quantized.
 
     Raises:
         ValueError: not such a table.
@@ -126,7 +127,7 @@ def parse(text: str) -> tuple[list[Entry], dict[int, int]]:
             Entry(int(e["m"]), int(e["n"]), int(e["k"]), Tiles.from_dict(e["tiles"]), _equal(e))
             for e in data["gemm"]
         ]
-        return entries, {int(columns): int(warps) for columns, warps in data["quantize"].items()}
+        return entries, parse_rows(data["quantize"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no table of tiles, {type(error).__name__}: {error}") from error
 
@@ -138,7 +139,7 @@ def _equal(entry: dict[str, Any]) -> Tiles | None:
 
 
 @cache
-def _shipped() -> tuple[list[Entry], dict[int, int]]:
+def _shipped() -> tuple[list[Entry], dict[str, dict[int, Row]]]:
     return parse(files("qvgen.packed").joinpath("triton_table.json").read_text())
 
 
@@ -176,23 +177,10 @@ def tiles_for(m: int, n: int, k: int, copy_engine: bool, jobs: bool = True) -> T
     return short if k <= SHORT_K else long
 
 
-def row_parts(columns: int) -> tuple[int, int]:
-    """Two powers of two that hold a row, the second 0 where one power wastes no more than a quarter.
-
-    Long rows are two in any case: held as one, 13,824 numbers take so many registers that a multiprocessor
-    has one row in flight in place of two.
-    """
-    whole = max(16, 1 << (columns - 1).bit_length())
-    head = whole // 2
-    if columns <= 128 or whole * 3 // 4 < columns < LONG_ROW:
-        return whole, 0
-    return head, 1 << (columns - head - 1).bit_length()
-
-
 @cache
-def row_warps(columns: int) -> int:
-    """Warps that quantize a row: the measured number, else one for each 1024 elements."""
-    measured = _shipped()[1].get(columns)
-    if measured is not None:
+def row_for(columns: int, kind: Kind, pairs: bool) -> Row:
+    """How rows of ``columns`` are held; in pairs only where they can be (``pairs``)."""
+    measured = _shipped()[1].get(kind, {}).get(columns)
+    if measured is not None and (pairs or not measured.pairs):
         return measured
-    return 1 << max(0, (sum(row_parts(columns)) // 1024).bit_length() - 1)
+    return usual_row(columns, kind, pairs)
