@@ -56,8 +56,13 @@ def _move(
 
 @gluon.jit
 def _gelu(x):
-    """As ``triton_kernels.gelu``."""
-    return x / (1.0 + gl.exp(-x * (1.5957691216057308 + 0.07135481627159756 * x * x)))
+    """As ``triton_kernels.gelu``, to the bit."""
+    power = x * gl.fma(x * x, -0.10294323957857691, -2.302208198144325)
+    return gl.inline_asm_elementwise(
+        "{.reg .f32 t; ex2.approx.ftz.f32 t, $2; add.rn.f32 t, t, 0f3F800000;"
+        " rcp.approx.ftz.f32 t, t; mul.rn.f32 $0, $1, t;}",
+        "=r,r,r", [x, power], dtype=gl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @gluon.jit

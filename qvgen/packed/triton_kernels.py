@@ -78,8 +78,8 @@ def _bytes(bits, INTERPRETED: tl.constexpr):
 @triton.jit
 def sum_of_codes(bits, COUNT: tl.constexpr, INTERPRETED: tl.constexpr):
     """Exact sum of the codes of ``COUNT`` results of ``code_bits``, or of ``COUNT`` in sums of these."""
-    if INTERPRETED:
-        return tl.sum(bits - ROUNDER_BITS, 0)
+    if INTERPRETED:  # its sums do not wrap, as those of rows with NaN do
+        return tl.sum((bits - ROUNDER_BITS).to(tl.int64), 0).to(tl.int32)
     else:  # int32 wraps: one subtraction for all; nothing for whole 1024
         WRAPPED: tl.constexpr = (COUNT * ROUNDER_BITS + 0x80000000) % 0x100000000 - 0x80000000
         return tl.sum(bits, 0) - WRAPPED

@@ -1,4 +1,4 @@
-"""Which tiles the int8 matrix product uses for which shape, and how rows are held: measured, else by a rule.
+"""Which tiles the int8 product uses for which shape, and how rows are held: measured, else by a rule.
 
 ``triton_table.json`` holds the measured ones; ``benchmarks/tune_int8.py`` writes it. Nothing is tried
 out while a model runs.

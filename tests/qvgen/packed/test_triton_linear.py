@@ -22,7 +22,7 @@ from qvgen.fused import switch
 from qvgen.packed import triton_linear, triton_operands, triton_product
 from qvgen.packed.layout import row_bytes
 from qvgen.packed.triton_linear import Int8Weight, Tokens
-from qvgen.packed.triton_table import Entry, Tiles, _shipped, nearest, parse, row_parts, row_warps, tiles_for
+from qvgen.packed.triton_table import Entry, Tiles, _shipped, nearest, parse, tiles_for
 from tests.qvgen.triton_cases import draw
 
 BITS = [2, 3, 4, 8]
@@ -268,14 +268,6 @@ def test_a_device_without_kernels_does_not_fit() -> None:
     assert not triton_linear.runs_on(torch.device("meta"))
 
 
-@pytest.mark.parametrize("columns", [1, 16, 40, 128, 1536, 1920, 5120, 7680, 8960, 13824, 16384])
-def test_rows_are_held_in_two_powers_of_two(columns: int) -> None:
-    head, tail = row_parts(columns)
-    assert head + tail >= columns and head & (head - 1) == 0 and tail & (tail - 1) == 0
-    assert columns <= 128 or (head + tail) * 3 <= columns * 4
-    assert row_warps(columns) in (1, 2, 4, 8, 16, 32)
-
-
 def test_table_of_tiles() -> None:
     best, other = Tiles(128, 256, 128, 8, 3), Tiles(64, 64, 64, 4, 2)
     text = json.dumps(
@@ -284,11 +276,11 @@ def test_table_of_tiles() -> None:
                 {"m": 17776, "n": 1920, "k": 1920, "tiles": asdict(best), "tflops": 1000.0},
                 {"m": 17776, "n": 7680, "k": 1920, "tiles": asdict(other)},
             ],
-            "quantize": {"1920": 2},
+            "quantize": {},
         }
     )
-    entries, warps = parse(text)
-    assert entries[0] == Entry(17776, 1920, 1920, best) and warps == {1920: 2}
+    entries, _ = parse(text)
+    assert entries[0] == Entry(17776, 1920, 1920, best)
     assert nearest(entries, 16000, 1536, 1536) == best
     assert nearest(entries, 17776, 7000, 1920) == other
     assert nearest(entries, 17776, 1920, 7680) is None and nearest(entries, 226, 1920, 1920) is None
