@@ -24,14 +24,13 @@ from benchmarks.int8_layers import (
     worst_error,
 )
 from benchmarks.measuring import Deadline, compare, ratio, recorded
+from benchmarks.tune_rows import Case, cases, draw
 from qvgen.packed.layout import row_bytes
 from qvgen.packed.triton_linear import (
     Int8Weight,
     expand_codes,
     int8_linears,
     multiply,
-    padded_columns,
-    quantize_tokens,
 )
 from qvgen.packed.triton_table import Tiles, parse
 
@@ -130,36 +129,41 @@ def measure_gemm(
 def measure_prologue(device: torch.device, tiny: bool, repeats: int, limit_s: float) -> dict[str, Any]:
     """Quantizing tokens, beside copies of as many bytes: the driver's, and an elementwise kernel of torch's.
 
-    The share is of the faster one: on an H200 the driver's moved hardly more than half of what memory can.
+    Plain, and as blocks read them: behind GELU, behind a norm with modulation, and for three layers that clip
+    each their own way (q, k, v). The share is of the faster copy: on an H200 the driver's moved hardly more
+    than half of what memory can.
     """
-    deadline, found, ratios = Deadline(limit_s), {}, {}
-    one = torch.ones(1, device=device)
-    for m, k in dict.fromkeys((m, k) for m, _, k in all_shapes(tiny) if tiny or m > 4096):
-        if deadline.passed:
-            break
-        inputs = [torch.randn(m, k, device=device, dtype=BF16) for _ in range(1 if tiny else SETS)]
-        moved = m * (2 * k + padded_columns(k) + 8)  # bytes: read, codes, scale and sum
-        sources = [torch.empty(moved // 8, dtype=torch.int32, device=device) for _ in inputs]
-        targets = [torch.empty_like(s) for s in sources]
-        times = timed(
-            {
-                "quantize": [partial(quantize_tokens, x, one, one, 15, False) for x in inputs],
-                "copy": [partial(t.copy_, s) for t, s in zip(targets, sources, strict=True)],
-                "copy_by_kernel": [
-                    partial(torch.bitwise_not, s, out=t) for t, s in zip(targets, sources, strict=True)
-                ],
-            },
-            device,
-            repeats,
-            deadline,
-        )
-        for variant in times.values():
-            variant["tb_per_s"] = moved / variant["median_ms"] / 1e9
-        found[f"{m}x{k}"] = times
-        copied = min(times[name]["median_ms"] for name in ("copy", "copy_by_kernel"))
-        ratios[f"{m}x{k}"] = ratio(copied, times["quantize"]["median_ms"])
-        del inputs, sources, targets
-    return {"ratios": {"share_of_copy_bandwidth": ratios}, "shapes_m_k": found}
+    deadline, found = Deadline(limit_s), {}
+    ratios: dict[str, dict[str, Any]] = {}
+    for kind in ("plain", "gelu", "norm", "plain_groups", "norm_groups"):
+        shapes, shares = found.setdefault(kind, {}), ratios.setdefault(kind, {})
+        for case in dict.fromkeys(case for case in cases(tiny) if case.kind == kind):
+            if deadline.passed:
+                break
+            shape = f"{case.tokens}x{case.columns}"
+            shapes[shape] = times = _prologue_times(case, device, tiny, repeats, deadline)
+            copied = min(times[name]["median_ms"] for name in ("copy", "copy_by_kernel"))
+            shares[shape] = ratio(copied, times["quantize"]["median_ms"])
+    plain, others = found.pop("plain"), {kind: shapes for kind, shapes in found.items() if shapes}
+    shares = {"share_of_copy_bandwidth": ratios.pop("plain")}
+    shares |= {f"{kind}_share_of_copy_bandwidth": ratios[kind] for kind in others}
+    return {"ratios": shares, "shapes_m_k": plain, "kinds_shapes_m_k": others}
+
+
+def _prologue_times(case: Case, device: torch.device, tiny: bool, repeats: int, deadline: Deadline) -> Times:
+    actions = [draw(case, device, seed)[0] for seed in range(1 if tiny else SETS)]
+    sources = [torch.empty(case.bytes_moved // 8, dtype=torch.int32, device=device) for _ in actions]
+    targets = [torch.empty_like(s) for s in sources]
+    copies = list(zip(targets, sources, strict=True))
+    variants: dict[str, Sequence[Callable[[], object]]] = {
+        "quantize": actions,
+        "copy": [partial(t.copy_, s) for t, s in copies],
+        "copy_by_kernel": [partial(torch.bitwise_not, s, out=t) for t, s in copies],
+    }
+    times = timed(variants, device, repeats, deadline)
+    for variant in times.values():
+        variant["tb_per_s"] = case.bytes_moved / variant["median_ms"] / 1e9
+    return times
 
 
 def measure_expand(device: torch.device, tiny: bool, repeats: int, limit_s: float) -> dict[str, Any]:

@@ -1,21 +1,22 @@
-"""Measures which tiles are fastest for which shape and writes the int8 backend's table.
+"""Measures tiles of products and how rows are best held to quantize them; writes the int8 backend's table.
 
     python benchmarks/tune_int8.py --output qvgen/packed/triton_table.json
 
-A candidate whose result differs from the first one's in any bit is left out and reported. Those whose warps
-have jobs of their own (Hopper) are first tried on small matrices, in a process of its own with a time limit:
-were they to wait for ever, only they would be left out. On an H100 all of it takes a few minutes. ``--tiny``
-runs it in small, in Triton's interpreter too.
+Parts: ``gemm`` (tiles by shape) and ``quantize`` (rows by width, with GELU and norms: ``tune_rows.py``). With
+one of them the other part of an existing table is kept. A candidate whose result differs from the first one's
+in any bit (of GELU and norms in more than a few codes) is left out and reported. Tiles whose warps have jobs
+of their own (Hopper) are first tried on small matrices, in a process of its own with a time limit: were they
+to wait for ever, only they would be left out. On an H100 all of it takes a few minutes. ``--tiny`` runs it in
+small, in Triton's interpreter too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ GROUPS = (4, 8, 16)
 JOBS_LIMIT_S = 150
 EQUAL = "equal"
 KEPT = 8
+PARTS = ("gemm", "quantize")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -35,11 +37,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from benchmarks.driver import command_line, parsed
 
     parser = command_line(__doc__, "triton_table.json", repeats=5)
+    help_ = "comma-separated: tiles of products, how rows are held; what is not measured is kept"
+    parser.add_argument("--parts", default=",".join(PARTS), help=help_)
     parser.add_argument("--limit-s", type=float, default=240.0, help="seconds until no further shape begins")
+    help_ = "seconds until no further rows begin"
+    parser.add_argument("--rows-limit-s", type=float, default=90.0, help=help_)
     parser.add_argument("--shapes", default="", help="only these, as MxNxK, comma-separated")
     parser.add_argument("--no-jobs", action="store_true", help="leave out warps with jobs of their own")
     parser.add_argument("--try-jobs", action="store_true", help="only try these on small matrices")
-    return parsed(parser, argv)
+    return parsed(parser, argv, PARTS)
 
 
 def candidates(tiny: bool, copy_engine: bool, jobs: Mapping[str, str]) -> list[Any]:
@@ -98,6 +104,7 @@ def job_candidates() -> list[Any]:
 def try_jobs(device: torch.device) -> None:
     """Print of each way with jobs, when it is known, whether it gives what equal warps give."""
     from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
+    from benchmarks.tuning import compile_all
     from qvgen.packed.triton_linear import expand_codes, multiply, product_call
 
     one, wrong = torch.ones(1, device=device), {str(tiles): [] for tiles in job_candidates()}
@@ -109,10 +116,7 @@ def try_jobs(device: torch.device) -> None:
     tried.append((tokens, expanded, replace(weight, bias=None, gelu=True)))
     out = torch.empty((300, 136), dtype=BF16, device=device)
     ways = [way for tiles in job_candidates() for way in (tiles, tiles.without_jobs())]
-    with suppress(Exception):  # only saves time
-        compile_all(
-            [product_call(tokens, expanded, w, out, way) for way in ways for w in (weight, tried[-1][2])]
-        )
+    compile_all([product_call(tokens, expanded, w, out, way) for way in ways for w in (weight, tried[-1][2])])
     for tiles in job_candidates():
         for tokens, expanded, weight in tried:
             plain = multiply(tokens, expanded, weight, BF16, tiles.without_jobs())
@@ -150,22 +154,12 @@ def jobs_work(given: argparse.Namespace, device: torch.device) -> dict[str, str]
     return found
 
 
-def compile_all(calls: list[Any]) -> None:
-    """Compile kernels side by side; those that fail are found when they are timed."""
-    try:
-        from triton.runtime._async_compile import AsyncCompileMode
-    except ImportError:
-        return
-    with ThreadPoolExecutor(8) as pool, AsyncCompileMode(pool, ignore_errors=True):
-        for call in calls:
-            call.kernel.warmup(*call.operands, grid=(call.programs,), **call.constants)
-
-
 def tune_product(
     shape: tuple[int, int, int], device: torch.device, tiny: bool, repeats: int, jobs: Mapping[str, str]
 ) -> dict[str, Any]:
     """Best tiles of one shape (tokens, rows, columns), with the times of all."""
     from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
+    from benchmarks.tuning import compile_all, timed
     from qvgen.packed.triton_linear import copy_engine, expand_codes, multiply, product_call
 
     m, n, k = shape
@@ -177,8 +171,7 @@ def tune_product(
     tried = candidates(tiny, copy_engine(device), jobs)
     if device.type == "cuda":
         out = torch.empty((m, n), dtype=BF16, device=device)
-        with suppress(Exception):  # only saves time
-            compile_all([product_call(sets[0], expanded, weight, out, tiles) for tiles in tried])
+        compile_all([product_call(sets[0], expanded, weight, out, tiles) for tiles in tried])
         del out
     expected, times, failed = None, {}, {}
     for tiles in tried:
@@ -213,29 +206,6 @@ def kept(times: dict[Any, float]) -> list[dict[str, Any]]:
     return [{"tiles": asdict(t), "ms": times[t]} for t in dict.fromkeys(chosen)]
 
 
-def timed(actions: list[Any], device: torch.device, repeats: int) -> float:
-    """Median milliseconds of one of ``actions``, which run as one graph."""
-    from benchmarks.measuring import Deadline, compare, recorded
-
-    found = compare({"it": recorded(actions * 3, device)}, device, repeats, Deadline(30))
-    return float(found["it"]["median_ms"]) / (3 * len(actions))
-
-
-def tune_rows(tokens: int, columns: int, device: torch.device, repeats: int) -> dict[int, float]:
-    """Milliseconds to quantize so many tokens with each number of warps."""
-    from benchmarks.int8_layers import BF16
-    from qvgen.packed.triton_linear import quantize_tokens
-
-    one = torch.ones(1, device=device)
-    sets = [torch.randn(tokens, columns, device=device, dtype=BF16) for _ in range(3)]
-    found: dict[int, float] = {}
-    for warps in (1, 2, 4, 8, 16, 32):
-        if 8 <= columns / (32 * warps) <= 100:
-            actions = [partial(quantize_tokens, x, one, one, 15, False, warps) for x in sets]
-            found[warps] = timed(actions, device, repeats)
-    return found
-
-
 def work(tiny: bool) -> Iterator[tuple[int, int, int]]:
     """The shapes of all models' blocks, each once."""
     from benchmarks.int8_layers import BLOCKS, TINY_BLOCKS, shapes
@@ -245,53 +215,77 @@ def work(tiny: bool) -> Iterator[tuple[int, int, int]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Tune all shapes; the table is written after each."""
-    from benchmarks.driver import attempted, on_device
-    from benchmarks.measuring import Deadline, surroundings, write_json
+    """Tune what is asked for; the table is written after each shape."""
+    from benchmarks.driver import on_device
 
     given, device = arguments(argv), on_device()
     if given.try_jobs:
         try_jobs(device)
         return 0
+    table = kept_table(given)
+    errors = 0
+    if "quantize" in given.parts:
+        errors += tune_quantize(table, device, given)
+    if "gemm" in given.parts:
+        errors += tune_gemm(table, device, given)
+    return 1 if errors else 0
+
+
+def kept_table(given: argparse.Namespace) -> dict[str, Any]:
+    """The table that is there, if a part of it is to be kept."""
+    empty: dict[str, Any] = {"tiny": given.tiny, "gemm": [], "quantize": {}, "rows": []}
+    if set(given.parts) == set(PARTS) or not given.output.exists():
+        return empty
+    found: dict[str, Any] = json.loads(given.output.read_text())
+    return empty | found
+
+
+def tune_quantize(table: dict[str, Any], device: torch.device, given: argparse.Namespace) -> int:
+    """Find how rows are held; the number of cases that failed."""
+    from benchmarks.driver import attempted
+    from benchmarks.measuring import Deadline, surroundings, write_json
+    from benchmarks.tune_rows import cases, show, tune
+
+    deadline, errors = Deadline(given.rows_limit_s), 0
+    table |= {"quantize_on": surroundings(device), "quantize": {}, "rows": []}
+    for case in cases(given.tiny):
+        if deadline.passed:
+            break
+        found = attempted(partial(tune, case, device, given.repeats))
+        if "error" in found:
+            errors += 1
+            continue
+        print(f"{show(found)} in {found['took_s']} s", flush=True)
+        table["rows"].append(found)
+        table["quantize"].setdefault(case.kind, {})[str(case.columns)] = found["best"]
+        write_json(given.output, table)
+    return errors
+
+
+def tune_gemm(table: dict[str, Any], device: torch.device, given: argparse.Namespace) -> int:
+    """Find tiles of all shapes; the number of those that failed."""
+    from benchmarks.driver import attempted
+    from benchmarks.measuring import Deadline, surroundings, write_json
+
     deadline, errors = Deadline(given.limit_s), 0
-    table: dict[str, Any] = {
-        **surroundings(device),
-        "tiny": given.tiny,
-        "jobs": jobs_work(given, device),
-        "gemm": [],
-        "quantize": {},
-        "rows": [],
-    }
-    for tiles, verdict in table["jobs"].items():
+    jobs = jobs_work(given, device)
+    table |= {**surroundings(device), "tiny": given.tiny, "jobs": jobs, "gemm": []}
+    for tiles, verdict in jobs.items():
         print(f"{tiles}: {verdict}", flush=True)
     for shape in work(given.tiny):
         if deadline.passed:
             break
         if given.shapes and "x".join(map(str, shape)) not in given.shapes.split(","):
             continue
-        found = attempted(partial(tune_shape, shape, table, device, given))
+        found = attempted(partial(tune_product, shape, device, given.tiny, given.repeats, jobs))
+        took = found.pop("took_s")
         if "error" in found:
             errors += 1
             continue
-        last = table["gemm"][-1]
-        took = found["took_s"]
-        print(f"{shape}: {last['tflops']:.0f} TFLOP/s {last['tiles']} in {took:.0f} s", flush=True)
+        table["gemm"].append(found)
+        print(f"{shape}: {found['tflops']:.0f} TFLOP/s {found['tiles']} in {took:.0f} s", flush=True)
         write_json(given.output, table)
-    return 1 if errors else 0
-
-
-def tune_shape(
-    shape: tuple[int, int, int], table: dict[str, Any], device: torch.device, given: argparse.Namespace
-) -> dict[str, Any]:
-    """Add the product of ``shape`` to the table and, once for each width, the quantizer."""
-    table["gemm"].append(tune_product(shape, device, given.tiny, given.repeats, table["jobs"]))
-    m, _, k = shape
-    if str(k) not in table["quantize"] and (given.tiny or m > 4096):
-        rows = tune_rows(m, k, device, given.repeats)
-        table["rows"].append({"tokens": m, "columns": k, "ms": rows})
-        if rows:
-            table["quantize"][str(k)] = min(rows, key=lambda warps: rows[warps])
-    return {}
+    return errors
 
 
 if __name__ == "__main__":

@@ -72,9 +72,66 @@ def test_the_tuner_writes_a_table(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     done = run_script("tune_int8.py", "--tiny", "--repeats", "1", "--output", str(path), interpreted=True)
     assert done.returncode == 0, done.stderr
-    entries, _ = parse(path.read_text())
+    entries, rows = parse(path.read_text())
     assert (6, 128, 64) in {(e.m, e.n, e.k) for e in entries} and len(entries) == 7
-    assert all(not e["failed"] for e in json.loads(path.read_text())["gemm"])
+    table = json.loads(path.read_text())
+    assert all(not e["failed"] for e in [*table["gemm"], *table["rows"]])
+    assert set(rows) == {"plain", "plain_groups", "gelu", "norm", "norm_groups"}
+    assert set(rows["plain"]) == {32, 64, 96, 128} and set(rows["gelu"]) == {96, 128}
+    assert set(rows["norm"]) == set(rows["norm_groups"]) == set(rows["plain_groups"]) == {32, 64}
+
+
+def test_a_part_that_is_not_tuned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import tune_int8, tune_rows
+
+    path = tmp_path / "table.json"
+    tiles = {"m": 1, "n": 2, "k": 3, "tiles": {"bm": 16, "bn": 16, "bk": 16, "warps": 4, "stages": 2}}
+    path.write_text(json.dumps({"device": "a", "gemm": [tiles], "quantize": {"norm": {}}, "rows": [1]}))
+    row = {"pieces": [64], "warps": 1, "registers": None, "pairs": True}
+
+    def tune(case: tune_rows.Case, *_: object) -> dict[str, Any]:
+        if case.columns == 128:
+            raise ValueError("no such way")
+        found = {"case": {**vars(case)}, "best": {**row, "tb_per_s": 1.0}, "failed": {}}
+        return {**found, "tb_per_s": {"way": 1.0}}
+
+    monkeypatch.setattr(tune_rows, "tune", tune)
+    assert tune_int8.main(["--tiny", "--parts", "quantize", "--output", str(path)]) == 1
+    table = json.loads(path.read_text())
+    assert table["gemm"] == [tiles] and table["device"] == "a" and "device" in table["quantize_on"]
+    assert len(table["rows"]) == 10 and set(parse(path.read_text())[1]["plain"]) == {32, 64, 96}
+    both = tune_int8.arguments(["--tiny", "--output", str(path)])
+    assert tune_int8.kept_table(both)["gemm"] == []
+
+
+def test_candidates_for_rows_of_the_models() -> None:
+    """Each fits its rows; the first holds numbers by the rule; the wide ones leave each thread few enough."""
+    from benchmarks.tune_rows import candidates, cases
+
+    found = {(case.kind, case.columns): candidates(case) for case in cases(False)}
+    assert len(found) == 6 + 3 + 3 + 3 + 3
+    for (kind, columns), rows in found.items():
+        assert not rows[0].pairs and len(rows) == len(set(rows)) and 3 <= len(rows) <= 8
+        assert all(row.sizes(columns) for row in rows)
+        assert any(row.pairs for row in rows) != kind.startswith("norm")
+        assert all(sum(row.pieces) / (32 * row.warps) <= 128 for row in rows)
+
+
+def test_what_is_taken_for_the_same_codes() -> None:
+    from benchmarks.tune_rows import agree
+
+    codes = torch.arange(4096).view(1, 4, 1024).remainder(16).to(torch.int8) - 8
+    made = codes, torch.ones(1, 4), codes.sum(-1, dtype=torch.int32)[None]
+    few, many = codes.clone(), codes.clone()
+    few[0, :2, 0] += 1
+    many[0, :, :3] += 1
+    for other, alike in ((few, True), (many, False)):
+        theirs = other, made[1] * (1 + 1e-6), other.sum(-1, dtype=torch.int32)[None]
+        assert agree(theirs, made, "gelu") is agree(theirs, made, "norm_groups") is alike
+        assert not agree(theirs, made, "plain")
+    assert agree(made, made, "plain") and agree(made, made, "gelu")
+    assert not agree((few, *made[1:]), made, "gelu")  # sums of other codes
+    assert not agree((codes, made[1] * 1.001, made[2]), made, "norm")
 
 
 def test_a_kernel_that_hangs_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,13 +110,21 @@ def _packed(even, odd, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def _anew(word):
+    """The same word, which the compiler does not know: else it keeps what it unpacked for the next group."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [word], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def _store_pairs(
     even, odd, at, words, code_words, target, scale, inverse, low, high, offset,
-    KIND: tl.constexpr, GELU: tl.constexpr, OFFSET: tl.constexpr, COUNT: tl.constexpr,
+    KIND: tl.constexpr, GELU: tl.constexpr, OFFSET: tl.constexpr, AGAIN: tl.constexpr, COUNT: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Store the codes of ``COUNT`` pairs; gives their sum without ``offset``."""
+    """Store the codes of ``COUNT`` pairs, ``AGAIN`` if they are of several groups; as ``_store_piece``."""
     if not GELU:
+        if AGAIN and not INTERPRETED:
+            even = _anew(even)
         even, odd = _unpacked(even, KIND)
     even = code_bits(even, scale, inverse, low, high, not GELU, INTERPRETED)
     odd = code_bits(odd, scale, inverse, low, high, not GELU, INTERPRETED)
@@ -178,16 +186,16 @@ def quantize_pairs(
         target = (code_ptr + out * code_stride).to(tl.pointer_type(tl.int16))
         total = _store_pairs(
             even_0, odd_0, at_0, words, code_words, target, scale, inverse, -zero, Q_MAX - zero, offset,
-            kind, GELU, OFFSET, FIRST, INTERPRETED,
+            kind, GELU, OFFSET, GROUPS > 1, FIRST, INTERPRETED,
         )  # fmt: skip
         if SECOND > 0:
             total += _store_pairs(
                 even_1, odd_1, at_1, words, code_words, target, scale, inverse, -zero, Q_MAX - zero, offset,
-                kind, GELU, OFFSET, SECOND, INTERPRETED,
+                kind, GELU, OFFSET, GROUPS > 1, SECOND, INTERPRETED,
             )  # fmt: skip
         if THIRD > 0:
             total += _store_pairs(
                 even_2, odd_2, at_2, words, code_words, target, scale, inverse, -zero, Q_MAX - zero, offset,
-                kind, GELU, OFFSET, THIRD, INTERPRETED,
+                kind, GELU, OFFSET, GROUPS > 1, THIRD, INTERPRETED,
             )  # fmt: skip
         store_row(scale_ptr, zero_ptr, sum_ptr, out, scale, span, total, offset, OFFSET)
