@@ -155,7 +155,7 @@ def _operands(way: Way, tokens: Tokens, expanded: Tensor, weight: Int8Weight, ou
         return (
             Described(tokens.codes, *_box(tiles.bm, tiles.bk, torch.int8)),
             Described(expanded, *_box(tiles.bn, tiles.bk, torch.int8)),
-            Described(out, *_box(tiles.bm // 2, STORED, way.dtype)),
+            Described(out, *_box(tiles.bm, STORED, way.dtype)),
             tokens.scale, tokens.sums, weight.scale, weight.zero_point, bias,
             rows, columns, padded_columns(k_columns), way.programs,
         )  # fmt: skip
