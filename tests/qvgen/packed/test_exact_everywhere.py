@@ -158,7 +158,7 @@ JOBS = [
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_warps_with_jobs_give_the_same_bits(tiles: Tiles, gelu: bool, bias: bool, dtype: torch.dtype) -> None:
-    """Ragged in all sizes; one to 14 tiles a program, of 1 to 15 steps: fewer and more than a ring has stages.
+    """Ragged in all sizes; 1 to 14 tiles a program, of 1 to 15 steps: fewer and more than a ring has stages.
 
     The kernel of equal warps is held against int64 elsewhere.
     """
