@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import statistics
 from typing import Any
 
 import pytest
 import yaml
 
-from evalharness.effects import effect
 from evalharness.report.against import against
 from evalharness.results import read_results
-from evalharness.stats import Key
 from tests.records import ROOT, record, row
 
 
@@ -152,69 +148,3 @@ def test_every_engine_leaves_the_same_bytes(engine: str) -> None:
     counts = [str(kills[key]) for key in ("killed", "commands")]
     shown = ["the same", *counts, "the same", str(kills["done_twice"])]
     assert row("models/README.md", f"`{engine}`") == shown and kills["killed"] == 20
-
-
-def test_simulated_and_executed_scores() -> None:
-    folder = ROOT / "results" / "tinyworld" / "real"
-    cells = {cell["id"]: cell for cell in json.loads((folder / "results.json").read_text())["cells"]}
-    looked = json.loads((folder / "packed_runs.json").read_text())["cells"]
-    held = 0
-    for method in ("rtn", "gptq", "viditq", "svdquant", "lsq", "kd-qat", "qvgen"):
-        for said, bits in zip(row("packed.md", f"`{method}`"), (8, 4, 3), strict=True):
-            if not said:
-                continue
-            value, low, high = (float(number) for number in re.findall(r"[-+]?\d+\.\d+", said))
-            both = [cells[f"{label}-w{bits}a{bits}-s0"] for label in (method, f"{method}-real")]
-            means = [statistics.fmean(d["value"] for d in c["dimensions"].values()) for c in both]
-            assert value == pytest.approx(100 * (means[1] - means[0]), abs=0.006)
-            fake, real = (
-                {name: {Key(*key): score for *key, score in rows} for name, rows in c["scores"].items()}
-                for c in both
-            )
-            found = effect([
-                {name: {key: real[name][key] - score for key, score in rows.items()}
-                 for name, rows in fake.items()}
-            ])  # fmt: skip
-            assert [low, high] == pytest.approx([100 * found.lo, 100 * found.hi], abs=0.006)
-            name = f"{method}-w{bits}a{bits}-s0"
-            if name in looked:
-                assert looked[name]["scores"]["interval"] == pytest.approx([found.lo, found.hi])
-            held += low <= 0 <= high
-    videos = [video for cell in looked.values() for video in cell["videos"].values()]
-    apart = [video["packed_db"] - video["moved_db"] for video in videos]
-    twice = 20 * math.log10(2)
-    counts = (
-        len(apart),
-        *(sum(map(test, apart)) for test in (lambda d: d > 0, lambda d: d < -twice, lambda d: d > twice)),
-    )
-    text = (ROOT / "docs" / "packed.md").read_text()
-    assert f"{held} of 18 intervals hold 0" in text
-    assert counts == (1200, 562, 3, 3)
-
-
-def test_simulated_and_executed_viditq_on_a_cpu() -> None:
-    path = ROOT / "results" / "tinyworld" / "real" / "packed_runs-viditq-cpu.json"
-    cells = json.loads(path.read_text())["cells"]
-    told = [
-        "{:+.2f} [{:.2f}, {:.2f}]".format(*(100 * x for x in (found["mean"], *found["interval"])))
-        for found in (cells[f"viditq-w{bits}a{bits}-s0"]["scores"] for bits in (8, 4, 3))
-    ]
-    text = " ".join((ROOT / "docs" / "packed.md").read_text().split())
-    assert "differences are {}, {} and {} at W8A8, W4A4 and W3A3".format(*told) in text
-    apart = [v["packed_db"] - v["moved_db"] for cell in cells.values() for v in cell["videos"].values()]
-    assert (len(apart), sum(d > 0 for d in apart)) == (240, 113)
-    assert min(apart) > -20 * math.log10(2)
-
-
-def test_simulated_and_executed_viditq_on_another_seed() -> None:
-    path = ROOT / "results" / "tinyworld" / "real" / "packed_runs-viditq-cpu-seed1.json"
-    found = json.loads(path.read_text())["cells"]
-    cells = [found[f"viditq-w{bits}a{bits}-s1"] for bits in (4, 3)]
-    told = [
-        "{:+.2f} [{:.2f}, {:.2f}]".format(*(100 * x for x in (scores["mean"], *scores["interval"])))
-        for scores in (cell["scores"] for cell in cells)
-    ]
-    text = " ".join((ROOT / "docs" / "packed.md").read_text().split())
-    assert "they are {} and {} at W4A4 and W3A3".format(*told) in text
-    apart = [v["packed_db"] - v["moved_db"] for cell in cells for v in cell["videos"].values()]
-    assert len(apart) == 160 and min(apart) > -20 * math.log10(2)

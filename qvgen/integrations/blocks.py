@@ -34,8 +34,9 @@ def _away(norms: tuple[nn.Module, ...], x: Tensor) -> bool:
 
 
 def _feed_forward(ff: Any, source: Source) -> Tensor:
-    first, second = ff.net[0].proj, ff.net[2]
-    if not has_kernels(second, first_tensor(source).device):
+    first, second, x = ff.net[0].proj, ff.net[2], first_tensor(source)
+    free = isinstance(first, PackedLinear) and first.hides_epilogue and x.dtype.itemsize == 2
+    if free or not has_kernels(second, x.device):
         out: Tensor = second(linear_gelu(source, first))
         return out
     (wide,) = linears(source, (first,))

@@ -1,9 +1,9 @@
 """The int8 product of Hopper with warps that have a job each, in Gluon; results are those of ``int8_gemm``.
 
-One warp moves tiles of both operands by the copy engine. Two groups of four warps multiply: each has half
-of a tile's rows, and both read the same tile of the weight. They wait for data, never for each other, so one
-may be as many steps ahead as there are stages: while one writes its half of a tile, the other keeps the
-tensor cores busy, which one program of equal warps cannot.
+One warp moves tiles of both operands by the copy engine. Two groups of four warps multiply in turns: each
+has every other tile of its program for itself, and while it scales, corrects and writes one, the other keeps
+the tensor cores busy with the next. Two barriers keep the turns: who has waited for the last step of a tile
+lets the other group begin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
-    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
@@ -109,40 +108,49 @@ def _halves(acc, ROWS: gl.constexpr, WIDTH: gl.constexpr):
 
 @gluon.jit
 def _multiply(
-    part: gl.constexpr, y, a_tiles, b_tiles, stored, full, empty,
+    part: gl.constexpr, y, a_tiles, b_tiles, stored, full, empty, turn,
     scale_ptr, sum_ptr, w_scale_ptr, w_zero_ptr, bias_ptr, tiles_m, tiles_n, steps, programs, rows, columns,
     HALF: gl.constexpr, BIAS: gl.constexpr, GELU: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr, GROUP_M: gl.constexpr,
     BUFFERS: gl.constexpr,
 ):  # fmt: skip
-    """One of the two multiplying groups: rows ``part`` * BM / 2 and on of every tile of this program."""
-    ROWS: gl.constexpr = BM // 2
+    """Group ``part`` of the two that multiply: every other tile of this program from its ``part``-th on."""
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [4, 1], [16, 128, 32]
     )  # Triton takes no 256 of int8
     piece: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, STORED, 32])
+    # Where in the ring of stages this group's first tile lies, and what its first wait for a turn waits for:
+    # group 0 begins at once.
     stage = 0
     phase = 0
+    mine = 1
+    if part == 1:
+        stage = steps % STAGES
+        phase = (steps // STAGES) & 1
+        mine = 0
     before = 0  # not `stage`: a name that enters a loop as another one is taken for constant in it
-    for tile in range(gl.program_id(0), tiles_m * tiles_n, programs):
-        acc = warpgroup_mma_init(gl.zeros([ROWS, BN], gl.int32, layout))
+    for tile in range(gl.program_id(0) + part * programs, tiles_m * tiles_n, 2 * programs):
+        acc = gl.zeros([BM, BN], gl.int32, layout)
+        # A barrier tells odd from even rounds of the ring only: nobody may wait for a stage more than one
+        # round ahead of what has come, and in its turn nobody does.
+        mbarrier.wait(turn.index(part), mine)
+        mine = mine ^ 1
         for step in range(steps):
             mbarrier.wait(full.index(stage), phase)
-            left = a_tiles.index(stage).slice(part * ROWS, ROWS)
             right = b_tiles.index(stage).permute((1, 0))
-            acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
-            acc = warpgroup_mma(left, right, acc, use_acc=step > 0, is_async=True)
+            acc = warpgroup_mma(a_tiles.index(stage), right, acc, use_acc=step > 0, is_async=True)
+            acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
             mbarrier.arrive(empty.index(before), count=1, pred=step > 0)
             before = stage
             stage += 1
             if stage == STAGES:
                 stage = 0
                 phase ^= 1
+        mbarrier.arrive(turn.index(1 - part), count=1)
         # What the epilogue needs is on its way while the last products are summed, and for each piece while
         # the one before it is written.
         row, column = _origin(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
-        row += part * ROWS
-        at_row = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, piece))
+        at_row = row + gl.arange(0, BM, layout=gl.SliceLayout(1, piece))
         row_valid = at_row < rows
         scale = gl.load(scale_ptr + at_row, mask=row_valid, other=0.0)
         total = gl.load(sum_ptr + at_row, mask=row_valid, other=0).to(gl.float32)
@@ -151,26 +159,23 @@ def _multiply(
         )
         acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
         mbarrier.arrive(empty.index(before), count=1)
-        first, second = _halves(acc, ROWS, BN)
-        if BN == 2 * STORED:
-            parts = (first, second)
-        else:
-            one, two = _halves(first, ROWS, BN // 2)
-            three, four = _halves(second, ROWS, BN // 2)
-            parts = (one, two, three, four)  # type: ignore[assignment]
-        for i in gl.static_range(BN // STORED):
+        parts = _halves(acc, BM, BN)
+        for i in gl.static_range(2):
             next_scale, next_zero, next_bias = w_scale, w_zero, bias
-            if i + 1 < BN // STORED:
+            if i == 0:
                 next_scale, next_zero, next_bias = _of_columns(
-                    column + (i + 1) * STORED, columns, w_scale_ptr, w_zero_ptr, bias_ptr, HALF, BIAS, piece
+                    column + STORED, columns, w_scale_ptr, w_zero_ptr, bias_ptr, HALF, BIAS, piece
                 )
-            value = _finish(parts[i], scale, total, w_scale, w_zero, bias, BIAS, GELU, ROWS, piece)
+            value = _finish(parts[i], scale, total, w_scale, w_zero, bias, BIAS, GELU, BM, piece)
             buffer = stored.index(part * BUFFERS + i % BUFFERS)
             tma.store_wait(pendings=BUFFERS - 1)
             buffer.store(value.to(y.dtype))
             fence_async_shared()
             tma.async_copy_shared_to_global(y, [row, column + i * STORED], buffer)
             w_scale, w_zero, bias = next_scale, next_zero, next_bias
+        passed = stage + steps  # the other group's tile
+        phase ^= (passed // STAGES) & 1
+        stage = passed % STAGES
     tma.store_wait(pendings=0)
 
 
@@ -183,30 +188,34 @@ def int8_gemm_by_jobs(
 ):  # fmt: skip
     """As ``triton_kernels.int8_gemm`` without offsets; ``a``, ``b`` and ``y`` are tensor descriptors.
 
-    ``y`` is stored in boxes of BM / 2 rows and ``STORED`` columns.
+    ``BN`` is 2 * ``STORED``; ``y`` is stored in boxes of BM rows and ``STORED`` columns.
     """
+    gl.static_assert(BN == 2 * STORED)
     a_tiles = gl.allocate_shared_memory(gl.int8, [STAGES, BM, BK], a.layout)
     b_tiles = gl.allocate_shared_memory(gl.int8, [STAGES, BN, BK], b.layout)
-    stored = gl.allocate_shared_memory(y.dtype, [2 * BUFFERS, BM // 2, STORED], y.layout)
+    stored = gl.allocate_shared_memory(y.dtype, [2 * BUFFERS, BM, STORED], y.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
-        mbarrier.init(empty.index(stage), count=2)
+        mbarrier.init(empty.index(stage), count=1)
+    for part in gl.static_range(2):
+        mbarrier.init(turn.index(part), count=1)
     fence_async_shared()
     tiles_m, tiles_n = gl.cdiv(rows, BM), gl.cdiv(columns, BN)
     steps = gl.cdiv(k_stride, BK)
     gl.warp_specialize(
         [
             (_multiply, (
-                0, y, a_tiles, b_tiles, stored, full, empty, scale_ptr, sum_ptr, w_scale_ptr, w_zero_ptr,
-                bias_ptr, tiles_m, tiles_n, steps, programs, rows, columns, HALF, BIAS, GELU, BM, BN, STAGES,
-                GROUP_M, BUFFERS,
+                0, y, a_tiles, b_tiles, stored, full, empty, turn, scale_ptr, sum_ptr, w_scale_ptr,
+                w_zero_ptr, bias_ptr, tiles_m, tiles_n, steps, programs, rows, columns, HALF, BIAS, GELU,
+                BM, BN, STAGES, GROUP_M, BUFFERS,
             )),
             (_multiply, (
-                1, y, a_tiles, b_tiles, stored, full, empty, scale_ptr, sum_ptr, w_scale_ptr, w_zero_ptr,
-                bias_ptr, tiles_m, tiles_n, steps, programs, rows, columns, HALF, BIAS, GELU, BM, BN, STAGES,
-                GROUP_M, BUFFERS,
+                1, y, a_tiles, b_tiles, stored, full, empty, turn, scale_ptr, sum_ptr, w_scale_ptr,
+                w_zero_ptr, bias_ptr, tiles_m, tiles_n, steps, programs, rows, columns, HALF, BIAS, GELU,
+                BM, BN, STAGES, GROUP_M, BUFFERS,
             )),
             (_move, (
                 a, b, a_tiles, b_tiles, full, empty, tiles_m, tiles_n, steps, programs, BM, BN, BK, STAGES,

@@ -147,6 +147,10 @@ class Int8Linear(Protocol):
         """Whether it executes this kind of layer there, exactly."""
         ...
 
+    def hides_epilogue(self, activation: ActivationSpec, device: torch.device) -> bool:
+        """Whether what follows a product of 16-bit results, such as GELU, costs no time there."""
+        ...
+
     def int8_linear(
         self, x: Tensor, weight: PackedWeight, activation: ActivationSpec, bias: Tensor | None, gelu: bool
     ) -> Tensor:

@@ -36,6 +36,7 @@ class PackedLinear(nn.Module):
     Attributes:
         backend: what was asked for.
         executed: what runs, never ``AUTO``.
+        hides_epilogue: whether GELU behind a product of 16-bit results costs no time (``Int8Linear``).
     """
 
     codes: Tensor
@@ -57,6 +58,7 @@ class PackedLinear(nn.Module):
         self.backend = self.executed = backend
         self._offset = True
         self.kernels: Kernels | None = None  # at hand, so that torch.compile sees no import
+        self.hides_epilogue = False
         self._ready_for: torch.device | None = None
         size = (shape[0], row_bytes(shape[1], config.w_bits))
         self.register_buffer("codes", torch.zeros(size, dtype=torch.uint8, device=device))
@@ -104,7 +106,7 @@ class PackedLinear(nn.Module):
         Raises:
             ValueError: the backend asked for cannot execute the layer there.
         """
-        self.kernels, self._ready_for = None, None
+        self.kernels, self._ready_for, self.hides_epilogue = None, None, False
         self._hold(self._nothing())
         device = self.codes.device
         if device.type == "meta":
@@ -125,7 +127,9 @@ class PackedLinear(nn.Module):
             self.executed = self.backend
         if rests:
             return self
-        self.kernels = Kernels.of(kernels()) if self.executed is Backend.TRITON_INT8 else None
+        if self.executed is Backend.TRITON_INT8:
+            self.kernels = Kernels.of(kernels())
+            self.hides_epilogue = kernels().hides_epilogue(spec, device)
         if self.executed is Backend.CPU:
             self._hold(weight.centred())
         elif self.executed is Backend.SCALED_MM:

@@ -40,7 +40,8 @@ def linear_gelu(source: Source, layer: nn.Module) -> Tensor:
     """GELU, by its tanh formula, of what ``layer`` gives for ``source``: [..., N].
 
     ``triton_int8`` computes it where it multiplies, before the one rounding. Where a ``PackedLinear`` of that
-    backend reads the result, ``sources.Gelu`` costs less: quantizing waits for memory, multiplying does not.
+    backend reads the result, ``sources.Gelu`` costs less, unless the product does its epilogue while another
+    tile is multiplied (``PackedLinear.hides_epilogue``).
     """
     (x,) = reads(source, [layer])
     inner = layer.inner if isinstance(layer, TransformedQuantLinear) else layer

@@ -14,6 +14,7 @@ from qvgen.packed import triton_linear, triton_reading, triton_rotation, triton_
 from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.sources import Source, first_tensor
 from qvgen.packed.triton_linear import Int8Weight, Tokens
+from qvgen.packed.triton_product import takes_turns
 
 
 def fits(weight: PackedWeight, activation: ActivationSpec, device: torch.device) -> bool:
@@ -26,6 +27,12 @@ def fits(weight: PackedWeight, activation: ActivationSpec, device: torch.device)
         and activation.granularity == "token"
         and not activation.static
     )
+
+
+def hides_epilogue(activation: ActivationSpec, device: torch.device) -> bool:
+    """Whether products of 16-bit results do their epilogue while others multiply: it costs no time."""
+    offset = activation.bits == MAX_BITS and not activation.symmetric
+    return triton_linear.runs_on(device) and not offset and takes_turns(device)
 
 
 def int8_linear(

@@ -95,6 +95,11 @@ def has_jobs() -> bool:
     return bool(gluon_kernels.STORED.value == STORED)
 
 
+def takes_turns(device: torch.device) -> bool:
+    """Whether large products run on warps with jobs there."""
+    return copy_engine(device) and has_jobs() and capability(device)[0] == 9
+
+
 def product_call(
     tokens: Tokens, expanded: Tensor, weight: Int8Weight, out: Tensor, tiles: Tiles | None = None,
     descriptors: bool | None = None,
@@ -131,7 +136,7 @@ def _chosen(
     tma = copy_engine(device) if descriptors is None else descriptors
     whole = columns * dtype.itemsize % 16 == 0  # the copy engine moves rows of whole 16 bytes
     fit = tma and whole and dtype.itemsize == 2 and not offset
-    jobs = fit and has_jobs() and capability(device)[0] == 9
+    jobs = fit and takes_turns(device)
     if tiles is None:
         # A result of four bytes takes twice the shared memory of those that were measured.
         tiles = tiles_for(rows, columns, k_columns, tma, jobs or dtype.itemsize != 2)
@@ -155,7 +160,7 @@ def _operands(way: Way, tokens: Tokens, expanded: Tensor, weight: Int8Weight, ou
         return (
             Described(tokens.codes, *_box(tiles.bm, tiles.bk, torch.int8)),
             Described(expanded, *_box(tiles.bn, tiles.bk, torch.int8)),
-            Described(out, *_box(tiles.bm // 2, STORED, way.dtype)),
+            Described(out, *_box(tiles.bm, STORED, way.dtype)),
             tokens.scale, tokens.sums, weight.scale, weight.zero_point, bias,
             rows, columns, padded_columns(k_columns), way.programs,
         )  # fmt: skip

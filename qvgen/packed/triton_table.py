@@ -34,8 +34,8 @@ class Tiles:
         split: whether a tile is stored as two halves.
         whole: with ``split``, whether scales and biases of both halves are loaded at once.
         flatten: whether the loads of the next tile overlap the epilogue of this one.
-        jobs: whether warps have jobs of their own (``gluon_kernels``, Hopper); of the rest only sizes,
-            ``stages`` and ``group`` are looked at then.
+        jobs: whether warps have jobs of their own (``gluon_kernels``, Hopper): ``bm`` and ``bn`` are 128
+            then, and of the rest only ``bk``, ``stages`` and ``group`` are looked at.
     """
 
     bm: int
@@ -65,9 +65,10 @@ class Tiles:
 
     @property
     def buffers(self) -> int:
-        """With ``jobs``: pieces of a result that each half of a tile has on their way out at a time."""
+        """With ``jobs``: pieces of a result that each group of warps has on their way out at a time."""
         operands = self.stages * (self.bm + self.bn) * self.bk
-        return 2 if operands + 2 * self.bm * STORED * 2 <= SHARED_LIMIT - 1024 else 1
+        piece = self.bm * STORED * 2
+        return 2 if operands + 2 * 2 * piece <= SHARED_LIMIT - 1024 else 1
 
     def without_jobs(self) -> Tiles:
         """A way of equal warps with tiles of the same size, where none that was measured is known to fit."""
@@ -106,8 +107,7 @@ SHORT = Tiles(128, 128, 128, warps=4, stages=2)
 LONG = Tiles(128, 256, 128, warps=8, stages=3, per_sm=1, split=True, flatten=True)
 # Warps with jobs won at every measured shape with many tokens. To launch them takes Python longer, so a
 # product has to be worth it: about 30 us of a Hopper GPU.
-JOBS_SHORT = Tiles(256, 128, 128, warps=4, stages=4, group=4, jobs=True)
-JOBS_LONG = Tiles(128, 256, 128, warps=4, stages=4, group=16, jobs=True)
+JOBS = Tiles(128, 128, 128, warps=4, stages=6, jobs=True)
 JOBS_WORK = 2**34
 # Without the copy engine (before Hopper), and for the interpreter.
 POINTERS = Tiles(128, 128, 64, warps=8, stages=3)
@@ -173,8 +173,9 @@ def tiles_for(m: int, n: int, k: int, copy_engine: bool, jobs: bool = True) -> T
         return measured
     if small:
         return FEW
-    short, long = (JOBS_SHORT, JOBS_LONG) if jobs and m * n * k >= JOBS_WORK else (SHORT, LONG)
-    return short if k <= SHORT_K else long
+    if jobs and m * n * k >= JOBS_WORK:
+        return JOBS
+    return SHORT if k <= SHORT_K else LONG
 
 
 @cache

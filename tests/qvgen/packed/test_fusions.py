@@ -19,6 +19,7 @@ from qvgen.packed import triton_linear, triton_reading
 from qvgen.packed.backends import Backend
 from qvgen.packed.convert import pack_
 from qvgen.packed.layout import ActivationSpec
+from qvgen.packed.linear import PackedLinear
 from qvgen.packed.reading import linear_gelu
 from qvgen.packed.sources import Gelu, Normed, Part, Source, plain, shape_of
 from qvgen.packed.triton_linear import Tokens, quantize_groups, split_tokens
@@ -278,3 +279,25 @@ def test_a_timestep_for_each_token_of_wan() -> None:
     given: dict[str, Any] = {**inputs("wan"), "timestep": torch.tensor([[20] * 18, [900] * 18])}
     with torch.no_grad():
         assert torch.equal(fused(**given)[0], unfused(**given)[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["cog", "wan"])
+@pytest.mark.parametrize(("dtype", "inside"), [(torch.bfloat16, 1), (torch.float32, 0)])
+def test_gelu_goes_into_a_product_that_hides_it(
+    name: str, device: str, dtype: torch.dtype, inside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only of 16-bit results: others are not multiplied by the kernel that hides its epilogue."""
+    fake = convert_(quantize_(MODELS[name](num_layers=1), QuantConfig(w_bits=4, a_bits=8))).to(device, dtype)
+    given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs(name).items()}
+    given |= {k: v.to(dtype) for k, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    fused = pack_(copy.deepcopy(fake), Backend.TRITON_INT8)
+    for part in fused.modules():
+        if isinstance(part, PackedLinear):
+            part.hides_epilogue = True
+    with torch.no_grad():
+        wanted = pack_(fake, Backend.TRITON_INT8, fuse=False)(**given)[0]
+        seen = epilogues(monkeypatch)
+        got = fused(**given)[0]
+    assert seen.count(True) == inside
+    assert float((got - wanted).norm() / wanted.norm()) < 3e-2

@@ -294,6 +294,10 @@ class Kernels:
 
     multiply_tokens = rotate_tokens = scale_tokens = read_tokens
 
+    @staticmethod
+    def hides_epilogue(activation: object, device: torch.device) -> bool:
+        return False
+
 
 def test_kernels_are_called_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_kernels", lambda: Kernels)

@@ -299,7 +299,7 @@ def test_without_jobs_the_best_that_was_measured_without_is_taken() -> None:
         assert asdict(tiles_for(*shape, True, False)) == fastest["tiles"]
     far = (9000, 8000, 300)
     assert tiles_for(*far, True).jobs and not tiles_for(*far, True, False).jobs
-    best = Tiles(256, 128, 128, 4, 4, jobs=True)
+    best = Tiles(128, 128, 128, 4, 6, jobs=True)
     assert nearest([Entry(1, 1, 1, best)], 1, 1, 1, False) == best.without_jobs()
     assert nearest([Entry(1, 1, 1, best, Tiles(64, 64, 64, 4, 2))], 1, 1, 1, False) == Tiles(64, 64, 64, 4, 2)
 
