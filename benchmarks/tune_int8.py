@@ -43,6 +43,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     help_ = "seconds until no further rows begin"
     parser.add_argument("--rows-limit-s", type=float, default=90.0, help=help_)
     parser.add_argument("--shapes", default="", help="only these, as MxNxK, comma-separated")
+    help_ = "ways whose warps have jobs, and of the others only the fastest that the table knows"
+    parser.add_argument("--jobs-only", action="store_true", help=help_)
     parser.add_argument("--no-jobs", action="store_true", help="leave out warps with jobs of their own")
     parser.add_argument("--try-jobs", action="store_true", help="only try these on small matrices")
     return parsed(parser, argv, PARTS)
@@ -148,9 +150,13 @@ def jobs_work(given: argparse.Namespace, device: torch.device) -> dict[str, str]
 
 
 def tune_product(
-    shape: tuple[int, int, int], device: torch.device, tiny: bool, repeats: int, jobs: Mapping[str, str]
-) -> dict[str, Any]:
-    """Best tiles of one shape (tokens, rows, columns), with the times of all."""
+    shape: tuple[int, int, int], device: torch.device, tiny: bool, repeats: int, jobs: Mapping[str, str],
+    known: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Best tiles of one shape (tokens, rows, columns), with the times of all.
+
+    With ``known`` tiles without jobs only these meet those with jobs.
+    """
     from benchmarks.int8_layers import BF16, drawn_tokens, packed_layer
     from benchmarks.tuning import compile_all, timed
     from qvgen.packed.triton_linear import copy_engine, expand_codes, multiply, product_call
@@ -162,6 +168,8 @@ def tune_product(
     sets = [drawn_tokens(m, k, 4, device) for _ in range(1 if tiny else 2)]
     run = partial(multiply, expanded=expanded, weight=weight, out_dtype=BF16)
     tried = candidates(tiny, copy_engine(device), jobs)
+    if known is not None:
+        tried = [known, *(tiles for tiles in tried if tiles.jobs)]
     if device.type == "cuda":
         out = torch.empty((m, n), dtype=BF16, device=device)
         compile_all([product_call(sets[0], expanded, weight, out, tiles) for tiles in tried])
@@ -255,6 +263,19 @@ def tune_quantize(table: dict[str, Any], device: torch.device, given: argparse.N
     return errors
 
 
+def known_tiles(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int, int], Any]:
+    """By shape the fastest tiles without jobs of a table's entries; shapes without any are left out."""
+    from qvgen.packed.triton_table import Tiles
+
+    found = {}
+    for entry in entries:
+        plain = [one for one in entry["tried"] if not one["tiles"]["jobs"]]
+        if plain:
+            best = min(plain, key=lambda one: float(one["ms"]))
+            found[entry["m"], entry["n"], entry["k"]] = Tiles.from_dict(best["tiles"])
+    return found
+
+
 def tune_gemm(table: dict[str, Any], device: torch.device, given: argparse.Namespace) -> int:
     """Find tiles of all shapes; the number of those that failed."""
     from benchmarks.driver import attempted
@@ -262,6 +283,7 @@ def tune_gemm(table: dict[str, Any], device: torch.device, given: argparse.Names
 
     deadline, errors = Deadline(given.limit_s), 0
     jobs = jobs_work(given, device)
+    known = known_tiles(table["gemm"]) if given.jobs_only else {}
     table |= {**surroundings(device), "tiny": given.tiny, "jobs": jobs, "gemm": []}
     for tiles, verdict in jobs.items():
         print(f"{tiles}: {verdict}", flush=True)
@@ -270,7 +292,8 @@ def tune_gemm(table: dict[str, Any], device: torch.device, given: argparse.Names
             break
         if given.shapes and "x".join(map(str, shape)) not in given.shapes.split(","):
             continue
-        found = attempted(partial(tune_product, shape, device, given.tiny, given.repeats, jobs))
+        one = partial(tune_product, shape, device, given.tiny, given.repeats, jobs, known=known.get(shape))
+        found = attempted(one)
         took = found.pop("took_s")
         if "error" in found:
             errors += 1

@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qvgen.packed.triton_table import parse
+from qvgen.packed.triton_table import Tiles, parse
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["cog_2b", "wan_1_3b", "wan_14b", "gemm", "prologue", "expand", "peers"]
@@ -132,6 +133,17 @@ def test_what_is_taken_for_the_same_codes() -> None:
     assert agree(made, made, "plain") and agree(made, made, "gelu")
     assert not agree((few, *made[1:]), made, "gelu")  # sums of other codes
     assert not agree((codes, made[1] * 1.001, made[2]), made, "norm")
+
+
+def test_of_ways_without_jobs_the_table_knows_the_fastest() -> None:
+    from benchmarks.tune_int8 import known_tiles
+
+    def way(stages: int, ms: float, jobs: bool = False) -> dict[str, Any]:
+        return {"tiles": asdict(Tiles(64, 64, 64, 4, stages, jobs=jobs)), "ms": ms}
+
+    entry = {"m": 7, "n": 8, "k": 9, "tried": [way(5, 1.0, True), way(3, 2.5), way(2, 2.0), way(4, 3.0)]}
+    alone = {"m": 1, "n": 8, "k": 9, "tried": [way(5, 1.0, True)]}
+    assert known_tiles([entry, alone]) == {(7, 8, 9): Tiles(64, 64, 64, 4, 2)}
 
 
 def test_a_kernel_that_hangs_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
