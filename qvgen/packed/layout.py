@@ -147,8 +147,8 @@ class Int8Linear(Protocol):
         """Whether it executes this kind of layer there, exactly."""
         ...
 
-    def hides_epilogue(self, activation: ActivationSpec, device: torch.device) -> bool:
-        """Whether what follows a product of 16-bit results, such as GELU, costs no time there."""
+    def hides_epilogue(self, weight: PackedWeight, activation: ActivationSpec, device: torch.device) -> bool:
+        """Whether GELU behind a product of 16-bit results costs less there than in the next read."""
         ...
 
     def int8_linear(

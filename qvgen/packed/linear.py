@@ -36,7 +36,7 @@ class PackedLinear(nn.Module):
     Attributes:
         backend: what was asked for.
         executed: what runs, never ``AUTO``.
-        hides_epilogue: whether GELU behind a product of 16-bit results costs no time (``Int8Linear``).
+        hides_epilogue: whether GELU belongs into products of 16-bit results (``Int8Linear``).
     """
 
     codes: Tensor
@@ -129,7 +129,7 @@ class PackedLinear(nn.Module):
             return self
         if self.executed is Backend.TRITON_INT8:
             self.kernels = Kernels.of(kernels())
-            self.hides_epilogue = kernels().hides_epilogue(spec, device)
+            self.hides_epilogue = kernels().hides_epilogue(weight, spec, device)
         if self.executed is Backend.CPU:
             self._hold(weight.centred())
         elif self.executed is Backend.SCALED_MM:

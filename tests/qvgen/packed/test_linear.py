@@ -295,7 +295,7 @@ class Kernels:
     multiply_tokens = rotate_tokens = scale_tokens = read_tokens
 
     @staticmethod
-    def hides_epilogue(activation: object, device: torch.device) -> bool:
+    def hides_epilogue(weight: object, activation: object, device: torch.device) -> bool:
         return False
 
 
