@@ -16,7 +16,6 @@ from qvgen.packed.sources import Source, first_tensor
 from qvgen.packed.triton_linear import Int8Weight, Tokens
 from qvgen.packed.triton_product import takes_turns
 
-
 HIDING_COLUMNS = 4096
 
 
