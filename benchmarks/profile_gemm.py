@@ -39,7 +39,7 @@ def run() -> None:
         expanded, tiles = expand_codes(weight.codes, 4, weight.shape), tiles_for(m, n, k, True)
         ((plain, bias),) = plain_group(Group("", m, k, (n,)), device)
         multiply(tokens, expanded, weight, BF16, tiles)
-        multiply(tokens, expanded, weight, BF16, tiles.without_jobs())
+        multiply(tokens, expanded, weight, BF16, tiles_for(m, n, k, True, False))
         torch.nn.functional.linear(torch.randn(m, k, device=device, dtype=BF16), plain, bias)
     torch.cuda.synchronize(device)
 
