@@ -78,6 +78,8 @@ def parsed(
         for name in names:
             if name not in allowed:
                 parser.error(f"--{option}: {name!r} is none of {', '.join(allowed)}")
+    if not given.output.absolute().parent.is_dir():  # found out after minutes of measuring otherwise
+        parser.error(f"--output: {given.output.parent} is no folder; make it, or choose another")
     if not torch.cuda.is_available() and not given.tiny:
         parser.error("torch sees no CUDA device; --tiny tries the script without one")
     given.started, given.save = time.monotonic(), lambda found: None

@@ -55,6 +55,16 @@ def test_without_a_gpu_only_tiny_runs(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--tiny tries the script without one" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = command_line("Tests. More.", "out.json", repeats=1)
+    with pytest.raises(SystemExit):
+        parsed(parser, ["--tiny", "--output", str(tmp_path / "none" / "out.json")])
+    assert f"--output: {tmp_path / 'none'} is no folder" in capsys.readouterr().err
+    assert parsed(parser, ["--tiny", "--output", str(tmp_path / "out.json")]).tiny
+
+
 def test_a_part_that_fails_keeps_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = given_by("--tiny", "--output", str(tmp_path / "out.json"))
     written: list[list[str]] = []
