@@ -218,3 +218,87 @@ def test_the_runs_were_made_as_the_document_says() -> None:
         assert re.match(r"2\.11", found["versions"]["torch"]) and found["versions"]["triton"].startswith(
             "3.6"
         )
+
+
+def moved_runs() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / "moved_runs-viditq-h200.json").read_text())
+    return found
+
+
+def over_prompts(z: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, z.size - 1) * z.std(ddof=1) / math.sqrt(z.size))
+    return float(z.mean()), float(z.mean()) - half, float(z.mean()) + half
+
+
+@pytest.mark.parametrize("words", ["packed", "batches of 16", "batches of 10", "plain torch"])
+def test_runs_with_other_roundings(words: str) -> None:
+    """Each run's row is what its prompts give, and the packed one's are those of the scores."""
+    shown = row("packed.md", words)
+    for seed in (0, 1, 2):
+        cell = moved_runs()[f"viditq-w3a3-s{seed}"]
+        if words not in cell["runs"]:
+            assert shown[seed] == ""
+            continue
+        run = cell["runs"][words]
+        z = np.array(run["by_prompt"])
+        value, lo, hi = over_prompts(z)
+        assert shown[seed] == (f"**{told(value, lo, hi)}**" if lo * hi > 0 else told(value, lo, hi))
+        assert [run["difference"], *run["interval"]] == pytest.approx([value, lo, hi])
+        assert run["standard_error"] == pytest.approx(z.std(ddof=1) / math.sqrt(80))
+        assert run["mean"] - cell["first"] == pytest.approx(value)
+        if words == "packed":
+            scores = scored("viditq-seeds")
+            assert cell["first"] == scores[f"viditq-w3a3-s{seed}"]["mean"]["value"]
+            assert z == pytest.approx(table([differences(scores, "viditq", 3, seed)])[0][0])
+        else:
+            assert run["execution"] == "fake" and run["same_calibration"]
+
+
+def spread(first: bool) -> tuple[float, float, float, int, int]:
+    """Standard deviations of means within a seed, found and by the prompts alone; F and its freedom."""
+    between = within = 0.0
+    runs = errors = 0
+    for cell in moved_runs().values():
+        rows = [run["by_prompt"] for run in cell["runs"].values()]
+        z = np.array([[0.0] * 80, *rows] if first else rows)
+        between += 80 * float(z.mean(axis=1).var(ddof=1)) * (len(z) - 1)
+        within += float(((z - z.mean(axis=0) - z.mean(axis=1)[:, None] + z.mean()) ** 2).sum())
+        runs, errors = runs + len(z) - 1, errors + 79 * (len(z) - 1)
+    deviations = [100 * math.sqrt(square / 80) for square in (between / runs, within / errors)]
+    return deviations[0], deviations[1], between / runs / (within / errors), runs, errors
+
+
+def test_how_far_single_runs_spread() -> None:
+    from scipy import stats
+
+    found, explained, ratio, *freedom = spread(first=True)
+    p = stats.f.sf(ratio, *freedom)
+    assert (
+        f"Of all 12 runs the means have a standard deviation of {found:.2f} within a seed, where the prompts "
+        f"explain {explained:.2f}: F = {ratio:.1f} with {freedom[0]} and {freedom[1]} degrees of freedom, "
+        f"p = {p:.3f}"
+    ) in text()
+    two = math.sqrt(2) * found
+    words = (
+        f"a difference of two about {two:.1f}, so that 95 % of differences lie within some {1.96 * two:.1f}"
+    )
+    assert words in text()
+    found, explained, ratio, *freedom = spread(first=False)
+    p = stats.f.sf(ratio, *freedom)
+    assert (
+        f"Without the three first runs it is {found:.2f} of {explained:.2f}: F = {ratio:.1f} with "
+        f"{freedom[0]} and {freedom[1]} degrees of freedom, p = {p:.1f}"
+    ) in text()
+
+
+def test_packed_beside_the_other_roundings() -> None:
+    shown = []
+    for seed in (0, 1, 2):
+        runs = dict(moved_runs()[f"viditq-w3a3-s{seed}"]["runs"])
+        packed = np.array(runs.pop("packed")["by_prompt"])
+        shown.append(
+            told(*over_prompts(packed - np.mean([run["by_prompt"] for run in runs.values()], axis=0)))
+        )
+    assert "fake-quantized runs is {}, {} and {} on the three seeds".format(*shown) in text()
