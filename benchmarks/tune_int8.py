@@ -223,22 +223,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.try_jobs:
         try_jobs(device)
         return 0
-    table = kept_table(given)
+    try:  # both before anything is written
+        table, known = kept_table(given), known_table(given)
+    except ValueError as error:
+        raise SystemExit(f"{given.output}: {error}") from error
     errors = 0
     if "quantize" in given.parts:
         errors += tune_quantize(table, device, given)
     if "gemm" in given.parts:
-        errors += tune_gemm(table, device, given)
+        errors += tune_gemm(table, device, given, known)
     return 1 if errors else 0
 
 
 def kept_table(given: argparse.Namespace) -> dict[str, Any]:
-    """The table that is there, if a part of it is to be kept."""
+    """The table that is there, if a part of it is to be kept.
+
+    Raises:
+        ValueError: the package would refuse what is kept: an older table, say.
+    """
+    from qvgen.packed.triton_table import parse
+
     empty: dict[str, Any] = {"tiny": given.tiny, "gemm": [], "quantize": {}, "rows": []}
     if set(given.parts) == set(PARTS) or not given.output.exists():
         return empty
-    found: dict[str, Any] = json.loads(given.output.read_text())
-    return empty | found
+    text = given.output.read_text()
+    found = empty | json.loads(text)
+    replaced = {part: empty[part] for part in given.parts}
+    parse(json.dumps(found | replaced))
+    return found
 
 
 def tune_quantize(table: dict[str, Any], device: torch.device, given: argparse.Namespace) -> int:
@@ -263,27 +275,36 @@ def tune_quantize(table: dict[str, Any], device: torch.device, given: argparse.N
     return errors
 
 
+def known_table(given: argparse.Namespace) -> dict[tuple[int, int, int], Any]:
+    """With ``--jobs-only`` what the table that is there knows of ways without jobs."""
+    if not given.jobs_only or not given.output.exists():
+        return {}
+    return known_tiles(json.loads(given.output.read_text()).get("gemm", ()))
+
+
 def known_tiles(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int, int], Any]:
     """By shape the fastest tiles without jobs of a table's entries; shapes without any are left out."""
     from qvgen.packed.triton_table import Tiles
 
     found = {}
     for entry in entries:
-        plain = [one for one in entry["tried"] if not one["tiles"]["jobs"]]
+        plain = [one for one in entry.get("tried", ()) if not one["tiles"].get("jobs")]
         if plain:
             best = min(plain, key=lambda one: float(one["ms"]))
             found[entry["m"], entry["n"], entry["k"]] = Tiles.from_dict(best["tiles"])
     return found
 
 
-def tune_gemm(table: dict[str, Any], device: torch.device, given: argparse.Namespace) -> int:
-    """Find tiles of all shapes; the number of those that failed."""
+def tune_gemm(
+    table: dict[str, Any], device: torch.device, given: argparse.Namespace,
+    known: Mapping[tuple[int, int, int], Any],
+) -> int:  # fmt: skip
+    """Find tiles of all shapes; the number of those that failed. ``known``: of ``known_table``."""
     from benchmarks.driver import attempted
     from benchmarks.measuring import Deadline, surroundings, write_json
 
     deadline, errors = Deadline(given.limit_s), 0
     jobs = jobs_work(given, device)
-    known = known_tiles(table["gemm"]) if given.jobs_only else {}
     table |= {**surroundings(device), "tiny": given.tiny, "jobs": jobs, "gemm": []}
     for tiles, verdict in jobs.items():
         print(f"{tiles}: {verdict}", flush=True)

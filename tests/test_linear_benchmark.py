@@ -105,6 +105,27 @@ def test_a_part_that_is_not_tuned_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert tune_int8.kept_table(both)["gemm"] == []
 
 
+def test_an_older_table_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    """The package would refuse what is kept of it; what is replaced may be of any kind."""
+    from benchmarks import tune_int8
+
+    path = tmp_path / "table.json"
+    tiles = {**asdict(Tiles(128, 128, 128, 4, 4)), "jobs": True, "bn": 256}
+    old_rows, old_tiles = (
+        {"gemm": [], "quantize": {"1920": 2}},
+        {"gemm": [{"m": 1, "n": 2, "k": 3, "tiles": tiles}]},
+    )
+    for part, table, line in (("gemm", old_rows, "kinds"), ("quantize", old_tiles, "128 x 256")):
+        path.write_text(json.dumps(table))
+        with pytest.raises(SystemExit, match=f"table.json: .*{line}"):
+            tune_int8.main(["--tiny", "--parts", part, "--output", str(path)])
+        other = ({"gemm", "quantize"} - {part}).pop()
+        kept = tune_int8.kept_table(tune_int8.arguments(["--tiny", "--parts", other, "--output", str(path)]))
+        assert kept[part] == table.get(part, {})
+    with pytest.raises(ValueError, match="kinds"):
+        parse(json.dumps(old_rows))
+
+
 def test_candidates_for_rows_of_the_models() -> None:
     """Each fits its rows; the first holds numbers by the rule; the wide ones leave each thread few enough."""
     from benchmarks.tune_rows import candidates, cases
@@ -135,8 +156,8 @@ def test_what_is_taken_for_the_same_codes() -> None:
     assert not agree((codes, made[1] * 1.001, made[2]), made, "norm")
 
 
-def test_of_ways_without_jobs_the_table_knows_the_fastest() -> None:
-    from benchmarks.tune_int8 import known_tiles
+def test_of_ways_without_jobs_the_table_knows_the_fastest(tmp_path: Path) -> None:
+    from benchmarks.tune_int8 import arguments, known_table, known_tiles
 
     def way(stages: int, ms: float, jobs: bool = False) -> dict[str, Any]:
         return {"tiles": asdict(Tiles(64, 64, 64, 4, stages, jobs=jobs)), "ms": ms}
@@ -144,6 +165,11 @@ def test_of_ways_without_jobs_the_table_knows_the_fastest() -> None:
     entry = {"m": 7, "n": 8, "k": 9, "tried": [way(5, 1.0, True), way(3, 2.5), way(2, 2.0), way(4, 3.0)]}
     alone = {"m": 1, "n": 8, "k": 9, "tried": [way(5, 1.0, True)]}
     assert known_tiles([entry, alone]) == {(7, 8, 9): Tiles(64, 64, 64, 4, 2)}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"gemm": [entry]}))
+    given = ["--tiny", "--output", str(path)]  # all parts
+    assert known_table(arguments([*given, "--jobs-only"])) == known_tiles([entry])
+    assert known_table(arguments(given)) == {}
 
 
 def test_a_kernel_that_hangs_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

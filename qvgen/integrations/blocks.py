@@ -35,7 +35,8 @@ def _away(norms: tuple[nn.Module, ...], x: Tensor) -> bool:
 
 def _feed_forward(ff: Any, source: Source) -> Tensor:
     first, second, x = ff.net[0].proj, ff.net[2], first_tensor(source)
-    free = isinstance(first, PackedLinear) and first.hides_epilogue and x.dtype.itemsize == 2
+    # `has_kernels` first: it gets the layer ready for where offloading has just brought it.
+    free = has_kernels(first, x.device) and first.hides_epilogue and x.dtype.itemsize == 2
     if free or not has_kernels(second, x.device):
         out: Tensor = second(linear_gelu(source, first))
         return out

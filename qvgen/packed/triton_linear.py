@@ -144,6 +144,8 @@ def quantize_call(
     if row is None:
         kind: Kind = "gelu" if gelu else "plain" if groups == 1 else "plain_groups"
         row = row_for(columns, kind, has_pairs(rows))
+    elif row.pairs and not has_pairs(rows):
+        raise ValueError(f"rows {list(rows.shape)} of {rows.dtype} are no whole words, and are to be held so")
     facts = (columns, row, groups, q_max, symmetric, x.is_cuda)
     constants = partial(_quantize_constants, gelu, facts)
     return RowCall(_quantizer(row.pairs), count, operands, (*facts, gelu), constants, made)

@@ -18,6 +18,7 @@ from qvgen.packed.triton_rows import Kind, Row, parse_rows, usual_row
 # Farther from every measured shape than these factors, the rule decides.
 NEAR_WEIGHT, NEAR_TOKENS = 1.6, 4.0
 SHARED_LIMIT = 227 * 1024  # bytes of shared memory of a program on Hopper
+JOBS_SIDE = 128  # rows and columns of a tile of ``gluon_kernels``
 STORED = 64  # columns of a result that ``gluon_kernels`` stores at a time
 
 
@@ -55,13 +56,17 @@ class Tiles:
         """Inverse of ``dataclasses.asdict``.
 
         Raises:
-            ValueError: unknown or missing keys.
+            ValueError: unknown or missing keys, or tiles that warps with jobs do not take.
         """
         known = {f.name for f in fields(Tiles)}
         missing = {"bm", "bn", "bk", "warps", "stages"} - set(data)
         if missing or set(data) - known:
             raise ValueError(f"tiles are {data}; expected the keys {', '.join(sorted(known))}")
-        return Tiles(**data)
+        tiles = Tiles(**data)
+        if tiles.jobs and (tiles.bm, tiles.bn) != (JOBS_SIDE, JOBS_SIDE):
+            size, wanted = f"{tiles.bm} x {tiles.bn}", f"{JOBS_SIDE} x {JOBS_SIDE}"
+            raise ValueError(f"warps with jobs take tiles of {wanted}, not {size}: an older table? tune anew")
+        return tiles
 
     @property
     def buffers(self) -> int:

@@ -15,10 +15,10 @@ from torch.nn import functional
 from qvgen.api import convert_, quantize_
 from qvgen.config import QuantConfig
 from qvgen.integrations.blocks import FusedCogVideoXBlock, FusedWanBlock, fuse_
-from qvgen.packed import triton_linear, triton_reading
+from qvgen.packed import triton_int8, triton_linear, triton_reading
 from qvgen.packed.backends import Backend
 from qvgen.packed.convert import pack_
-from qvgen.packed.layout import ActivationSpec
+from qvgen.packed.layout import ActivationSpec, PackedWeight
 from qvgen.packed.linear import PackedLinear
 from qvgen.packed.reading import linear_gelu
 from qvgen.packed.sources import Gelu, Normed, Part, Source, plain, shape_of
@@ -301,3 +301,36 @@ def test_gelu_goes_into_a_product_that_hides_it(
         got = fused(**given)[0]
     assert seen.count(True) == inside
     assert float((got - wanted).norm() / wanted.norm()) < 3e-2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gelu_goes_there_from_the_first_call_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that offloading brings are not ready before a call: the first one must not round otherwise."""
+    monkeypatch.setattr(triton_int8, "hides_epilogue", lambda *_: True)
+    fake = convert_(quantize_(MODELS["cog"](num_layers=1), QuantConfig(w_bits=4, a_bits=8)))
+    fused = pack_(fake.to(device, torch.bfloat16), Backend.TRITON_INT8)
+    given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs("cog").items()}
+    given |= {k: v.bfloat16() for k, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    for part in fused.modules():
+        if isinstance(part, PackedLinear):
+            part._ready_for, part.hides_epilogue = None, False  # as where it rests on the host
+    seen = epilogues(monkeypatch)
+    with torch.no_grad():
+        first = fused(**given)[0]
+        assert seen.count(True) == 1
+        assert torch.equal(fused(**given)[0], first) and seen.count(True) == 2
+
+
+def test_which_products_hide_an_epilogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long ones of warps that take turns; these have no zero points of 8-bit tokens."""
+    monkeypatch.setattr(triton_linear, "runs_on", lambda device: True)
+    monkeypatch.setattr(triton_int8, "takes_turns", lambda device: device.type == "cuda")
+    one = torch.ones(1)
+
+    def hides(columns: int, bits: int = 4, symmetric: bool = False, device: str = "cuda") -> bool:
+        weight = PackedWeight(one, one, one, 4, (8, columns))
+        spec = ActivationSpec(bits, "token", 0, symmetric, False, one, one)
+        return triton_int8.hides_epilogue(weight, spec, torch.device(device))
+
+    assert hides(5120) and not hides(1920) and not hides(5120, device="cpu")
+    assert not hides(5120, 8) and hides(5120, 8, symmetric=True)

@@ -158,6 +158,8 @@ def test_rows_that_are_no_whole_words(device: str) -> None:
         assert has_pairs(aligned) and not has_pairs(view)
         made, wanted = (quantize_groups(x, one, one, 1, 15, False) for x in (view, aligned))
         assert same(made, wanted)
+        with pytest.raises(ValueError, match="no whole words"):
+            quantize_groups(view, one, one, 1, 15, False, row=HELD[0])
     even = draw(5, 204).to(torch.float16).to(device)[:, 2:100]
     assert has_pairs(even)
     assert same(*(quantize_groups(x, one, one, 1, 15, False) for x in (even, even.contiguous())))
@@ -241,6 +243,14 @@ def test_the_table_of_rows() -> None:
         parse_rows({"fast": {}})
 
 
+def test_gelu_by_the_rule_is_held_as_numbers() -> None:
+    """As at every measured width of the shipped table."""
+    for columns in WIDTHS:
+        assert usual_row(columns, "plain", True).pairs and not usual_row(columns, "gelu", True).pairs
+    for columns in (7680, 8960, 13824):
+        assert row_for(columns, "plain", True).pairs and not row_for(columns, "gelu", True).pairs
+
+
 def test_the_table_decides_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured in pairs is none for rows that are not whole words."""
     measured = Row((2048,), 2, 96, True)
@@ -274,7 +284,8 @@ def test_pairs_give_the_bits_of_numbers(columns: int, dtype: torch.dtype, q_max:
         wanted = quantize_groups(
             x, clips[:groups], clips[:groups], groups, q_max, False, gelu, usual_row(columns, kind, False)
         )
-        for row in (usual_row(columns, kind, True), row_for(columns, kind, True)):
+        # By the plain rows' rule, since GELU's own holds numbers.
+        for row in (usual_row(columns, "plain", True), row_for(columns, kind, True)):
             made = quantize_groups(x, clips[:groups], clips[:groups], groups, q_max, False, gelu, row)
             assert same(made, wanted)
     finite = x[8:]
