@@ -218,8 +218,11 @@ def work(tiny: bool) -> Iterator[tuple[int, int, int]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Tune what is asked for; the table is written after each shape."""
     from benchmarks.driver import on_device
+    from qvgen.packed.triton_linear import runs_on
 
     given, device = arguments(argv), on_device()
+    if not runs_on(device):
+        raise SystemExit("tiles and rows: needs Triton, and a GPU or TRITON_INTERPRET=1")
     if given.try_jobs:
         try_jobs(device)
         return 0
