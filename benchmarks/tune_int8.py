@@ -218,11 +218,9 @@ def work(tiny: bool) -> Iterator[tuple[int, int, int]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Tune what is asked for; the table is written after each shape."""
     from benchmarks.driver import on_device
-    from qvgen.packed.triton_linear import runs_on
+    from qvgen.packed import triton_linear
 
     given, device = arguments(argv), on_device()
-    if not runs_on(device):
-        raise SystemExit("tiles and rows: needs Triton, and a GPU or TRITON_INTERPRET=1")
     if given.try_jobs:
         try_jobs(device)
         return 0
@@ -230,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table, known = kept_table(given), known_table(given)
     except ValueError as error:
         raise SystemExit(f"{given.output}: {error}") from error
+    if not triton_linear.runs_on(device):
+        raise SystemExit("tiles and rows: needs Triton, and a GPU or TRITON_INTERPRET=1")
     errors = 0
     if "quantize" in given.parts:
         errors += tune_quantize(table, device, given)

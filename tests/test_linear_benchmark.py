@@ -97,6 +97,10 @@ def test_a_part_that_is_not_tuned_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
         return {**found, "tb_per_s": {"way": 1.0}}
 
     monkeypatch.setattr(tune_rows, "tune", tune)
+    monkeypatch.setattr("qvgen.packed.triton_linear.runs_on", lambda device: False)
+    with pytest.raises(SystemExit, match="needs Triton"):
+        tune_int8.main(["--tiny", "--parts", "quantize", "--output", str(path)])
+    monkeypatch.setattr("qvgen.packed.triton_linear.runs_on", lambda device: True)
     assert tune_int8.main(["--tiny", "--parts", "quantize", "--output", str(path)]) == 1
     table = json.loads(path.read_text())
     assert table["gemm"] == [tiles] and table["device"] == "a" and "device" in table["quantize_on"]
