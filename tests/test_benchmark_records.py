@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -102,6 +103,8 @@ def test_packed_linears_on_a_gpu() -> None:
         faster.append(over(eager, "bf16", "w4a4"))
         *shown, target = row("benchmarks.md", name)
         assert shown == [f"{times:.2f}" for times in faster]
+        changes = (ROOT / "CHANGELOG.md").read_text()
+        assert f"{faster[0]:.2f} ({name.removeprefix('Wan2.1-') if '14B' in name else name})" in changes
         assert faster[0] > max(map(float, re.findall(r"[\d.]+", target)))
     document = (ROOT / "docs" / "benchmarks.md").read_text()
     shapes = parts["gemm"]["shapes_m_n_k"]
@@ -114,6 +117,13 @@ def test_packed_linears_on_a_gpu() -> None:
         *cells, target = row("benchmarks.md", shape.replace("x", " x "))
         assert cells == [f"{figure:.2f}" for figure in figures]
         assert rate > max(map(float, re.findall(r"[\d.]+", target)))
+    tuned = json.loads((ROOT / "qvgen" / "packed" / "triton_table.json").read_text())["gemm"]
+    faster = [
+        next(one["ms"] for one in entry["tried"] if not one["tiles"]["jobs"]) / entry["ms"]
+        for entry in tuned
+        if entry["m"] > 512
+    ]
+    assert len(faster) == 9 and f"it is {min(faster):.2f} to {max(faster):.2f} times, least" in document
     times = {
         shape: shapes[f"17776x{shape}"]["int8"]["median_ms"]
         for shape in ("1920x1920", "7680x1920", "1920x7680")
@@ -175,6 +185,14 @@ def test_what_the_product_waits_for() -> None:
         f"K = 5120, before 87 %; cuBLAS's bfloat16 for {busy[2]} and {busy[5]} %. The L2 cache gives "
         f"{cache[0]} and {cache[3]} %"
     ) in text
+    clocks = sorted(one["clock"].split()[0] for one in kernels)
+    assert f"with clocks of {clocks[0]} to {clocks[-1]} GHz" in text
+    took = [one["duration"].split()[0] for one in kernels]
+    assert f"product takes {float(took[0]):.0f} us, before 99 (bfloat16's {float(took[2]):.0f}," in text
+    assert f"it takes {took[3]} ms, before 1.03 (bfloat16's {took[5]}," in text
+    idle = [f"{100 - float(kernels[at]['tensor cores'].split()[0]):.0f}" for at in (3, 0)]
+    packed = " ".join((ROOT / "docs" / "packed.md").read_text().split())
+    assert f"now for {idle[0]} and {idle[1]} %" in packed
 
 
 COG_PEERS = ("linear_peers-h200.json", "cog_2b")
@@ -193,6 +211,11 @@ def test_other_libraries_linears(first: str, peer: str) -> None:
     assert row("benchmarks.md", first) == [
         f"{theirs:.2f}", f"{ours:.2f}", f"{held[peer]:.1f}", f"{held['w4a4']:.1f}"
     ]  # fmt: skip
+    if block == "wan_14b":
+        text = " ".join((ROOT / "docs" / "benchmarks.md").read_text().split())
+        least = [f"{found['times'][side]['min_ms']:.2f}" for side in (peer, "w4a4")]
+        assert f"W4A4 is {over(found['times'], peer, 'w4a4'):.3f} times as fast as float8" in text
+        assert f"the shortest are {least[0]} ms of float8 and {least[1]} of W4A4" in text
 
 
 def test_rotation_on_a_gpu() -> None:
@@ -281,8 +304,13 @@ def test_where_the_time_of_a_step_goes() -> None:
     of = [{kernel["name"]: kernel["ms"] for kernel in kernels} for kernels in (former, now)]
     assert f"from {of[0]['quantize_tokens']:.0f} to {of[1]['quantize_pairs']:.0f} ms" in text
     norms, products = "norm_quantize_tokens", "int8_gemm_by_jobs"
-    assert f"quantizing from {of[0][norms]:.0f} to {of[1][norms]:.0f}, but" in text
-    assert f"products took {of[1][products]:.0f} ms beside {of[0][products]:.0f}" in text
+    assert f"quantizing from {of[0][norms]:.0f} to {of[1][norms]:.0f}. But" in text
+    assert f"now with GELU, took {of[1][products]:.0f} ms beside {of[0][products]:.0f}" in text
+    before = record("step_equal-h200.json")["parts"]["wan_14b"]["variants"]["w4a4"]["times"]
+    slower = [100 * (sides[2][side] / before[side]["ms"] - 1) for side in ("bf16_eager", "bf16_best")]
+    assert f"bf16 took {slower[0]:.1f} % (as shipped) and {slower[1]:.1f} % (best) longer on it" in text
+    other = record("step_former-h200.json")["parts"]["wan_14b"]["bf16_best_kernels"][0]["ms"]
+    assert f"bf16's attention took {other:.0f} ms" in text
     readme = (ROOT / "README.md").read_text()
     shipped, fast = (
         [f"{side[plain] / side['w4a4']:.2f}" for side in sides] for plain in ("bf16_eager", "bf16_best")
