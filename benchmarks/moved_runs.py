@@ -13,7 +13,6 @@ added to it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,9 +28,11 @@ def cell_of(results: Path, name: str) -> dict[str, Any]:
     """One cell of a run's ``results.json``.
 
     Raises:
-        ValueError: it has none of that name.
+        ValueError: it has none of that name, or is no such file.
     """
-    for cell in json.loads(results.read_text())["cells"]:
+    from benchmarks.packed_runs import read_object
+
+    for cell in read_object(results).get("cells", ()):
         if cell["id"] == name:
             return dict(cell)
     raise ValueError(f"{results}: no cell {name}")
@@ -82,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("others", nargs="+", help="WORDS=results.json of a fake-quantized run")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write, or to add to")
     given = parser.parse_args(argv)
+    from benchmarks.measuring import write_json
+    from benchmarks.packed_runs import read_object
+
     name: str = given.cell
     try:
         base = cell_of(given.first, name)
@@ -91,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not found:
                 raise ValueError(f"{words}: expected WORDS=results.json")
             runs[words] = compared(cell_of(Path(path), name), base)
+        known = read_object(given.output) if given.output.exists() else {}
     except (OSError, ValueError) as error:
         parser.error(str(error))
     del runs["packed"]["same_calibration"]  # it loads the first run's weights, and calibrates nothing
-    known: dict[str, Any] = json.loads(given.output.read_text()) if given.output.exists() else {}
     known[name] = {"first": base["mean"]["value"], "runs": runs}
-    given.output.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(given.output, known)
     for words, run in runs.items():
         print(f"{name}, {words}: {run['mean']:.4f}, {run['difference']:+.4f} ({run['standard_error']:.4f})")
     return 0

@@ -72,3 +72,19 @@ def test_other_videos_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit):
             main([first, "x-w3a3-s0", wrong, "--output", str(tmp_path / "record.json")])
         assert words in capsys.readouterr().err
+
+
+def test_files_that_are_no_records_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is there already is not lost by it."""
+    first, other = runs(tmp_path)
+    record = tmp_path / "record.json"
+    record.write_text("{")
+    given = ["x-w3a3-s0", f"again={other}", "--output", str(record)]
+    for file, words in ((first, "record.json: no JSON"), (str(tmp_path / "none.json"), "none.json")):
+        with pytest.raises(SystemExit):
+            main([file, *given])
+        assert words in capsys.readouterr().err and record.read_text() == "{"
+    Path(other).write_text("{}")
+    with pytest.raises(SystemExit):
+        main([first, *given])
+    assert "other.json: no cell x-w3a3-s0" in capsys.readouterr().err
